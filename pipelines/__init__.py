@@ -1,0 +1,1 @@
+"""Inference: the diffusers pipeline and its command line."""
