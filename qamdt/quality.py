@@ -1,0 +1,192 @@
+"""Quality scores (MOS) turned into what the model is told: levels, fractional levels and a text prefix.
+
+A scorer rates music from 1 (bad) to 5 (excellent). How its ratings spread depends on the scorer and on the
+music, so the thresholds between the levels come from the training set and travel with the weights.
+Level 0 means "quality unknown"; a missing score (`None` or NaN) has it.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, fields
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+
+UNKNOWN_LEVEL = 0
+NUM_LEVELS = 5
+MIN_SCORE, MAX_SCORE = 1.0, 5.0
+WORD_LEVELS = {"low": 1, "medium": 3, "high": 5}
+
+# A distribution too far from a bell leaves some sigma-rule level with less than this share of the clips.
+_MIN_SHARE_PER_LEVEL = 0.005
+
+Scores = float | Sequence[float] | np.ndarray | torch.Tensor
+
+
+def quality_prefix(word: str) -> str:
+    """The text put in front of a caption: `"high"` gives `"high quality, "`."""
+    if word not in WORD_LEVELS:
+        raise ValueError(f"`word` must be one of {sorted(WORD_LEVELS)}, got {word!r}.")
+    return f"{word} quality, "
+
+
+@dataclass(frozen=True, kw_only=True)
+class QualityStats:
+    """How quality scores are distributed in a training set, and where its levels begin.
+
+    Level `k` holds the scores from `edges[k - 2]` (included) up to `edges[k - 1]` (excluded); levels 1 and 5
+    are open towards the ends of the scale. Scores up to `prefix_edges[0]` are called low, from
+    `prefix_edges[1]` on high, and medium between the two (both conventions of QA-MDT).
+    """
+
+    mean: float
+    std: float
+    edges: tuple[float, float, float, float]
+    prefix_edges: tuple[float, float]
+    scorer: str
+    num_clips: int
+    method: str = "sigma"
+
+    def __post_init__(self):
+        object.__setattr__(self, "edges", tuple(float(edge) for edge in self.edges))
+        object.__setattr__(self, "prefix_edges", tuple(float(edge) for edge in self.prefix_edges))
+        for name, count in (("edges", NUM_LEVELS - 1), ("prefix_edges", 2)):
+            values = getattr(self, name)
+            is_increasing = all(lower < upper for lower, upper in zip(values, values[1:], strict=False))
+            if len(values) != count or not is_increasing:
+                raise ValueError(f"`{name}` must be {count} increasing scores, got {values}.")
+
+    @classmethod
+    def from_scores(cls, scores: Scores, scorer: str, *, method: str | None = None) -> QualityStats:
+        """Derives the thresholds from the scores of a training set; NaN scores are left out.
+
+        Args:
+            scores: The score of every clip.
+            scorer: Name of what gave the scores; thresholds of different scorers do not mix.
+            method: `"sigma"` puts the edges at one and two standard deviations around the mean, as published;
+                `"quantile"` gives each level a fifth of the clips. `None` takes `"sigma"` when the scores are
+                close enough to a bell that every level gets clips, else `"quantile"`.
+        """
+        scores = np.asarray(scores, dtype=np.float64).ravel()
+        scores = scores[~np.isnan(scores)]
+        num_distinct = len(np.unique(scores))
+        if num_distinct < NUM_LEVELS:
+            raise ValueError(
+                f"`scores` must hold at least {NUM_LEVELS} distinct scores to set {NUM_LEVELS} levels apart, "
+                f"got {num_distinct} distinct among {len(scores)}. Score more clips."
+            )
+        if method not in (None, "sigma", "quantile"):
+            raise ValueError(f'`method` must be "sigma", "quantile" or None, got {method!r}.')
+
+        mean, std = float(scores.mean()), float(scores.std())
+        edges = mean + std * np.array([-2.0, -1.0, 1.0, 2.0])
+        prefix_edges = mean + std * np.array([-1.25, 1.25])
+        if method is None:
+            shares = np.diff([0, *np.searchsorted(np.sort(scores), edges), len(scores)]) / len(scores)
+            method = "sigma" if shares.min() >= _MIN_SHARE_PER_LEVEL else "quantile"
+        if method == "quantile":
+            edges = _quantiles(scores, [0.2, 0.4, 0.6, 0.8])
+            prefix_edges = _quantiles(scores, [1 / 3, 2 / 3])
+        return cls(
+            mean=mean,
+            std=std,
+            edges=tuple(edges),
+            prefix_edges=tuple(prefix_edges),
+            scorer=scorer,
+            num_clips=len(scores),
+            method=method,
+        )
+
+    @classmethod
+    def from_dict(cls, values: dict[str, Any]) -> QualityStats:
+        """Builds the statistics from `to_dict()`'s result, refusing missing and unknown keys."""
+        known = {field.name for field in fields(cls)}
+        if set(values) != known:
+            raise ValueError(
+                f"Quality statistics must have the keys {sorted(known)}, got {sorted(values)}: "
+                f"missing {sorted(known - set(values))}, unknown {sorted(set(values) - known)}."
+            )
+        return cls(**values)
+
+    def to_dict(self) -> dict[str, Any]:
+        return asdict(self) | {"edges": list(self.edges), "prefix_edges": list(self.prefix_edges)}
+
+    @classmethod
+    def load(cls, path: str | os.PathLike) -> QualityStats:
+        try:
+            return cls.from_dict(json.loads(Path(path).read_text(encoding="utf-8")))
+        except (json.JSONDecodeError, TypeError) as error:
+            raise ValueError(
+                f"`path` must be a JSON file of quality statistics, got {str(path)!r}: {error}"
+            ) from error
+
+    def save(self, path: str | os.PathLike) -> None:
+        Path(path).write_text(json.dumps(self.to_dict(), indent=2) + "\n", encoding="utf-8")
+
+    def level(self, mos: Scores | None) -> int | np.ndarray | torch.Tensor:
+        """The level 1 to 5 of a score, 0 when it is unknown; arrays and tensors are taken element by element."""
+        if mos is None:
+            return UNKNOWN_LEVEL
+        scores = np.asarray(mos, dtype=np.float64)
+        levels = 1 + np.searchsorted(self.edges, scores, side="right")
+        return _like(mos, np.where(np.isnan(scores), UNKNOWN_LEVEL, levels).astype(np.int64))
+
+    def fractional_level(self, mos: Scores | None) -> float | np.ndarray | torch.Tensor:
+        """A level between 1 and 5 that moves smoothly with the score, 0 when it is unknown.
+
+        Whole levels lie in the middle between their edges; the outer levels count as wide as their neighbours.
+        """
+        if mos is None:
+            return float(UNKNOWN_LEVEL)
+        scores = np.asarray(mos, dtype=np.float64)
+        levels = np.interp(scores, self._level_centres(), np.arange(1, NUM_LEVELS + 1))
+        return _like(mos, np.where(np.isnan(scores), UNKNOWN_LEVEL, levels).astype(np.float32))
+
+    def score(self, level: int) -> float:
+        """The score in the middle of a level, the inverse of `fractional_level` at whole levels."""
+        if level not in range(1, NUM_LEVELS + 1):
+            raise ValueError(f"`level` must be 1 to {NUM_LEVELS}, got {level!r}.")
+        return float(self._level_centres()[level - 1])
+
+    def prefix(self, mos: float | None) -> str:
+        """The text to put in front of a caption; empty when the score is unknown."""
+        if mos is None or math.isnan(mos):
+            return ""
+        low_edge, high_edge = self.prefix_edges
+        return quality_prefix("low" if mos <= low_edge else "high" if mos >= high_edge else "medium")
+
+    def _level_centres(self) -> np.ndarray:
+        first, second, third, fourth = self.edges
+        bounds = np.array([2 * first - second, *self.edges, 2 * fourth - third])
+        return (bounds[:-1] + bounds[1:]) / 2
+
+
+def _quantiles(scores: np.ndarray, shares: list[float]) -> np.ndarray:
+    """Quantiles of the scores, or of the distinct scores where ties would make two quantiles equal."""
+    quantiles = np.quantile(scores, shares)
+    return quantiles if (np.diff(quantiles) > 0).all() else np.quantile(np.unique(scores), shares)
+
+
+def _like(given: Scores, result: np.ndarray) -> int | float | np.ndarray | torch.Tensor:
+    """Hands `result` back in the kind that was given: a number, a tensor, else an array."""
+    if isinstance(given, torch.Tensor):
+        return torch.from_numpy(result).to(given.device)
+    return result.item() if result.ndim == 0 else result
+
+
+# The thresholds that the published QA-MDT was trained with.
+PUBLISHED_QUALITY_STATS = QualityStats(
+    mean=3.8,
+    std=0.2,
+    edges=(3.4, 3.6, 4.0, 4.2),
+    prefix_edges=(3.55, 4.05),
+    scorer="qama",
+    num_clips=0,
+)
