@@ -1,0 +1,187 @@
+"""The training loop that the autoencoder and the vocoder share: random crops of clips in, one loss out.
+
+Everything random in a step is drawn from a generator seeded by `(seed, step, process)`, so a run that was killed
+continues from its last checkpoint with the very crops that it would have seen.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import math
+import os
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from accelerate import Accelerator
+from torch import nn
+from tqdm import tqdm
+
+from qamdt.audio import SAMPLING_RATE, read_audio
+from qamdt.manifest import Record, read_manifest
+
+
+@dataclass(frozen=True, kw_only=True)
+class FitOptions:
+    """How long and how fast to train.
+
+    Args:
+        output_dir: Receives the checkpoint, the loss log and the model folder.
+        num_steps: Length of the schedule: linear warm-up, then cosine decay to zero.
+        learning_rate: Peak learning rate of AdamW.
+        num_warmup_steps: Steps of linear warm-up.
+        checkpoint_minutes: Minutes between checkpoints.
+        max_minutes: Stop, with a checkpoint, after this many minutes; the next run goes on from there.
+        seed: Seed of everything random.
+    """
+
+    output_dir: Path
+    num_steps: int
+    learning_rate: float
+    num_warmup_steps: int = 100
+    checkpoint_minutes: float = 3.0
+    max_minutes: float = math.inf
+    seed: int = 0
+
+
+class RandomCrops:
+    """Draws batches of random crops from the clips of a manifest.
+
+    Args:
+        manifest: Path of the manifest.
+        batch_size: Crops per batch.
+        crop_in_s: Length of a crop in seconds; shorter clips are passed over.
+        split: Which value of the clips' `split` tag to read; clips without the tag belong to `"train"`.
+    """
+
+    def __init__(self, manifest: Path, batch_size: int, crop_in_s: float, split: str = "train"):
+        self.root = Path(manifest).parent
+        self.batch_size = batch_size
+        self.crop_in_s = crop_in_s
+        self.records: list[Record] = [
+            record
+            for record in read_manifest(manifest)
+            if record.tags.get("split", "train") == split and record.duration_in_s >= crop_in_s
+        ]
+        if not self.records:
+            raise ValueError(f"`manifest` {str(manifest)!r} has no {split!r} clip of {crop_in_s} s or more.")
+
+    def draw(self, generator: torch.Generator) -> torch.Tensor:
+        """Returns waveforms of shape `(batch, samples)`."""
+        choices = torch.randint(len(self.records), (self.batch_size,), generator=generator).tolist()
+        positions = torch.rand(self.batch_size, generator=generator).tolist()
+        return torch.stack([self._crop(self.records[i], position) for i, position in zip(choices, positions)])
+
+    def _crop(self, record: Record, position: float) -> torch.Tensor:
+        start_in_s = record.start_in_s + position * (record.duration_in_s - self.crop_in_s)
+        num_samples = round(self.crop_in_s * SAMPLING_RATE)
+        waveform = read_audio(self.root / record.path, start_in_s=start_in_s, duration_in_s=self.crop_in_s)
+        return nn.functional.pad(waveform, (0, max(0, num_samples - len(waveform))))[:num_samples]
+
+
+def fit(loss_module: nn.Module, crops: RandomCrops, options: FitOptions, export: Callable[[], None]) -> None:
+    """Trains the parameters of `loss_module`, resuming from `output_dir/checkpoint.pt` when it is there.
+
+    Args:
+        loss_module: Called as `loss_module(waveforms, generator)`; returns a dict of scalars, `"loss"` among them.
+        crops: Where the batches come from.
+        options: Length, learning rate, checkpoints.
+        export: Writes the trained model in the form that inference loads; called with each checkpoint.
+    """
+    accelerator = Accelerator()
+    trainable = [parameter for parameter in loss_module.parameters() if parameter.requires_grad]
+    optimizer = torch.optim.AdamW(trainable, lr=options.learning_rate, betas=(0.9, 0.99), weight_decay=0.01)
+    first_step = _load_checkpoint(options.output_dir, loss_module, optimizer)
+    loss_module, optimizer = accelerator.prepare(loss_module, optimizer)
+    started = last_saved = time.monotonic()
+    progress = tqdm(
+        range(first_step, options.num_steps),
+        initial=first_step,
+        total=options.num_steps,
+        disable=not accelerator.is_main_process,
+    )
+    for step in progress:
+        # One step: draw, predict, update.
+        generator = torch.Generator().manual_seed(_step_seed(options.seed, step, accelerator.process_index))
+        waveforms = crops.draw(generator).to(accelerator.device)
+        for group in optimizer.param_groups:
+            group["lr"] = options.learning_rate * _schedule(step, options)
+        losses = loss_module(waveforms, generator)
+        accelerator.backward(losses["loss"])
+        accelerator.clip_grad_norm_(trainable, 1.0)
+        optimizer.step()
+        optimizer.zero_grad()
+
+        # Log and save.
+        is_last = step + 1 == options.num_steps or time.monotonic() - started > options.max_minutes * 60
+        if step % 20 == 0 or is_last:
+            values = {name: round(value.item(), 4) for name, value in losses.items()}
+            progress.set_postfix(values)
+            if accelerator.is_main_process:
+                _append_line(options.output_dir / "losses.jsonl", {"step": step, **values})
+        if is_last or time.monotonic() - last_saved > options.checkpoint_minutes * 60:
+            if accelerator.is_main_process:
+                _save_checkpoint(options.output_dir, accelerator.unwrap_model(loss_module), optimizer, step + 1)
+                export()
+            last_saved = time.monotonic()
+        if is_last:
+            break
+
+
+def add_fit_arguments(parser: argparse.ArgumentParser, *, num_steps: int, learning_rate: float) -> None:
+    """Adds the command-line options that `FitOptions` and `RandomCrops` need."""
+    parser.add_argument("--manifest", type=Path, required=True, help="JSONL manifest of the clips")
+    parser.add_argument("--output-dir", type=Path, required=True, help="receives checkpoint, losses and model")
+    parser.add_argument("--num-steps", type=int, default=num_steps, help="length of the schedule (%(default)s)")
+    parser.add_argument("--learning-rate", type=float, default=learning_rate, help="peak value (%(default)s)")
+    parser.add_argument("--batch-size", type=int, default=16, help="crops per step (%(default)s)")
+    parser.add_argument("--max-minutes", type=float, default=math.inf, help="stop in time; run again to go on")
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--bf16", action="store_true", help="run the network in bfloat16; losses stay in float32")
+
+
+def fit_options(arguments: argparse.Namespace) -> FitOptions:
+    """Reads `FitOptions` from parsed arguments and makes the output folder."""
+    arguments.output_dir.mkdir(parents=True, exist_ok=True)
+    return FitOptions(
+        output_dir=arguments.output_dir,
+        num_steps=arguments.num_steps,
+        learning_rate=arguments.learning_rate,
+        max_minutes=arguments.max_minutes,
+        seed=arguments.seed,
+    )
+
+
+def _schedule(step: int, options: FitOptions) -> float:
+    warmup = (step + 1) / options.num_warmup_steps
+    decay = 0.5 * (1 + math.cos(math.pi * step / options.num_steps))
+    return min(warmup, decay)
+
+
+def _step_seed(seed: int, step: int, process: int) -> int:
+    return (seed * 1_000_003 + step) * 1009 + process
+
+
+def _save_checkpoint(output_dir: Path, loss_module: nn.Module, optimizer: torch.optim.Optimizer, step: int) -> None:
+    state = {"model": loss_module.state_dict(), "optimizer": optimizer.state_dict(), "step": step}
+    temporary = output_dir / "checkpoint.pt.part"
+    torch.save(state, temporary)
+    os.replace(temporary, output_dir / "checkpoint.pt")
+
+
+def _load_checkpoint(output_dir: Path, loss_module: nn.Module, optimizer: torch.optim.Optimizer) -> int:
+    path = output_dir / "checkpoint.pt"
+    if not path.exists():
+        return 0
+    state = torch.load(path, map_location="cpu", weights_only=True)
+    loss_module.load_state_dict(state["model"])
+    optimizer.load_state_dict(state["optimizer"])
+    return state["step"]
+
+
+def _append_line(path: Path, values: dict[str, float]) -> None:
+    with path.open("a", encoding="utf-8") as file:
+        file.write(json.dumps(values) + "\n")

@@ -1,0 +1,94 @@
+"""From latents to sound in bounded memory: long clips are decoded in pieces, each with some context on both sides.
+
+Shapes: latents `(batch, channels, latent_frames, latent_bins)`, log-mel `(batch, 1, frames, mel_bins)`, waveforms
+`(batch, samples)`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import torch
+from torch import nn
+
+
+def vae_scale_factor(vae: nn.Module) -> int:
+    """How many mel frames (and mel bins) one latent frame (and bin) stands for."""
+    return 2 ** (len(vae.config.block_out_channels) - 1)
+
+
+@torch.no_grad()
+def decode_latents(
+    vae: nn.Module, latents: torch.Tensor, *, chunk_frames: int = 512, context_frames: int = 16
+) -> torch.Tensor:
+    """Decodes scaled latents into log-mel spectrograms.
+
+    Args:
+        vae: A `diffusers.AutoencoderKL`.
+        latents: Latents of shape `(batch, channels, latent_frames, latent_bins)`, scaled by `scaling_factor`.
+        chunk_frames: Latent frames decoded at a time; memory grows with it, not with the clip.
+        context_frames: Latent frames of context on each side of a chunk.
+
+    Returns:
+        Log-mel of shape `(batch, 1, latent_frames * vae_scale_factor, mel_bins)`.
+    """
+    raw_latents = latents / vae.config.scaling_factor
+
+    def decode(chunk: torch.Tensor) -> torch.Tensor:
+        return vae.decode(chunk.transpose(1, 2)).sample.transpose(1, 2)
+
+    mel_spectrogram = _in_chunks(
+        decode, raw_latents.transpose(1, 2), vae_scale_factor(vae), chunk_frames, context_frames
+    )
+    return mel_spectrogram.transpose(1, 2)
+
+
+@torch.no_grad()
+def mel_to_waveform(
+    vocoder: nn.Module, mel_spectrogram: torch.Tensor, *, chunk_frames: int = 2048, context_frames: int = 32
+) -> torch.Tensor:
+    """Turns log-mel spectrograms into waveforms.
+
+    Args:
+        vocoder: Maps `(batch, frames, mel_bins)` to `(batch, samples)`: `ISTFTVocoder` or `SpeechT5HifiGan`.
+        mel_spectrogram: Log-mel of shape `(batch, 1, frames, mel_bins)`.
+        chunk_frames: Mel frames vocoded at a time.
+        context_frames: Mel frames of context on each side of a chunk.
+
+    Returns:
+        Waveforms of shape `(batch, frames * hop_length)` in float32.
+    """
+    frames = mel_spectrogram[:, 0]
+    hop_length = _samples_per_frame(vocoder)
+
+    def vocode(chunk: torch.Tensor) -> torch.Tensor:
+        return vocoder(chunk).reshape(len(chunk), -1)  # SpeechT5HifiGan drops the batch dimension of one clip
+
+    return _in_chunks(vocode, frames, hop_length, chunk_frames, context_frames).float()
+
+
+def _samples_per_frame(vocoder: nn.Module) -> int:
+    """The hop of the spectrogram: given as such, or as the product of HiFi-GAN's upsampling rates."""
+    if "hop_length" in vocoder.config:
+        return vocoder.config.hop_length
+    return int(torch.tensor(vocoder.config.upsample_rates).prod())
+
+
+def _in_chunks(
+    decode: Callable[[torch.Tensor], torch.Tensor],
+    inputs: torch.Tensor,
+    outputs_per_frame: int,
+    chunk_frames: int,
+    context_frames: int,
+) -> torch.Tensor:
+    """Applies `decode`, which turns one frame along dimension 1 into `outputs_per_frame`, chunk by chunk."""
+    num_frames = inputs.shape[1]
+    if num_frames <= chunk_frames + 2 * context_frames:
+        return decode(inputs)
+    pieces = []
+    for start in range(0, num_frames, chunk_frames):
+        stop = min(start + chunk_frames, num_frames)
+        first, last = max(0, start - context_frames), min(num_frames, stop + context_frames)
+        decoded = decode(inputs[:, first:last])
+        pieces.append(decoded[:, (start - first) * outputs_per_frame : (stop - first) * outputs_per_frame])
+    return torch.cat(pieces, dim=1)
