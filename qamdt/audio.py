@@ -91,7 +91,9 @@ def write_audio(path: str | os.PathLike, waveform: torch.Tensor | np.ndarray, sa
         os.chmod(temporary, 0o644)
         os.replace(temporary, path)
     except soundfile.LibsndfileError as error:
-        raise OSError(f"Could not write {str(path)!r}: {error} Free some disk space or choose another `path`.") from error
+        raise OSError(
+            f"Could not write {str(path)!r}: {error} Free some disk space or choose another `path`."
+        ) from error
     finally:
         Path(temporary).unlink(missing_ok=True)
 

@@ -73,7 +73,9 @@ class RandomCrops:
         """Returns waveforms of shape `(batch, samples)`."""
         choices = torch.randint(len(self.records), (self.batch_size,), generator=generator).tolist()
         positions = torch.rand(self.batch_size, generator=generator).tolist()
-        return torch.stack([self._crop(self.records[i], position) for i, position in zip(choices, positions)])
+        return torch.stack(
+            [self._crop(self.records[i], position) for i, position in zip(choices, positions, strict=True)]
+        )
 
     def _crop(self, record: Record, position: float) -> torch.Tensor:
         start_in_s = record.start_in_s + position * (record.duration_in_s - self.crop_in_s)

@@ -65,7 +65,9 @@ class Record:
                 f"got {self.duration_in_s} and {self.start_in_s}."
             )
         if self.quality_score is not None and not 1.0 <= self.quality_score <= 5.0:
-            raise ValueError(f"`quality_score` of clip {self.id!r} must lie between 1 and 5, got {self.quality_score}.")
+            raise ValueError(
+                f"`quality_score` of clip {self.id!r} must lie between 1 and 5, got {self.quality_score}."
+            )
         if self.quality_frames is not None and (not self.quality_frames or not self.quality_frame_rate):
             raise ValueError(
                 f"clip {self.id!r} has `quality_frames` that are empty or lack a `quality_frame_rate` above zero."
@@ -77,7 +79,9 @@ class Record:
         known = {f.name for f in fields(cls)} - {"extra"}
         missing = {"id", "path", "duration_in_s"} - values.keys()
         if missing:
-            raise ValueError(f"the fields {sorted(missing)} are missing; a record needs `id`, `path`, `duration_in_s`.")
+            raise ValueError(
+                f"the fields {sorted(missing)} are missing; a record needs `id`, `path`, `duration_in_s`."
+            )
         arguments = {key: value for key, value in values.items() if key in known}
         for key in ("captions", "quality_frames"):
             if isinstance(arguments.get(key), list):

@@ -7,7 +7,6 @@ bins. Loss: absolute error of the log-mel values, plus a light pull of the poste
 from __future__ import annotations
 
 import argparse
-from pathlib import Path
 
 import torch
 from diffusers import AutoencoderKL
