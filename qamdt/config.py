@@ -1,0 +1,237 @@
+"""The settings of a training run: a YAML file becomes frozen dataclasses, and anything unknown or mistyped is refused."""
+
+import dataclasses
+import types
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
+
+import yaml
+
+
+_PACKAGE_DIR = Path(__file__).resolve().parent
+# Presets lie in configs/ in a checkout and are copied into the package by the wheel build.
+CONFIG_DIR = next(folder for folder in (_PACKAGE_DIR / "configs", _PACKAGE_DIR.parent / "configs") if folder.is_dir())
+
+
+@dataclass(frozen=True, kw_only=True)
+class DataConfig:
+    """What a training sample is made of.
+
+    Args:
+        latents: Folder of shards that `data_prep.encode_latents` wrote.
+        crop_in_frames: Latent frames of a crop; shorter clips are left out.
+        scaling_factor: What latents are multiplied with; the one measured over the shards when null.
+        prefix_probability: How often a caption gets its quality prefix ("high quality, …").
+        text_dropout: How often the text is replaced by the empty one.
+        quality_dropout: How often everything about quality is left out: all levels and the prefix.
+        clip_quality_dropout: How often, beyond that, the level of the crop is left out.
+        frame_quality_dropout: How often, beyond that, the curve is left out.
+        global_quality_dropout: How often, beyond that, the global level is left out.
+        global_quality_from: Whose mean score is the global level: the whole "clip"'s or its "source"'s.
+        num_workers: Processes that read ahead.
+        num_pieces_to_render: When `latents` does not exist, so many pieces are composed, rendered and encoded there
+            first (0: that is an error).
+    """
+
+    latents: str
+    crop_in_frames: int = 128
+    scaling_factor: float | None = None
+    prefix_probability: float = 0.5
+    text_dropout: float = 0.1
+    quality_dropout: float = 0.1
+    clip_quality_dropout: float = 0.1
+    frame_quality_dropout: float = 0.3
+    global_quality_dropout: float = 0.3
+    global_quality_from: Literal["clip", "source"] = "clip"
+    num_workers: int = 0
+    num_pieces_to_render: int = 0
+
+
+@dataclass(frozen=True, kw_only=True)
+class LossConfig:
+    """The diffusion process and its loss.
+
+    Args:
+        prediction_type: What the network predicts.
+        num_train_timesteps: Steps of the diffusion.
+        beta_start: First noise variance; the square roots of the variances are evenly spaced.
+        beta_end: Last noise variance.
+        min_snr_gamma: Where min-SNR weighting caps the signal-to-noise ratio; no weighting when null.
+        passes: "full" trains the network as it is used; "masked" hides patches from its encoder (the published
+            training); "both" does one pass of each a step and averages the losses (MDT); "alternate" takes turns,
+            at about half the cost of "both".
+        mask_ratio: Share of the patches that a masked pass hides.
+    """
+
+    prediction_type: Literal["epsilon", "v_prediction"] = "v_prediction"
+    num_train_timesteps: int = 1000
+    beta_start: float = 0.0015
+    beta_end: float = 0.0195
+    min_snr_gamma: float | None = 5.0
+    passes: Literal["full", "masked", "both", "alternate"] = "both"
+    mask_ratio: float = 0.3
+
+
+@dataclass(frozen=True, kw_only=True)
+class OptimConfig:
+    """How the weights are updated.
+
+    Args:
+        optimizer: "adamw" for every weight, or "muon" for the hidden matrices and AdamW for the rest.
+        learning_rate: Peak rate of AdamW; Muon's updates are scaled to match, so it takes the same rate
+            unless `muon_learning_rate` is set.
+        muon_learning_rate: Peak rate of Muon.
+        beta1: Decay of AdamW's first moment.
+        beta2: Decay of AdamW's second moment.
+        weight_decay: For matrices; biases, norms and embeddings have none.
+        warmup_steps: Steps over which the rate rises from zero.
+        schedule: What follows: "constant", "cosine" to zero, or "trapezoid": constant, then linear to zero.
+        decay_share: Share of the run that the last part of the trapezoid takes.
+        max_grad_norm: Where the gradient's norm is clipped.
+        ema_decay: Decay of the averaged weights, which are the ones exported.
+    """
+
+    optimizer: Literal["adamw", "muon"] = "adamw"
+    learning_rate: float = 1.0e-4
+    muon_learning_rate: float | None = None
+    beta1: float = 0.9
+    beta2: float = 0.99
+    weight_decay: float = 0.01
+    warmup_steps: int = 1000
+    schedule: Literal["constant", "cosine", "trapezoid"] = "constant"
+    decay_share: float = 0.25
+    max_grad_norm: float = 1.0
+    ema_decay: float = 0.9999
+
+
+@dataclass(frozen=True, kw_only=True)
+class RunConfig:
+    """How long a run lasts, where it writes, and how it computes.
+
+    Args:
+        output_dir: Folder of checkpoints, exports and logs; the same folder resumes the run.
+        batch_size: Crops per process and forward pass.
+        gradient_accumulation_steps: Forward passes per update.
+        max_steps: Updates after which the run ends; no limit when null.
+        max_minutes: Minutes of training, over all resumptions, after which the run ends; no limit when null.
+        seed: Everything random hangs on it.
+        mixed_precision: "no" or "bf16".
+        compile: Whether the blocks are compiled by torch.compile.
+        gradient_checkpointing: Whether activations are computed again in the backward pass, to save memory.
+        checkpoint_minutes: Minutes between checkpoints.
+        checkpoint_steps: Updates between checkpoints; only the minutes count when null.
+        num_checkpoints: How many checkpoints to keep.
+        log_steps: Updates between lines of the loss file.
+    """
+
+    output_dir: str
+    batch_size: int = 32
+    gradient_accumulation_steps: int = 1
+    max_steps: int | None = None
+    max_minutes: float | None = None
+    seed: int = 0
+    mixed_precision: Literal["no", "bf16"] = "no"
+    compile: bool = False
+    gradient_checkpointing: bool = False
+    checkpoint_minutes: float = 10.0
+    checkpoint_steps: int | None = None
+    num_checkpoints: int = 2
+    log_steps: int = 10
+
+    def __post_init__(self):
+        if self.max_steps is None and self.max_minutes is None:
+            raise ValueError("`run.max_steps` or `run.max_minutes` must say when the run ends; both are null.")
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrainConfig:
+    """A whole run; `model` holds the arguments of `QAMDTTransformer2DModel`."""
+
+    data: DataConfig
+    model: dict[str, Any]
+    run: RunConfig
+    loss: LossConfig = field(default_factory=LossConfig)
+    optim: OptimConfig = field(default_factory=OptimConfig)
+
+
+def load_config(path: str | Path, overrides: list[str] | None = None) -> TrainConfig:
+    """Reads a YAML file and applies overrides such as `optim.learning_rate=2.0e-4`.
+
+    Args:
+        path: The file, or the name of a preset such as `mini`.
+        overrides: `key=value` pairs with dots between the levels; the value is read as YAML.
+    """
+    path = find_config(path)
+    try:
+        values = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except yaml.YAMLError as error:
+        raise ValueError(f"{path} is no valid YAML: {error}") from error
+    if not isinstance(values, dict):
+        raise ValueError(f"{path} must hold a mapping of settings, got {values!r}.")
+    for override in overrides or []:
+        _apply_override(values, override)
+    try:
+        return build(TrainConfig, values)
+    except ValueError as error:
+        raise ValueError(f"{path}: {error}") from error
+
+
+def find_config(path: str | Path) -> Path:
+    """Returns the file of a path or of a preset's name."""
+    candidates = [Path(path), CONFIG_DIR / "qamdt" / f"{path}.yaml"]
+    # A wheel keeps the presets inside the package, so `configs/qamdt/mini.yaml` is looked up there as well.
+    if Path(path).parts[:1] == ("configs",):
+        candidates.append(CONFIG_DIR.joinpath(*Path(path).parts[1:]))
+    for candidate in candidates:
+        if candidate.is_file():
+            return candidate
+    presets = sorted(preset.stem for preset in (CONFIG_DIR / "qamdt").glob("*.yaml"))
+    raise FileNotFoundError(f"there is no config {str(path)!r}; give a YAML file or one of the presets {presets}.")
+
+
+def build(cls: type, values: dict[str, Any], where: str = "") -> Any:
+    """Builds dataclass `cls` from a mapping read from YAML, refusing unknown and missing keys and wrong types."""
+    if not isinstance(values, dict):
+        raise ValueError(f"`{where.rstrip('.')}` must be a mapping, got {values!r}.")
+    hints = get_type_hints(cls)
+    for key in values:
+        if key not in hints:
+            raise ValueError(f"unknown key `{where}{key}`; expected one of {sorted(hints)}.")
+    for spec in dataclasses.fields(cls):
+        if spec.default is spec.default_factory is dataclasses.MISSING and spec.name not in values:
+            raise ValueError(f"the key `{where}{spec.name}` is missing.")
+    return cls(**{key: _check(value, hints[key], f"{where}{key}") for key, value in values.items()})
+
+
+def _check(value: Any, kind: Any, name: str) -> Any:
+    if dataclasses.is_dataclass(kind):
+        return build(kind, value, f"{name}.")
+    if get_origin(kind) is Literal:
+        if value not in get_args(kind) or isinstance(value, bool):
+            # YAML reads a bare `no` as false, which is how `mixed_precision: no` arrives.
+            if value is False and "no" in get_args(kind):
+                return "no"
+            raise ValueError(f"`{name}` must be one of {list(get_args(kind))}, got {value!r}.")
+        return value
+    if get_origin(kind) in (Union, types.UnionType):
+        return None if value is None else _check(value, get_args(kind)[0], name)
+    kind = get_origin(kind) or kind
+    if kind is float and type(value) is int:
+        return float(value)
+    if type(value) is not kind:
+        hint = " (YAML reads 1e-4 as text; write 1.0e-4)" if kind is float and isinstance(value, str) else ""
+        raise ValueError(f"`{name}` must be of type {kind.__name__}, got {value!r}{hint}.")
+    return value
+
+
+def _apply_override(values: dict[str, Any], override: str) -> None:
+    key, equals, value = override.partition("=")
+    if not equals:
+        raise ValueError(f"an override must read `key=value`, got {override!r}.")
+    *parents, last = key.split(".")
+    for parent in parents:
+        values = values.setdefault(parent, {})
+        if not isinstance(values, dict):
+            raise ValueError(f"in the override {override!r}, `{parent}` is no group of settings.")
+    values[last] = yaml.safe_load(value)

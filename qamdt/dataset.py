@@ -1,0 +1,219 @@
+"""Training samples from encoded music: a crop of one clip, with that clip's captions and that crop's quality.
+
+Every random choice about a sample (crop, caption, what is left out, noise) hangs on the run's seed, the epoch and the
+clip alone. So the order of the data does not depend on how many processes read it, and a resumed run continues with the
+very samples that an uninterrupted one would have drawn.
+
+Shapes: B batch, C latent channels, T latent frames, F latent bins, L text tokens, D text dim.
+"""
+
+import math
+from collections import defaultdict
+from collections.abc import Iterator
+from dataclasses import dataclass, fields
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch.utils.data import Dataset, Sampler
+
+from qamdt.config import DataConfig
+from qamdt.quality import QualityStats
+from qamdt.shards import LatentShards, TextShards, read_index, round_score
+
+
+Draw = tuple[int, int]  # epoch and clip
+
+
+@dataclass(frozen=True, kw_only=True)
+class Sample:
+    """One crop and what the model is told about it.
+
+    Args:
+        id: The clip that everything else comes from.
+        text: Its caption, with or without quality prefix, or the empty text.
+        quality_score: Mean opinion score over the crop, NaN when unknown; what the levels below derive from.
+        latents: Scaled latents `(channels, latent_frames, latent_bins)`.
+        encoder_hidden_states: Text states `(text_tokens, dim)`.
+        quality_level: Level 1 to 5 of the crop, 0 for unknown or left out.
+        frame_quality: Fractional levels `(latent_frames,)`, 0 for unknown or left out.
+        global_quality: Level of the whole clip or of its source.
+        seed: What timestep, noise and mask of this sample are drawn from.
+    """
+
+    id: str
+    text: str
+    quality_score: float
+    latents: torch.Tensor
+    encoder_hidden_states: torch.Tensor
+    quality_level: int
+    frame_quality: torch.Tensor
+    global_quality: int
+    seed: int
+
+
+@dataclass(frozen=True, kw_only=True)
+class Batch:
+    """Samples side by side, texts padded to the longest; a level of quality that the model does not know is `None`."""
+
+    ids: list[str]
+    texts: list[str]
+    latents: torch.Tensor  # (B, C, T, F)
+    encoder_hidden_states: torch.Tensor  # (B, L, D)
+    encoder_attention_mask: torch.Tensor  # (B, L), True where the text is
+    quality_level: torch.Tensor | None  # (B,)
+    frame_quality: torch.Tensor | None  # (B, T)
+    global_quality: torch.Tensor | None  # (B,)
+    seeds: list[int]
+
+    def to(self, device: torch.device) -> "Batch":
+        """Returns the batch with its tensors on `device`."""
+        values = {f.name: getattr(self, f.name) for f in fields(self)}
+        return Batch(**{key: v.to(device) if isinstance(v, torch.Tensor) else v for key, v in values.items()})
+
+
+class LatentDataset(Dataset):
+    """Draws training samples from a folder of shards.
+
+    Args:
+        config: Where the shards lie and how samples are drawn from them.
+        seed: The run's seed.
+    """
+
+    def __init__(self, config: DataConfig, *, seed: int):
+        index = read_index(config.latents)
+        self.config = config
+        self.seed = seed
+        self.scaling_factor = index["scaling_factor"] if config.scaling_factor is None else config.scaling_factor
+        self.stats = None if index["quality"] is None else QualityStats.from_dict(index["quality"])
+        self.max_captions = index["max_captions"]
+        self.latents = LatentShards(config.latents)
+        self.texts = TextShards(config.latents)
+        self.clips = np.flatnonzero(self.latents.lengths >= config.crop_in_frames)
+        self.num_short_clips = len(self.latents) - len(self.clips)
+        if len(self.clips) == 0:
+            raise ValueError(
+                f"`data.crop_in_frames` is {config.crop_in_frames}, but the longest clip in "
+                f"{str(Path(config.latents))!r} has {int(self.latents.lengths.max())} latent frames."
+            )
+        self._global_levels = self._find_global_levels()
+
+    def __len__(self) -> int:
+        return len(self.clips)
+
+    def __getitem__(self, draw: Draw) -> Sample:
+        epoch, number = draw
+        clip = int(self.clips[number])
+        record = self.latents.records[clip]
+        rng = np.random.default_rng([self.seed, epoch, clip])
+
+        # Every choice is drawn in every case, so that changing one probability leaves the other choices alone.
+        start = int(rng.integers(self.latents.lengths[clip] - self.config.crop_in_frames + 1))
+        caption_draw, prefix_draw, text_draw, quality_draw, clip_draw, frame_draw, global_draw = rng.random(7)
+        latent_seed, seed = (int(value) for value in rng.integers(2**62, size=2))
+        knows_quality = quality_draw >= self.config.quality_dropout
+
+        mean, std, curve = self.latents.read(clip, start, self.config.crop_in_frames)
+        noise = torch.randn(mean.shape, generator=torch.Generator().manual_seed(latent_seed))
+        score = round_score(curve.mean())
+
+        captions = record.captions[: self.max_captions] or ("",)
+        text = captions[int(caption_draw * len(captions))]
+        if knows_quality and prefix_draw < self.config.prefix_probability:
+            text = self._prefix(score) + text
+        if text_draw < self.config.text_dropout:
+            text = ""
+
+        level, frame_levels = self._levels(score, curve)
+        return Sample(
+            id=record.id,
+            text=text,
+            quality_score=score,
+            latents=(mean + std * noise) * self.scaling_factor,
+            encoder_hidden_states=self.texts.read(text),
+            quality_level=level * (knows_quality and clip_draw >= self.config.clip_quality_dropout),
+            frame_quality=frame_levels * (knows_quality and frame_draw >= self.config.frame_quality_dropout),
+            global_quality=self._global_levels[clip]
+            * (knows_quality and global_draw >= self.config.global_quality_dropout),
+            seed=seed,
+        )
+
+    def _prefix(self, score: float) -> str:
+        return "" if self.stats is None or math.isnan(score) else self.stats.prefix(score)
+
+    def _levels(self, score: float, curve: torch.Tensor) -> tuple[int, torch.Tensor]:
+        """Returns the level of a crop and the fractional levels of its frames, 0 where unknown."""
+        if self.stats is None or math.isnan(score):
+            return 0, torch.zeros_like(curve)
+        return self.stats.level(score), self.stats.fractional_level(curve)
+
+    def _find_global_levels(self) -> list[int]:
+        """Returns the global level of each clip."""
+        records = self.latents.records
+        if self.stats is None:
+            return [0] * len(records)
+        if self.config.global_quality_from == "clip":
+            return [self.stats.level(record.quality_score) for record in records]
+        scores = defaultdict(list)
+        for record in records:
+            if record.quality_score is not None:
+                scores[record.source].append(record.quality_score)
+        levels = {source: self.stats.level(float(np.mean(values))) for source, values in scores.items()}
+        return [levels.get(record.source, 0) for record in records]
+
+
+def collate(samples: list[Sample]) -> Batch:
+    """Puts samples side by side."""
+    states = [sample.encoder_hidden_states for sample in samples]
+    lengths = torch.tensor([len(state) for state in states])
+    return Batch(
+        ids=[sample.id for sample in samples],
+        texts=[sample.text for sample in samples],
+        latents=torch.stack([sample.latents for sample in samples]),
+        encoder_hidden_states=torch.nn.utils.rnn.pad_sequence(states, batch_first=True),
+        encoder_attention_mask=torch.arange(int(lengths.max())) < lengths[:, None],
+        quality_level=torch.tensor([sample.quality_level for sample in samples]),
+        frame_quality=torch.stack([sample.frame_quality for sample in samples]),
+        global_quality=torch.tensor([sample.global_quality for sample in samples]),
+        seeds=[sample.seed for sample in samples],
+    )
+
+
+class EpochSampler(Sampler[list[Draw]]):
+    """Yields batches of draws without end: epoch after epoch, each in an order of its own.
+
+    The order is one long row of draws. Update after update takes the next `num_ranks * batch_size` of it, and each rank
+    its part of those, so no clip is lost or doubled, and a place in the row is all that resuming needs.
+
+    Args:
+        num_clips: Clips in an epoch.
+        batch_size: Draws per batch of one rank.
+        seed: The run's seed.
+        start: Draws that were taken before, by all ranks together.
+        rank: This process.
+        num_ranks: Number of processes.
+    """
+
+    def __init__(
+        self, num_clips: int, *, batch_size: int, seed: int, start: int = 0, rank: int = 0, num_ranks: int = 1
+    ):
+        self.num_clips = num_clips
+        self.batch_size = batch_size
+        self.seed = seed
+        self.start = start
+        self.rank = rank
+        self.num_ranks = num_ranks
+
+    def __iter__(self) -> Iterator[list[Draw]]:
+        place = self.start + self.rank * self.batch_size
+        orders: dict[int, np.ndarray] = {}
+        while True:
+            batch = []
+            for position in range(place, place + self.batch_size):
+                epoch, number = divmod(position, self.num_clips)
+                if epoch not in orders:
+                    orders = {e: order for e, order in orders.items() if e == epoch - 1}
+                    orders[epoch] = np.random.default_rng([self.seed, epoch]).permutation(self.num_clips)
+                batch.append((epoch, int(orders[epoch][number])))
+            yield batch
+            place += self.num_ranks * self.batch_size
