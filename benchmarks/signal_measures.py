@@ -1,0 +1,144 @@
+"""Plain signal measures of a clip, independent of every model in this project: bandwidth, noise, tempo, key, timbre.
+
+All take a mono waveform `(samples,)` as a numpy array, with its sampling rate, and need only numpy and scipy.
+"""
+
+from itertools import pairwise
+
+import numpy as np
+from scipy.signal import stft
+
+
+MAJOR_PROFILE = (6.35, 2.23, 3.48, 2.33, 4.38, 4.09, 2.52, 5.19, 2.39, 3.66, 2.29, 2.88)  # Krumhansl and Kessler, 1982
+MINOR_PROFILE = (6.33, 2.68, 3.52, 5.38, 2.60, 3.53, 2.54, 4.75, 3.98, 2.69, 3.34, 3.17)
+PITCH_CLASSES = ("C", "C#", "D", "D#", "E", "F", "F#", "G", "G#", "A", "A#", "B")
+FLATS = {"Db": "C#", "Eb": "D#", "Gb": "F#", "Ab": "G#", "Bb": "A#"}
+SILENCE = 1e-20
+
+
+def power_spectrogram(
+    waveform: np.ndarray, sampling_rate: int, window_samples: int, hop_samples: int
+) -> tuple[np.ndarray, np.ndarray]:
+    """Returns the frequencies in Hz `(bins,)` and the power `(bins, frames)`."""
+    frequencies, _, spectrum = stft(
+        waveform,
+        sampling_rate,
+        nperseg=window_samples,
+        noverlap=window_samples - hop_samples,
+        boundary=None,
+        padded=False,
+    )
+    return frequencies, np.abs(spectrum) ** 2
+
+
+def band_power(frequencies: np.ndarray, power: np.ndarray, edges: np.ndarray) -> np.ndarray:
+    """Sums the power between neighbouring edges in Hz: `(bands, frames)`."""
+    return np.stack([power[(frequencies >= low) & (frequencies < high)].sum(axis=0) for low, high in pairwise(edges)])
+
+
+def rolloff_hz(waveform: np.ndarray, sampling_rate: int, fraction: float = 0.99) -> float:
+    """Frequency below which `fraction` of the clip's energy lies."""
+    frequencies, power = power_spectrogram(waveform, sampling_rate, 1024, 512)
+    cumulative = np.cumsum(power.mean(axis=1))
+    return float(frequencies[np.searchsorted(cumulative, fraction * cumulative[-1])])
+
+
+def high_band_level_db(waveform: np.ndarray, sampling_rate: int, above_hz: float = 4000.0) -> float:
+    """Energy above `above_hz` relative to all energy, in dB."""
+    frequencies, power = power_spectrogram(waveform, sampling_rate, 1024, 512)
+    energy = power.mean(axis=1)
+    return float(10 * np.log10((energy[frequencies >= above_hz].sum() + SILENCE) / (energy.sum() + SILENCE)))
+
+
+def noise_floor_db(waveform: np.ndarray, sampling_rate: int, low_hz: float = 1000.0, high_hz: float = 3000.0) -> float:
+    """Level that remains between the notes, relative to the loudest bin, in dB.
+
+    In each frequency bin the tenth percentile over time is what is there when no note sounds; the median of that over
+    the bins of a band is the floor. The band ends at 3 kHz, so that a low-pass filter does not pass for silence.
+    """
+    frequencies, power = power_spectrogram(waveform, sampling_rate, 1024, 256)
+    quiet = np.percentile(power, 10, axis=1)
+    in_band = (frequencies >= low_hz) & (frequencies <= high_hz)
+    return float(10 * np.log10((np.median(quiet[in_band]) + SILENCE) / (power.max() + SILENCE)))
+
+
+def onset_envelope(waveform: np.ndarray, sampling_rate: int) -> tuple[np.ndarray, float]:
+    """Rise of the log spectrum from frame to frame, summed over bands: `(frames,)`, and its rate in Hz."""
+    hop_samples = sampling_rate // 100
+    frequencies, power = power_spectrogram(waveform, sampling_rate, 4 * hop_samples, hop_samples)
+    bands = band_power(frequencies, power, np.geomspace(40, sampling_rate / 2, 25))
+    log_bands = np.log10(bands / (bands.max() + SILENCE) + 1e-4)
+    envelope = np.maximum(np.diff(log_bands, axis=1), 0).sum(axis=0)
+    return envelope - envelope.mean(), sampling_rate / hop_samples
+
+
+def tempo_bpm(waveform: np.ndarray, sampling_rate: int, slowest: float = 55.0, fastest: float = 190.0) -> float:
+    """Beats a minute: the period whose multiples the onset envelope repeats at best.
+
+    A beat's multiples (one to four beats) are all periods too; averaging the autocorrelation over them favours the
+    beat over its subdivisions, and a mild preference for 110 BPM settles what remains.
+    """
+    envelope, rate_hz = onset_envelope(waveform, sampling_rate)
+    spectrum = np.abs(np.fft.rfft(envelope, 2 * len(envelope))) ** 2
+    autocorrelation = np.fft.irfft(spectrum)[: len(envelope)]
+    autocorrelation /= np.arange(len(envelope), 0, -1)  # unbiased, so that long lags are not punished
+
+    candidates = np.arange(slowest, fastest, 0.25)
+    lags = np.arange(len(autocorrelation))
+    scores = []
+    for bpm in candidates:
+        multiples = np.arange(1, 5) * rate_hz * 60 / bpm
+        scores.append(np.interp(multiples[multiples < 0.75 * len(lags)], lags, autocorrelation).mean())
+    preference = np.exp(-0.5 * (np.log2(candidates / 110) / 1.0) ** 2)
+    return float(candidates[np.argmax(np.maximum(scores, 0) * preference)])
+
+
+def chroma(waveform: np.ndarray, sampling_rate: int) -> np.ndarray:
+    """How much of each pitch class sounds, `(12,)`, C first, summing to one."""
+    frequencies, power = power_spectrogram(waveform, sampling_rate, sampling_rate // 2, sampling_rate // 8)
+    in_range = (frequencies >= 60) & (frequencies <= 2100)
+    magnitude = np.sqrt(power[in_range])
+    pitches = 69 + 12 * np.log2(frequencies[in_range] / 440)
+    nearness = np.maximum(
+        0, 1 - 2 * np.abs(pitches - np.round(pitches))
+    )  # bins between two semitones count for neither
+    frame_total = magnitude.sum(axis=0) + SILENCE
+    profile = np.zeros(12)
+    np.add.at(profile, np.round(pitches).astype(int) % 12, nearness * (magnitude / frame_total).mean(axis=1))
+    return profile / (profile.sum() + SILENCE)
+
+
+def key_name(waveform: np.ndarray, sampling_rate: int) -> str:
+    """The key, such as "A minor", whose Krumhansl profile correlates best with the chroma."""
+    profile = chroma(waveform, sampling_rate)
+    correlations = {
+        f"{PITCH_CLASSES[tonic]} {mode}": np.corrcoef(np.roll(template, tonic), profile)[0, 1]
+        for mode, template in (("major", MAJOR_PROFILE), ("minor", MINOR_PROFILE))
+        for tonic in range(12)
+    }
+    return max(correlations, key=correlations.get)
+
+
+def normalize_key(key: str) -> str:
+    """Spells a key as `key_name` does: "Bb minor" becomes "A# minor"."""
+    tonic, mode = key.split()
+    return f"{FLATS.get(tonic, tonic)} {mode}"
+
+
+def relative_key(key: str) -> str:
+    """The key with the same notes: A minor for C major."""
+    tonic, mode = normalize_key(key).split()
+    shift, other_mode = (9, "minor") if mode == "major" else (3, "major")
+    return f"{PITCH_CLASSES[(PITCH_CLASSES.index(tonic) + shift) % 12]} {other_mode}"
+
+
+def timbre(waveform: np.ndarray, sampling_rate: int) -> np.ndarray:
+    """Average level of each third of an octave, and how much it moves over time, in dB: `(2 * bands,)`.
+
+    The overall loudness is taken out. The movement tells a plucked string from a bowed one.
+    """
+    frequencies, power = power_spectrogram(waveform, sampling_rate, 2048, 512)
+    power_of_bands = band_power(frequencies, power, np.geomspace(80, sampling_rate / 2, 21))
+    level_db = 10 * np.log10(power_of_bands + 1e-6 * power_of_bands.max() + SILENCE)
+    mean_db = level_db.mean(axis=1)
+    return np.concatenate([mean_db - mean_db.mean(), level_db.std(axis=1)])

@@ -1,0 +1,78 @@
+"""The measures behind the control benchmark, tried on sounds whose answer is known."""
+
+import numpy as np
+import pytest
+from scipy.signal import butter, sosfilt
+
+from benchmarks import signal_measures
+
+
+SAMPLING_RATE = 16_000
+SECONDS = 10
+
+
+def plucked_notes(pitches: list[int], notes_per_second: float, decay: float = 6.0) -> np.ndarray:
+    """Harmonic notes in turn, each dying away, for ten seconds."""
+    spacing = round(SAMPLING_RATE / notes_per_second)
+    waveform = np.zeros(SECONDS * SAMPLING_RATE)
+    for index, start in enumerate(range(0, len(waveform), spacing)):
+        times = np.arange(len(waveform) - start) / SAMPLING_RATE
+        frequency = 440 * 2 ** ((pitches[index % len(pitches)] - 69) / 12)
+        partials = sum(np.sin(2 * np.pi * frequency * k * times) / k for k in range(1, 9) if frequency * k < 8000)
+        waveform[start:] += partials * np.exp(-decay * times)
+    return waveform / np.abs(waveform).max()
+
+
+MELODY = plucked_notes([60, 64, 67, 72, 65, 69, 72, 62, 67, 71, 74, 60], notes_per_second=4)
+
+
+def test_low_pass_filter_lowers_bandwidth():
+    muffled = sosfilt(butter(8, 1500, fs=SAMPLING_RATE, output="sos"), MELODY)
+    assert signal_measures.rolloff_hz(muffled, SAMPLING_RATE) < signal_measures.rolloff_hz(MELODY, SAMPLING_RATE)
+    loss = signal_measures.high_band_level_db(MELODY, SAMPLING_RATE) - signal_measures.high_band_level_db(
+        muffled, SAMPLING_RATE
+    )
+    assert loss > 20
+
+
+def test_added_noise_raises_the_noise_floor_and_a_low_pass_filter_does_not_lower_it():
+    noise = 0.01 * np.random.default_rng(0).standard_normal(len(MELODY))
+    muffled = sosfilt(butter(4, 4000, fs=SAMPLING_RATE, output="sos"), MELODY)
+    clean_floor = signal_measures.noise_floor_db(MELODY, SAMPLING_RATE)
+    assert signal_measures.noise_floor_db(MELODY + noise, SAMPLING_RATE) > clean_floor + 6
+    assert signal_measures.noise_floor_db(muffled, SAMPLING_RATE) == pytest.approx(clean_floor, abs=1)
+
+
+@pytest.mark.parametrize("bpm", [66, 80, 97, 120, 144, 168])
+def test_tempo_of_even_notes_is_found_up_to_octaves(bpm):
+    found = signal_measures.tempo_bpm(plucked_notes([48], notes_per_second=bpm / 60, decay=12), SAMPLING_RATE)
+    assert min(abs(found / bpm / factor - 1) for factor in (0.5, 1, 2)) < 0.04
+
+
+@pytest.mark.parametrize("semitones", [0, 5, 10])
+def test_key_of_a_cadence_is_found(semitones):
+    major = [pitch + semitones for pitch in (60, 64, 67, 65, 69, 72, 67, 71, 74, 60, 64, 67)]
+    tonic = signal_measures.PITCH_CLASSES[semitones]
+    assert signal_measures.key_name(plucked_notes(major, notes_per_second=3), SAMPLING_RATE) == f"{tonic} major"
+
+
+def test_relative_keys_are_each_others():
+    assert signal_measures.relative_key("C major") == "A minor"
+    assert signal_measures.relative_key("Bb major") == "G minor"
+    for tonic in signal_measures.PITCH_CLASSES:
+        assert signal_measures.relative_key(signal_measures.relative_key(f"{tonic} minor")) == f"{tonic} minor"
+
+
+def test_timbre_tells_sounds_apart_and_ignores_loudness():
+    soft = sosfilt(butter(2, 600, fs=SAMPLING_RATE, output="sos"), MELODY)
+    features = signal_measures.timbre(MELODY, SAMPLING_RATE)
+    np.testing.assert_allclose(signal_measures.timbre(0.1 * MELODY, SAMPLING_RATE), features, atol=1e-3)
+    assert np.abs(signal_measures.timbre(soft, SAMPLING_RATE) - features).mean() > 1
+
+
+def test_silence_is_measured_without_a_warning():
+    silence = np.zeros(SECONDS * SAMPLING_RATE)
+    with np.errstate(all="raise"):
+        assert np.isfinite(signal_measures.noise_floor_db(silence, SAMPLING_RATE))
+        assert np.isfinite(signal_measures.high_band_level_db(silence, SAMPLING_RATE))
+        assert np.isfinite(signal_measures.timbre(silence, SAMPLING_RATE)).all()
