@@ -1,0 +1,254 @@
+"""Composes and renders a corpus of captioned music with known tempo, key and instruments, clean and degraded.
+
+    python -m data_prep.render_corpus OUT --num-pieces 1000 --num-workers 2
+
+writes `OUT/manifest.jsonl` and `OUT/audio/*.flac`. The corpus depends on the settings alone, not on the number of
+processes; a run that was interrupted is taken up where it stopped, and a larger `--num-pieces` adds to what is there.
+"""
+
+import argparse
+import json
+import multiprocessing
+import sys
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+import numpy as np
+from tqdm import tqdm
+
+from data_prep.captions import write_captions
+from data_prep.composition import Piece, compose
+from data_prep.degradation_score import FRAME_RATE, SCORER, degradation_mos
+from data_prep.degradations import Degradation, degrade, draw_degradation
+from data_prep.synthesis import DEFAULT_SOUNDFONT, Synthesizer, check_soundfont, import_fluidsynth
+from qamdt.audio import SAMPLING_RATE, write_audio
+from qamdt.manifest import Record, write_manifest
+
+
+PEAK = 0.5
+TEST_EVERY = 20  # one piece in twenty is held out
+LICENSE = "composition Apache-2.0, instrument samples MIT"
+
+
+@dataclass(frozen=True, kw_only=True)
+class CorpusSettings:
+    """What determines a corpus, apart from its number of pieces.
+
+    Args:
+        seed: Seed of everything.
+        duration_in_s: Length of each clip.
+        degraded_share: Share of the pieces that also get a degraded clip.
+        soundfont: Path of the General MIDI soundfont.
+    """
+
+    seed: int = 0
+    duration_in_s: float = 10.24
+    degraded_share: float = 0.6
+    soundfont: str = str(DEFAULT_SOUNDFONT)
+
+
+def render_piece(index: int, folder: Path, settings: CorpusSettings, synthesizer: Synthesizer) -> list[Record]:
+    """Composes, renders and writes one piece; returns the records of its clips.
+
+    Args:
+        index: Number of the piece; together with the seed it determines everything.
+        folder: Folder of the corpus.
+        settings: Settings of the corpus.
+        synthesizer: The synthesizer to play it on.
+    """
+    generator = np.random.default_rng([settings.seed, index])
+    piece = compose(generator, duration_in_s=settings.duration_in_s)
+    captions = tuple(write_captions(piece, generator))
+    degradation = draw_degradation(generator) if generator.random() < settings.degraded_share else None
+    waveform = synthesizer.render(piece, duration_in_s=settings.duration_in_s, sampling_rate=SAMPLING_RATE)
+    clean = _normalize(waveform)
+    num_frames = int(settings.duration_in_s * FRAME_RATE)
+
+    records = [_write_clip(folder, settings, index, piece, captions, clean, None, 5.0, np.full(num_frames, 5.0))]
+    if degradation is not None:
+        degraded = degrade(clean, SAMPLING_RATE, degradation)
+        score, frames = degradation_mos(clean, degraded, SAMPLING_RATE)
+        records.append(_write_clip(folder, settings, index, piece, captions, degraded, degradation, score, frames))
+    return records
+
+
+def _normalize(waveform: np.ndarray) -> np.ndarray:
+    """Removes the mean and scales the peak to one half."""
+    waveform = waveform - waveform.mean()
+    return (waveform / max(float(np.abs(waveform).max()), 1e-8) * PEAK).astype(np.float32)
+
+
+def _write_clip(
+    folder: Path,
+    settings: CorpusSettings,
+    index: int,
+    piece: Piece,
+    captions: tuple[str, ...],
+    waveform: np.ndarray,
+    degradation: Degradation | None,
+    score: float,
+    frames: np.ndarray,
+) -> Record:
+    """Writes the audio of one clip and returns its record."""
+    clip_id = f"piece-{index:06d}-{'clean' if degradation is None else 'degraded'}"
+    path = f"audio/{clip_id}.flac"
+    write_audio(folder / path, waveform, SAMPLING_RATE)
+    return Record(
+        id=clip_id,
+        path=path,
+        start_in_s=0.0,
+        duration_in_s=settings.duration_in_s,
+        captions=captions,
+        tags={
+            "tempo_bpm": piece.tempo_bpm,
+            "key": piece.key.name if piece.key else None,
+            "instruments": piece.instruments,
+            "ensemble": piece.ensemble_name,
+            "style": piece.style.name,
+            "mood": piece.mood.name,
+            "beats_per_bar": piece.style.beats_per_bar,
+            "piece_id": f"piece-{index:06d}",
+            "split": "test" if index % TEST_EVERY == TEST_EVERY - 1 else "train",
+            "degradation": asdict(degradation) if degradation else None,
+            "seed": settings.seed,
+        },
+        source="data_prep.render_corpus",
+        license=LICENSE,
+        quality_score=round(score, 3),
+        quality_frames=tuple(round(float(value), 2) for value in frames),
+        quality_frame_rate=FRAME_RATE,
+        quality_scorer=SCORER,
+    )
+
+
+def render_corpus(
+    folder: str | Path, *, num_pieces: int, settings: CorpusSettings | None = None, num_workers: int = 1
+) -> Path:
+    """Renders a corpus, or what is missing of it.
+
+    Args:
+        folder: Folder of the corpus; made if it does not exist.
+        num_pieces: Number of pieces.
+        settings: What determines the corpus; must be those of the corpus that is already there, if there is one.
+        num_workers: Number of processes.
+
+    Returns:
+        The path of the manifest, written when the last piece is done.
+    """
+    settings = settings or CorpusSettings()
+    folder = Path(folder)
+    if num_pieces < 1 or num_workers < 1:
+        raise ValueError(f"`num_pieces` and `num_workers` must be at least 1, got {num_pieces} and {num_workers}.")
+    check_soundfont(settings.soundfont)
+    import_fluidsynth()
+    (folder / "audio").mkdir(parents=True, exist_ok=True)
+    _check_settings(folder, settings)
+
+    done = _read_progress(folder)
+    missing = [index for index in range(num_pieces) if index not in done]
+    with (folder / "progress.jsonl").open("a", encoding="utf-8") as progress:
+        for index, records in tqdm(_rendered(missing, folder, settings, num_workers), total=len(missing), unit="piece"):
+            progress.write(json.dumps({"index": index, "records": [record.to_dict() for record in records]}) + "\n")
+            progress.flush()
+            done[index] = records
+    manifest_path = folder / "manifest.jsonl"
+    write_manifest(manifest_path, (record for index in range(num_pieces) for record in done[index]))
+    return manifest_path
+
+
+def _rendered(
+    indices: list[int], folder: Path, settings: CorpusSettings, num_workers: int
+) -> Iterator[tuple[int, list[Record]]]:
+    """Renders pieces in parallel and yields each as soon as it is done, in any order."""
+    if not indices:
+        return
+    if num_workers == 1:
+        synthesizer = Synthesizer(settings.soundfont)
+        for index in indices:
+            yield index, render_piece(index, folder, settings, synthesizer)
+        return
+    # A fresh interpreter for each worker: forking a process that has used threads (torch) can hang.
+    context = multiprocessing.get_context("spawn")
+    with context.Pool(num_workers, _start_worker, (folder, settings)) as pool:
+        yield from pool.imap_unordered(_render_in_worker, indices, chunksize=4)
+
+
+_worker: tuple[Path, CorpusSettings, Synthesizer] | None = None
+
+
+def _start_worker(folder: Path, settings: CorpusSettings) -> None:
+    """Loads the soundfont once in a worker process."""
+    global _worker
+    _worker = folder, settings, Synthesizer(settings.soundfont)
+
+
+def _render_in_worker(index: int) -> tuple[int, list[Record]]:
+    folder, settings, synthesizer = _worker
+    return index, render_piece(index, folder, settings, synthesizer)
+
+
+def _check_settings(folder: Path, settings: CorpusSettings) -> None:
+    """Notes the settings beside the corpus, and refuses to mix two corpora in one folder."""
+    path = folder / "settings.json"
+    if not path.is_file():
+        path.write_text(json.dumps(asdict(settings), indent=2) + "\n")
+        return
+    found = json.loads(path.read_text())
+    differing = {key: value for key, value in asdict(settings).items() if found.get(key) != value}
+    if differing:
+        raise ValueError(
+            f"`folder` {str(folder)!r} holds a corpus with other settings: it has "
+            f"{ {key: found.get(key) for key in differing} }, asked for {differing}. Choose another folder or the same settings."
+        )
+
+
+def _read_progress(folder: Path) -> dict[int, list[Record]]:
+    """Reads which pieces are done, and cuts off a last line that was only half written."""
+    path = folder / "progress.jsonl"
+    if not path.is_file():
+        return {}
+    content = path.read_bytes()
+    whole = content[: content.rfind(b"\n") + 1]
+    if len(whole) < len(content):
+        with path.open("r+b") as file:
+            file.truncate(len(whole))
+    done = {}
+    for line in whole.decode("utf-8").splitlines():
+        values = json.loads(line)
+        records = [Record.from_dict(record) for record in values["records"]]
+        if all((folder / record.path).is_file() for record in records):
+            done[values["index"]] = records
+    return done
+
+
+def main(argv: list[str] | None = None) -> None:
+    """The command line."""
+    parser = argparse.ArgumentParser(prog="python -m data_prep.render_corpus", description=__doc__.splitlines()[0])
+    parser.add_argument("folder", help="where the corpus goes")
+    parser.add_argument("--num-pieces", type=int, default=100, help="number of pieces (default %(default)s)")
+    parser.add_argument("--seed", type=int, default=0, help="seed of everything (default %(default)s)")
+    parser.add_argument("--num-workers", type=int, default=1, help="number of processes (default %(default)s)")
+    parser.add_argument("--duration-in-s", type=float, default=10.24, help="length of a clip (default %(default)s)")
+    parser.add_argument(
+        "--degraded-share", type=float, default=0.6, help="share of the pieces with a degraded clip (default %(default)s)"
+    )
+    parser.add_argument("--soundfont", default=str(DEFAULT_SOUNDFONT), help="General MIDI soundfont (default %(default)s)")
+    arguments = parser.parse_args(argv)
+    try:
+        settings = CorpusSettings(
+            seed=arguments.seed,
+            duration_in_s=arguments.duration_in_s,
+            degraded_share=arguments.degraded_share,
+            soundfont=arguments.soundfont,
+        )
+        manifest_path = render_corpus(
+            arguments.folder, num_pieces=arguments.num_pieces, settings=settings, num_workers=arguments.num_workers
+        )
+    except (ValueError, OSError, ImportError) as error:
+        sys.exit(f"error: {error}")
+    print(f"wrote {manifest_path}")
+
+
+if __name__ == "__main__":
+    main()
