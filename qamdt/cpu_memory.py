@@ -4,7 +4,7 @@ import ctypes
 import platform
 
 
-_M_TRIM_THRESHOLD, _M_TOP_PAD, _M_MMAP_THRESHOLD = -1, -2, -3
+_M_TRIM_THRESHOLD, _M_TOP_PAD, _M_MMAP_THRESHOLD, _M_ARENA_MAX = -1, -2, -3, -8
 _TWO_GIB = 2**31 - 1
 _QUARTER_GIB = 2**28
 
@@ -22,5 +22,10 @@ def keep_freed_memory() -> bool:
     if platform.libc_ver()[0] != "glibc":
         return False
     mallopt = ctypes.CDLL(None).mallopt
-    settings = ((_M_MMAP_THRESHOLD, _TWO_GIB), (_M_TRIM_THRESHOLD, _TWO_GIB), (_M_TOP_PAD, _QUARTER_GIB))
-    return all(mallopt(option, value) == 1 for option, value in settings)
+    settings = {
+        _M_MMAP_THRESHOLD: _TWO_GIB,
+        _M_TRIM_THRESHOLD: _TWO_GIB,
+        _M_TOP_PAD: _QUARTER_GIB,
+        _M_ARENA_MAX: 1,  # the thread of the backward pass would get an arena of its own, which cannot grow past 64 MiB
+    }
+    return all(mallopt(option, value) == 1 for option, value in settings.items())
