@@ -1,4 +1,4 @@
-"""What enters the token stream of the QA-MDT transformer: patches, positions, and quality curves.
+"""What enters the QA-MDT transformer: patches, positions, quality curves and pooled text.
 
 Shapes: B batch, C latent channels, T latent frames (time), F latent bins (frequency), N patches, D width.
 """
@@ -146,3 +146,16 @@ class FrameQualityEmbedding(nn.Module):
             weights = F.interpolate(weights, size=num_columns, mode="linear", align_corners=False)
         table = self.embedding.weight
         return weights.transpose(1, 2).to(table.dtype) @ table  # (B, columns, D)
+
+
+def known_or_unknown(level: torch.Tensor | None, timestep: torch.Tensor) -> torch.Tensor:
+    """Quality levels of shape `(batch,)`, all of them 0 if nothing is known."""
+    return torch.zeros_like(timestep, dtype=torch.long) if level is None else level
+
+
+def masked_mean(states: torch.Tensor, mask: torch.Tensor | None) -> torch.Tensor:
+    """Mean over the real tokens of each text, of shape `(batch, dim)`."""
+    if mask is None:
+        return states.mean(dim=1)
+    weights = mask.to(states.dtype).unsqueeze(-1)  # (B, L, 1)
+    return (states * weights).sum(dim=1) / weights.sum(dim=1).clamp(min=1)

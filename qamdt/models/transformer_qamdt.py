@@ -10,84 +10,22 @@ from diffusers import ModelMixin
 from diffusers.configuration_utils import ConfigMixin, register_to_config
 from diffusers.hooks._helpers import TransformerBlockMetadata, TransformerBlockRegistry
 from diffusers.loaders import PeftAdapterMixin
-from diffusers.models.attention import AttentionMixin, AttentionModuleMixin, FeedForward
-from diffusers.models.attention_dispatch import dispatch_attention_fn
+from diffusers.models.attention import AttentionMixin, FeedForward
 from diffusers.models.cache_utils import CacheMixin
 from diffusers.models.embeddings import TimestepEmbedding, Timesteps
 from diffusers.models.modeling_outputs import Transformer2DModelOutput
 from torch import nn
 
+from qamdt.models.attention import QAMDTAttention
 from qamdt.models.embeddings import (
     NUM_QUALITY_LEVELS,
     FrameQualityEmbedding,
     PatchEmbed,
+    known_or_unknown,
+    masked_mean,
     resample_positions,
     sinusoidal_positions,
 )
-
-
-class QAMDTAttnProcessor:
-    """Multi-head attention through diffusers' choice of kernels."""
-
-    _attention_backend = None
-    _parallel_config = None
-
-    def __call__(
-        self,
-        attn: "QAMDTAttention",
-        hidden_states: torch.Tensor,
-        encoder_hidden_states: torch.Tensor | None = None,
-        attention_mask: torch.Tensor | None = None,
-    ) -> torch.Tensor:
-        context = encoder_hidden_states if attn.is_cross_attention else hidden_states
-        if attn.fused_projections and attn.is_cross_attention:
-            query, (key, value) = attn.to_q(hidden_states), attn.to_kv(context).chunk(2, dim=-1)
-        elif attn.fused_projections:
-            query, key, value = attn.to_qkv(hidden_states).chunk(3, dim=-1)
-        else:
-            query, key, value = attn.to_q(hidden_states), attn.to_k(context), attn.to_v(context)
-
-        hidden_states = dispatch_attention_fn(
-            query.unflatten(-1, (attn.heads, -1)),
-            key.unflatten(-1, (attn.heads, -1)),
-            value.unflatten(-1, (attn.heads, -1)),
-            attn_mask=attention_mask,
-            backend=self._attention_backend,
-            parallel_config=self._parallel_config,
-        )
-        return attn.to_out(hidden_states.flatten(2))
-
-
-class QAMDTAttention(nn.Module, AttentionModuleMixin):
-    """Self-attention, or cross-attention to text that was already projected to the width of the stream.
-
-    Args:
-        dim: Width of the token stream.
-        num_heads: Number of attention heads; must divide `dim`.
-        is_cross_attention: Whether keys and values come from the text.
-    """
-
-    _default_processor_cls = QAMDTAttnProcessor
-    _available_processors = [QAMDTAttnProcessor]
-
-    def __init__(self, dim: int, num_heads: int, *, is_cross_attention: bool = False):
-        super().__init__()
-        self.heads = num_heads
-        self.is_cross_attention = is_cross_attention
-        self.use_bias = True  # read by `fuse_projections`
-        self.to_q = nn.Linear(dim, dim)
-        self.to_k = nn.Linear(dim, dim)
-        self.to_v = nn.Linear(dim, dim)
-        self.to_out = nn.Linear(dim, dim)
-        self.set_processor(QAMDTAttnProcessor())
-
-    def forward(
-        self,
-        hidden_states: torch.Tensor,
-        encoder_hidden_states: torch.Tensor | None = None,
-        attention_mask: torch.Tensor | None = None,
-    ) -> torch.Tensor:
-        return self.processor(self, hidden_states, encoder_hidden_states, attention_mask)
 
 
 def modulate(hidden_states: torch.Tensor, shift: torch.Tensor, scale: torch.Tensor) -> torch.Tensor:
@@ -150,9 +88,7 @@ TransformerBlockRegistry.register(
 )
 
 
-class QAMDTTransformer2DModel(
-    ModelMixin, AttentionMixin, ConfigMixin, PeftAdapterMixin, CacheMixin
-):
+class QAMDTTransformer2DModel(ModelMixin, AttentionMixin, ConfigMixin, PeftAdapterMixin, CacheMixin):
     """Predicts noise (or whatever it was trained to) in music latents, from text and from quality at three levels.
 
     The published network is the default configuration. An encoder with long skip connections is followed by a decoder
@@ -357,25 +293,28 @@ class QAMDTTransformer2DModel(
             return (sample,)
         return Transformer2DModelOutput(sample=sample)
 
+    def fixed_positions(self, grid_size: tuple[int, int], device: torch.device) -> torch.Tensor:
+        """Positions of the patches of a grid, of shape `(patches, dim)`, in float32."""
+        return sinusoidal_positions(
+            grid_size,
+            self.native_grid_size,
+            base_size=self.config.sample_size[0] // self.config.patch_size[0] * 2,
+            dim=self.config.num_attention_heads * self.config.attention_head_dim,
+            interpolation_scale=self.config.interpolation_scale,
+            device=device,
+        )
+
     def _embed_patches(
         self, latents: torch.Tensor, grid_size: tuple[int, int], frame_quality: torch.Tensor | None
     ) -> torch.Tensor:
         """Patches with their fixed positions and the quality of their time column, of shape `(batch, patches, dim)`."""
         tokens = self.patch_embed(latents)
-        positions = sinusoidal_positions(
-            grid_size,
-            self.native_grid_size,
-            base_size=self.config.sample_size[0] // self.config.patch_size[0] * 2,
-            dim=tokens.shape[-1],
-            interpolation_scale=self.config.interpolation_scale,
-            device=tokens.device,
-        )
-        tokens = tokens + positions.to(tokens.dtype)
+        tokens = tokens + self.fixed_positions(grid_size, tokens.device).to(tokens.dtype)
         if self.frame_quality_embed is not None:
             if frame_quality is None:
                 frame_quality = latents.new_zeros(latents.shape[0], 1)
-            columns = self.frame_quality_embed(frame_quality, grid_size[0])  # (B, time, D)
-            tokens = tokens + columns.repeat_interleave(grid_size[1], dim=1)
+            columns = self.frame_quality_embed(frame_quality, grid_size[0]).unsqueeze(2)  # (B, time, 1, D)
+            tokens = (tokens.unflatten(1, grid_size) + columns).flatten(1, 2)
         return tokens
 
     def _keep_patches(self, tokens: torch.Tensor, keep_ids: torch.Tensor) -> torch.Tensor:
@@ -440,16 +379,3 @@ class QAMDTTransformer2DModel(
                 )
         if keep_ids is not None and (keep_ids.ndim != 2 or keep_ids.shape[0] != batch_size):
             raise ValueError(f"`keep_ids` must have shape ({batch_size}, kept), got {tuple(keep_ids.shape)}.")
-
-
-def known_or_unknown(level: torch.Tensor | None, timestep: torch.Tensor) -> torch.Tensor:
-    """Quality levels of shape `(batch,)`, all of them 0 if nothing is known."""
-    return torch.zeros_like(timestep, dtype=torch.long) if level is None else level
-
-
-def masked_mean(states: torch.Tensor, mask: torch.Tensor | None) -> torch.Tensor:
-    """Mean over the real tokens of each text, of shape `(batch, dim)`."""
-    if mask is None:
-        return states.mean(dim=1)
-    weights = mask.to(states.dtype).unsqueeze(-1)  # (B, L, 1)
-    return (states * weights).sum(dim=1) / weights.sum(dim=1).clamp(min=1)
