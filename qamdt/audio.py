@@ -6,6 +6,7 @@ time before frequency, as in AudioLDM.
 
 from __future__ import annotations
 
+import io
 import os
 import tempfile
 from pathlib import Path
@@ -65,8 +66,9 @@ def read_audio(
 def write_audio(path: str | os.PathLike, waveform: torch.Tensor | np.ndarray, sampling_rate: int) -> None:
     """Writes mono samples `(samples,)` to a wav, flac, ogg or mp3 file, whole or not at all.
 
-    The samples go to a temporary file beside `path`, which then takes its place, so that a full disk or a
-    killed process leaves no half-written file behind. Samples beyond ±1 are limited to ±1.
+    The file is encoded in memory, because libsndfile passes over a full disk in silence, and goes to a temporary file
+    that then takes the place of `path`: a full disk or a killed process leaves no half-written file behind. Samples
+    beyond ±1 are limited to ±1.
 
     Raises:
         ValueError: `path` has an unknown extension, or `waveform` is not one finite mono signal.
@@ -79,21 +81,21 @@ def write_audio(path: str | os.PathLike, waveform: torch.Tensor | np.ndarray, sa
     samples = np.asarray(waveform.detach().cpu() if isinstance(waveform, torch.Tensor) else waveform, dtype=np.float32)
     if samples.ndim != 1 or not np.isfinite(samples).all():
         raise ValueError(f"`waveform` must be finite mono samples of shape (samples,), got shape {samples.shape}.")
+    encoded = io.BytesIO()
+    soundfile.write(encoded, samples.clip(-1, 1), sampling_rate, format=file_format)
     try:
         handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.", suffix=".part")
     except FileNotFoundError as error:
         raise FileNotFoundError(f"The folder of `path` must exist, got {str(path)!r}.") from error
     try:
         with os.fdopen(handle, "wb") as file:
-            soundfile.write(file, samples.clip(-1, 1), sampling_rate, format=file_format)
+            file.write(encoded.getbuffer())
             file.flush()
             os.fsync(file.fileno())
         os.chmod(temporary, 0o644)
         os.replace(temporary, path)
-    except soundfile.LibsndfileError as error:
-        raise OSError(
-            f"Could not write {str(path)!r}: {error} Free some disk space or choose another `path`."
-        ) from error
+    except OSError as error:
+        raise OSError(f"Could not write {str(path)!r}: {error}. Free disk space or choose another `path`.") from error
     finally:
         Path(temporary).unlink(missing_ok=True)
 

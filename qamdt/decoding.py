@@ -59,15 +59,16 @@ def mel_to_waveform(
         Waveforms of shape `(batch, frames * hop_length)` in float32.
     """
     frames = mel_spectrogram[:, 0]
-    hop_length = _samples_per_frame(vocoder)
+    hop_length = samples_per_frame(vocoder)
 
     def vocode(chunk: torch.Tensor) -> torch.Tensor:
-        return vocoder(chunk).reshape(len(chunk), -1)  # SpeechT5HifiGan drops the batch dimension of one clip
+        # HiFi-GAN drops the batch dimension of a single clip and adds a few samples at the end.
+        return vocoder(chunk).reshape(len(chunk), -1)[:, : chunk.shape[1] * hop_length]
 
     return _in_chunks(vocode, frames, hop_length, chunk_frames, context_frames).float()
 
 
-def _samples_per_frame(vocoder: nn.Module) -> int:
+def samples_per_frame(vocoder: nn.Module) -> int:
     """The hop of the spectrogram: given as such, or as the product of HiFi-GAN's upsampling rates."""
     if "hop_length" in vocoder.config:
         return vocoder.config.hop_length
