@@ -21,7 +21,9 @@ from diffusers import AutoencoderKL
 from tqdm import tqdm
 from transformers import AutoModel, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 
+from qamdt import embedded
 from qamdt.audio import SAMPLING_RATE, LogMel, normalize_waveform, read_audio
+from qamdt.cpu_memory import keep_freed_memory
 from qamdt.manifest import Record, read_manifest, resolve_clip_path
 from qamdt.quality import QualityStats
 from qamdt.shards import (
@@ -92,7 +94,7 @@ def encode_corpus(
     out.mkdir(parents=True, exist_ok=True)
     for leftover in out.glob(".*.tmp"):
         leftover.unlink()
-    autoencoder = AutoencoderKL.from_pretrained(vae).to(device, dtype).eval()
+    autoencoder = AutoencoderKL.from_pretrained(vae, torch_dtype=dtype).to(device).eval()
     _check_settings(out, Path(vae), str(text_encoder or "embedded"))
     bad_clips = _encode_clips(
         records, Path(manifest), autoencoder, out, batch_size=batch_size, clips_per_shard=clips_per_shard
@@ -113,9 +115,7 @@ def encode_corpus(
 def load_text_encoder(folder: str | Path | None) -> tuple[PreTrainedTokenizerBase, PreTrainedModel]:
     """Loads tokenizer and text encoder from a folder or Hub id, or the embedded sentence encoder."""
     if folder is None:
-        from qamdt.embedded import load_text_encoder as load_embedded_text_encoder
-
-        return load_embedded_text_encoder()
+        return embedded.load_text_encoder()
     tokenizer = AutoTokenizer.from_pretrained(folder)
     model = AutoModel.from_pretrained(folder)
     return tokenizer, (model.get_encoder() if model.config.is_encoder_decoder else model).eval()
@@ -319,6 +319,7 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--limit", type=int, help="only so many clips, for a trial")
     arguments = vars(parser.parse_args(argv))
     arguments["dtype"] = DTYPES[arguments["dtype"]]
+    keep_freed_memory()
     try:
         num_bad_clips = encode_corpus(**arguments)
     except (ValueError, OSError, RuntimeError) as error:
