@@ -1,0 +1,72 @@
+"""Puts separately trained parts together to a model folder that `QAMDTPipeline.from_pretrained` opens.
+
+    python -m pipelines.assemble --vae runs/vae/vae --vocoder runs/vocoder/vocoder --transformer runs/mini/export \
+        --out qamdt/weights/qamdt-mini
+
+The text encoder is not stored: the embedded model takes it from the package that carries it.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import shutil
+from pathlib import Path
+
+import torch
+from diffusers import AutoencoderKL, DPMSolverMultistepScheduler
+
+from pipelines.pipeline_qamdt import QAMDTPipeline
+from qamdt.models.transformer_qamdt import QAMDTTransformer2DModel
+from qamdt.models.vocoder_istft import ISTFTVocoder
+from qamdt.quality import QualityStats
+
+
+DTYPES = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16}
+
+
+def assemble(vae: Path, vocoder: Path, transformer: Path, out: Path, dtype: torch.dtype) -> int:
+    """Writes the model folder and returns its size in bytes.
+
+    Args:
+        vae: Folder of the autoencoder; its `scaling_factor` is replaced by the one that the training measured.
+        vocoder: Folder of the vocoder.
+        transformer: The `export` folder of `train_qamdt.py`, with `transformer/`, `scheduler/`, `training.json` and
+            `quality_stats.json`.
+        out: The folder to write; a model card that lies there stays.
+        dtype: What the weights are stored in; loading brings them back to float32.
+    """
+    training = json.loads((transformer / "training.json").read_text())
+    stats_file = transformer / "quality_stats.json"
+    autoencoder = AutoencoderKL.from_pretrained(vae)
+    autoencoder.register_to_config(scaling_factor=training["scaling_factor"])
+    pipe = QAMDTPipeline(
+        vae=autoencoder,
+        text_encoder=None,
+        tokenizer=None,
+        transformer=QAMDTTransformer2DModel.from_pretrained(transformer / "transformer"),
+        scheduler=DPMSolverMultistepScheduler.from_pretrained(transformer / "scheduler"),
+        vocoder=ISTFTVocoder.from_pretrained(vocoder),
+        quality_stats=QualityStats.load(stats_file).to_dict() if stats_file.is_file() else None,
+    )
+    for part in ("vae", "transformer", "vocoder", "scheduler"):
+        shutil.rmtree(out / part, ignore_errors=True)
+    pipe.to(dtype).save_pretrained(out)
+    return sum(file.stat().st_size for file in out.rglob("*") if file.is_file())
+
+
+def main(argv: list[str] | None = None) -> None:
+    """Command line."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--vae", type=Path, required=True)
+    parser.add_argument("--vocoder", type=Path, required=True)
+    parser.add_argument("--transformer", type=Path, required=True, help="the `export` folder of train_qamdt.py")
+    parser.add_argument("--out", type=Path, required=True)
+    parser.add_argument("--dtype", choices=DTYPES, default="float16", help="of the stored weights (%(default)s)")
+    arguments = parser.parse_args(argv)
+    size = assemble(arguments.vae, arguments.vocoder, arguments.transformer, arguments.out, DTYPES[arguments.dtype])
+    print(f"{arguments.out}: {size / 1e6:.1f} MB")
+
+
+if __name__ == "__main__":
+    main()
