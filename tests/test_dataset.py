@@ -1,0 +1,199 @@
+import dataclasses
+import math
+
+import numpy as np
+import pytest
+import torch
+
+from qamdt.config import DataConfig
+from qamdt.dataset import EpochSampler, LatentDataset, collate
+from qamdt.manifest import Record
+from qamdt.quality import QualityStats
+from qamdt.shards import INDEX_NAME, LatentShards, list_shards, write_json, write_latent_shard, write_text_shard
+
+
+NUM_CLIPS, NUM_FRAMES, TEXT_DIM = 12, 20, 4
+STATS = QualityStats(mean=3, std=1, edges=(2, 2.5, 3, 4), prefix_edges=(2.2, 3.8), scorer="test", num_clips=NUM_CLIPS)
+PREFIXES = ("", "low quality, ", "medium quality, ", "high quality, ")
+
+
+def text_state(text):
+    """States that spell the text, so that a test can tell whose they are."""
+    return torch.tensor([float(ord(letter)) for letter in text + "."]).unsqueeze(-1).repeat(1, TEXT_DIM)
+
+
+@pytest.fixture
+def shards(tmp_path):
+    """Two shards in which everything about clip i says i: latents, captions and quality."""
+    for start in range(0, NUM_CLIPS, 8):
+        numbers = range(start, min(start + 8, NUM_CLIPS))
+        curves = [torch.full((NUM_FRAMES,), 1 + i / 4) for i in numbers]
+        records = [
+            Record(
+                id=f"clip-{i}",
+                path=f"{i}.wav",
+                duration_in_s=1.6,
+                captions=(f"song {i}", f"music {i}"),
+                source="first" if i < 6 else "second",
+                quality_score=1 + i / 4,
+            )
+            for i in numbers
+        ]
+        means = [torch.full((2, NUM_FRAMES, 3), float(i)) + torch.arange(NUM_FRAMES)[:, None] / 100 for i in numbers]
+        write_latent_shard(tmp_path, records, means, [torch.zeros_like(mean) for mean in means], curves)
+    captions = [f"{word} {i}" for i in range(NUM_CLIPS) for word in ("song", "music")]
+    texts = ["", *(prefix + caption for prefix in PREFIXES for caption in captions)]
+    write_text_shard(tmp_path, texts, [text_state(text) for text in texts])
+    write_json(tmp_path / INDEX_NAME, {"scaling_factor": 1.0, "quality": STATS.to_dict(), "max_captions": None})
+    return tmp_path
+
+
+def make_dataset(shards, **changes):
+    return LatentDataset(DataConfig(latents=str(shards), **{"crop_in_frames": 8, **changes}), seed=0)
+
+
+def test_audio_caption_and_quality_of_a_draw_belong_to_one_clip(shards):
+    dataset = make_dataset(shards, quality_dropout=0, clip_quality_dropout=0, frame_quality_dropout=0, text_dropout=0)
+    for epoch in range(20):
+        for number in range(NUM_CLIPS):
+            sample = dataset[epoch, number]
+            clip = int(sample.id.removeprefix("clip-"))
+            score = 1 + clip / 4
+            assert math.floor(sample.latents.min()) == clip
+            assert sample.quality_score == score
+            assert sample.quality_level == STATS.level(score)
+            assert sample.frame_quality.unique().tolist() == pytest.approx([STATS.fractional_level(score)])
+            assert sample.text.removeprefix(STATS.prefix(score)) in (f"song {clip}", f"music {clip}")
+            torch.testing.assert_close(sample.encoder_hidden_states, text_state(sample.text))
+
+
+def test_the_score_of_a_crop_is_the_mean_of_its_own_frames(tmp_path, shards):
+    curve = torch.linspace(1, 5, NUM_FRAMES)
+    record = Record(id="rising", path="r.wav", duration_in_s=1.6, captions=("song 0",), quality_score=3.0)
+    mean = torch.arange(NUM_FRAMES).float()[None, :, None].expand(2, -1, 3)
+    write_latent_shard(shards, [record], [mean], [torch.zeros_like(mean)], [curve])
+    dataset = make_dataset(shards, quality_dropout=0, clip_quality_dropout=0, frame_quality_dropout=0, text_dropout=0)
+    starts = set()
+    for epoch in range(30):
+        sample = dataset[epoch, NUM_CLIPS]
+        start = round(sample.latents[0, 0, 0].item())
+        starts.add(start)
+        assert sample.quality_score == pytest.approx(curve[start : start + 8].mean().item(), abs=1e-3)
+        expected = STATS.fractional_level(curve[start : start + 8])
+        torch.testing.assert_close(sample.frame_quality, expected)
+    assert len(starts) > 8
+
+
+def test_conditions_are_left_out_each_by_itself_and_as_often_as_asked(shards):
+    dataset = make_dataset(shards, prefix_probability=0.5)
+    samples = [dataset[epoch, number] for epoch in range(100) for number in range(NUM_CLIPS)]
+
+    def share(is_left_out):
+        return np.mean([is_left_out(sample) for sample in samples])
+
+    assert share(lambda s: s.text == "") == pytest.approx(0.1, abs=0.03)
+    assert share(lambda s: s.quality_level == 0) == pytest.approx(1 - 0.9 * 0.9, abs=0.04)
+    assert share(lambda s: s.frame_quality.sum() == 0) == pytest.approx(1 - 0.9 * 0.7, abs=0.04)
+    assert share(lambda s: s.global_quality == 0) == pytest.approx(1 - 0.9 * 0.7, abs=0.04)
+    assert share(lambda s: "quality, " in s.text) == pytest.approx(0.9 * 0.9 * 0.5, abs=0.05)
+    in_one_batch = {sample.text == "" for sample in samples[:64]}
+    assert in_one_batch == {True, False}
+
+
+def test_text_without_quality_has_no_prefix(shards):
+    dataset = make_dataset(shards, quality_dropout=1.0, prefix_probability=1.0)
+    samples = [dataset[0, number] for number in range(NUM_CLIPS)]
+    assert not any("quality" in sample.text for sample in samples)
+    assert all(sample.quality_level == sample.global_quality == 0 for sample in samples)
+
+
+def test_a_draw_does_not_depend_on_what_was_drawn_before(shards):
+    first, second = make_dataset(shards), make_dataset(shards)
+    for number in range(NUM_CLIPS):
+        first[0, number]
+    a, b = first[3, 5], second[3, 5]
+    assert (a.text, a.seed, a.quality_level) == (b.text, b.seed, b.quality_level)
+    torch.testing.assert_close(a.latents, b.latents)
+
+
+def test_global_quality_can_be_that_of_the_source(shards):
+    dataset = make_dataset(shards, global_quality_from="source", quality_dropout=0, global_quality_dropout=0)
+    means = {"first": np.mean([1 + i / 4 for i in range(6)]), "second": np.mean([1 + i / 4 for i in range(6, 12)])}
+    assert dataset[0, 0].global_quality == STATS.level(means["first"])
+    assert dataset[0, 11].global_quality == STATS.level(means["second"])
+
+
+def test_collate_pads_texts_and_marks_the_padding(shards):
+    dataset = make_dataset(shards)
+    samples = [dataclasses.replace(dataset[0, i], encoder_hidden_states=torch.ones(i + 1, TEXT_DIM)) for i in range(3)]
+    batch = collate(samples)
+    assert batch.encoder_hidden_states.shape == (3, 3, TEXT_DIM)
+    assert batch.encoder_attention_mask.tolist() == [[True, False, False], [True, True, False], [True, True, True]]
+    assert batch.encoder_hidden_states.sum(dim=(1, 2)).tolist() == [TEXT_DIM, 2 * TEXT_DIM, 3 * TEXT_DIM]
+
+
+def test_no_clip_is_lost_or_doubled_over_ranks_and_epochs():
+    draws = []
+    for rank in range(2):
+        batches = iter(EpochSampler(30, batch_size=5, seed=1, rank=rank, num_ranks=2))
+        draws += [draw for _ in range(6) for draw in next(batches)]
+    assert sorted(draws) == [(epoch, number) for epoch in range(2) for number in range(30)]
+
+
+def test_epochs_differ_in_order_and_resuming_takes_up_the_row():
+    def take(num_batches, start=0):
+        batches = iter(EpochSampler(7, batch_size=3, seed=1, start=start))
+        return [draw for _ in range(num_batches) for draw in next(batches)]
+
+    row = take(14)
+    assert row[:7] != [(0, number) for _, number in row[7:14]]
+    assert take(9, start=15) == row[15:42]
+
+
+def test_workers_read_what_one_process_reads(shards):
+    def read(num_workers):
+        dataset = make_dataset(shards)
+        sampler = EpochSampler(len(dataset), batch_size=4, seed=0)
+        loader = torch.utils.data.DataLoader(
+            dataset, batch_sampler=sampler, collate_fn=collate, num_workers=num_workers
+        )
+        batches = iter(loader)
+        return [next(batches) for _ in range(5)]
+
+    for alone, together in zip(read(0), read(2), strict=True):
+        assert alone.ids == together.ids
+        torch.testing.assert_close(alone.latents, together.latents)
+
+
+def test_short_clips_are_counted_and_too_long_crops_refused(shards):
+    record = Record(id="short", path="s.wav", duration_in_s=0.4)
+    mean = torch.zeros(2, 5, 3)
+    write_latent_shard(shards, [record], [mean], [mean], [torch.full((5,), math.nan)])
+    assert make_dataset(shards).num_short_clips == 1
+    with pytest.raises(ValueError, match=r"`data.crop_in_frames` is 99, but the longest clip in .* has 20"):
+        make_dataset(shards, crop_in_frames=99)
+
+
+def test_damaged_shards_are_named(shards):
+    first, second = list_shards(shards, "latents")
+    content = second.read_bytes()
+    second.write_bytes(content[: len(content) // 2])
+    with pytest.raises(RuntimeError, match="latents-00001.safetensors is damaged"):
+        LatentShards(shards)
+    second.write_bytes(content)
+    (shards / "records-00001.jsonl").write_text("")
+    with pytest.raises(RuntimeError, match="holds 4 entries, but records-00001.jsonl has 0 lines"):
+        LatentShards(shards)
+
+
+def test_latents_that_are_not_finite_are_named(shards):
+    mean = torch.full((2, 8, 3), math.inf)
+    record = Record(id="broken", path="b.wav", duration_in_s=1.0)
+    write_latent_shard(shards, [record], [mean], [torch.zeros_like(mean)], [torch.ones(8)])
+    with pytest.raises(ValueError, match="clip 'broken' in .* has latents that are not finite"):
+        LatentShards(shards).read(NUM_CLIPS, 0, 8)
+
+
+def test_an_unfinished_folder_is_refused(tmp_path):
+    with pytest.raises(FileNotFoundError, match="is no finished folder of latents"):
+        LatentDataset(DataConfig(latents=str(tmp_path)), seed=0)

@@ -1,0 +1,81 @@
+import json
+import os
+
+import pytest
+
+from qamdt.manifest import Record, read_manifest, resolve_clip_path, write_manifest
+
+
+def make_record(**changes):
+    return Record(**{"id": "a", "path": "audio/a.flac", "duration_in_s": 10.24, **changes})
+
+
+def write_lines(path, *lines):
+    path.write_text("".join(line if isinstance(line, str) else json.dumps(line) + "\n" for line in lines))
+    return path
+
+
+def test_what_is_written_is_read_back(tmp_path):
+    records = [
+        make_record(captions=("a song", "ein Stück"), tags={"tempo_bpm": 90}, quality_score=4, extra={"clap": 0.5}),
+        make_record(id="b", quality_frames=(1.5, 2), quality_frame_rate=4.0, quality_scorer="whisq"),
+    ]
+    write_manifest(tmp_path / "manifest.jsonl", records)
+    assert read_manifest(tmp_path / "manifest.jsonl") == records
+    assert os.listdir(tmp_path) == ["manifest.jsonl"]
+
+
+@pytest.mark.parametrize(
+    ("line", "message"),
+    [
+        ("{broken\n", "line 2: Expecting property name"),
+        ("[1]\n", "line 2: expected a JSON object"),
+        ({"id": "b", "path": "b.wav"}, r"line 2: the fields \['duration_in_s'\] are missing"),
+        ({"id": "b", "path": "b.wav", "duration_in_s": "10"}, "line 2: `duration_in_s` must be a number, got '10'"),
+        ({"id": "b", "path": "../b.wav", "duration_in_s": 1}, "line 2: `path` must be relative and stay inside"),
+        ({"id": "b", "path": "/b.wav", "duration_in_s": 1}, "line 2: `path` must be relative and stay inside"),
+        ({"id": "a", "path": "b.wav", "duration_in_s": 1}, "line 2: the id 'a' was used in line 1"),
+        ({"id": "b", "path": "b.wav", "duration_in_s": 1, "quality_score": 9}, "between 1 and 5, got 9"),
+        ({"id": "b", "path": "b.wav", "duration_in_s": 1, "captions": "text"}, "`captions` must be a list of strings"),
+        ({"id": "b", "path": "b.wav", "duration_in_s": 1, "quality_frames": [2.0]}, "lack a `quality_frame_rate`"),
+        ({"id": "b", "path": "b.wav", "duration_in_s": 0}, "must have `duration_in_s` > 0"),
+    ],
+)
+def test_a_bad_line_is_named(tmp_path, line, message):
+    path = write_lines(tmp_path / "manifest.jsonl", make_record().to_dict(), line)
+    with pytest.raises(ValueError, match=message):
+        read_manifest(path)
+
+
+def test_a_torn_last_line_is_tolerated_only_on_request(tmp_path):
+    path = write_lines(tmp_path / "manifest.jsonl", make_record().to_dict(), '{"id": "b", "pa')
+    assert [record.id for record in read_manifest(path, allow_torn_tail=True)] == ["a"]
+    with pytest.raises(ValueError, match="line 2"):
+        read_manifest(path)
+
+
+def test_a_missing_manifest_is_named(tmp_path):
+    with pytest.raises(FileNotFoundError, match=r"no manifest at '.*nothing\.jsonl'"):
+        read_manifest(tmp_path / "nothing.jsonl")
+
+
+def test_a_link_that_leads_out_of_the_root_is_refused(tmp_path):
+    (tmp_path / "root").mkdir()
+    (tmp_path / "secret.wav").write_bytes(b"")
+    (tmp_path / "root" / "a.wav").symlink_to(tmp_path / "secret.wav")
+    with pytest.raises(ValueError, match="leads out of"):
+        resolve_clip_path(tmp_path / "root" / "manifest.jsonl", make_record(path="a.wav"))
+
+
+def test_a_failed_write_leaves_the_old_manifest(tmp_path):
+    path = tmp_path / "manifest.jsonl"
+    write_manifest(path, [make_record()])
+
+    def failing_records():
+        yield make_record(id="b")
+        raise OSError("disk full")
+
+    with pytest.raises(OSError, match="disk full"):
+        write_manifest(path, failing_records())
+    assert [record.id for record in read_manifest(path)] == ["a"]
+    assert os.listdir(tmp_path) == ["manifest.jsonl"]
