@@ -51,8 +51,13 @@ from qamdt.training import (
 )
 
 
-def train(config: TrainConfig) -> dict:
-    """Runs the training and returns its last state."""
+def train(config: TrainConfig, stop: "StopSignal") -> dict:
+    """Runs the training and returns its last state.
+
+    Args:
+        config: The settings of the run.
+        stop: Looked at after every update; once it is requested, the run saves and ends.
+    """
     run = config.run
     output_dir = Path(run.output_dir)
     accelerator = Accelerator(mixed_precision=run.mixed_precision)
@@ -114,7 +119,6 @@ def train(config: TrainConfig) -> dict:
 
     # Train.
     clock = Clock(state["minutes"])
-    stop = StopSignal()
     saved_at = clock.minutes()
     logged: list[torch.Tensor] = []
     log_start, log_samples = time.monotonic(), state["samples"]
@@ -275,8 +279,15 @@ class StopSignal:
 
     def __init__(self):
         self.is_requested = False
-        for number in (signal.SIGTERM, signal.SIGINT):
-            signal.signal(number, self._request)
+        self._handlers: dict[int, object] = {}
+
+    def __enter__(self) -> "StopSignal":
+        self._handlers = {number: signal.signal(number, self._request) for number in (signal.SIGTERM, signal.SIGINT)}
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        for number, handler in self._handlers.items():
+            signal.signal(number, handler)
 
     def _request(self, number: int, frame: object) -> None:
         self.is_requested = True
@@ -349,7 +360,8 @@ def main(argv: list[str] | None = None) -> int:
             return 0
         if not (Path(config.data.latents) / INDEX_NAME).is_file() and config.data.num_pieces_to_render:
             render_latents(Path(config.data.latents), config.data.num_pieces_to_render)
-        train(config)
+        with StopSignal() as stop:
+            train(config, stop)
     except (ValueError, OSError, RuntimeError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 2

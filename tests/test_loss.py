@@ -1,0 +1,121 @@
+import pytest
+import torch
+from diffusers import DDPMScheduler
+
+from qamdt.config import LossConfig
+from qamdt.dataset import Batch
+from qamdt.loss import NoiseSchedule, diffusion_loss, draw, passes_of_step, sample_keep_ids
+from qamdt.models.transformer_qamdt import QAMDTTransformer2DModel
+
+
+SCHEDULER = DDPMScheduler(beta_start=0.0015, beta_end=0.0195, beta_schedule="scaled_linear")
+
+
+def make_batch(batch_size=4, seeds=None):
+    return Batch(
+        ids=["clip"] * batch_size,
+        texts=[""] * batch_size,
+        latents=torch.randn(batch_size, 2, 8, 4),
+        encoder_hidden_states=torch.randn(batch_size, 3, 6),
+        encoder_attention_mask=torch.ones(batch_size, 3, dtype=torch.bool),
+        quality_level=torch.ones(batch_size, dtype=torch.long),
+        frame_quality=None,
+        global_quality=None,
+        seeds=list(range(batch_size)) if seeds is None else seeds,
+    )
+
+
+def make_transformer():
+    model = QAMDTTransformer2DModel(
+        sample_size=(8, 4),
+        patch_size=(2, 2),
+        in_channels=2,
+        num_layers=3,
+        num_decoder_layers=1,
+        num_attention_heads=2,
+        attention_head_dim=8,
+        cross_attention_dim=6,
+    )
+    torch.nn.init.normal_(model.proj_out.weight, std=0.1)
+    return model
+
+
+def test_noise_and_targets_are_those_of_the_schedulers_of_inference():
+    schedule = NoiseSchedule(LossConfig())
+    latents, noise = torch.randn(3, 2, 4, 4), torch.randn(3, 2, 4, 4)
+    timesteps = torch.tensor([0, 400, 999])
+    expected = SCHEDULER.add_noise(latents, noise, timesteps)
+    torch.testing.assert_close(schedule.add_noise(latents, noise, timesteps), expected)
+    velocity = SCHEDULER.get_velocity(latents, noise, timesteps)
+    torch.testing.assert_close(schedule.target("v_prediction", latents, noise, timesteps), velocity)
+    assert schedule.target("epsilon", latents, noise, timesteps) is noise
+
+
+def test_min_snr_weighs_the_same_error_in_the_clean_latents_alike():
+    """A prediction of noise or of velocity that implies the same latents has the same weighted loss."""
+    schedule = NoiseSchedule(LossConfig())
+    timesteps = torch.arange(0, 1000, 37)
+    alpha = schedule.alphas_cumprod[timesteps]
+    snr = alpha / (1 - alpha)
+    # An error of one in the latents is an error of sqrt(snr) in the noise and of sqrt(snr + 1) in the velocity.
+    epsilon = schedule.weights("epsilon", 5.0, timesteps) * snr
+    velocity = schedule.weights("v_prediction", 5.0, timesteps) * (snr + 1)
+    torch.testing.assert_close(epsilon, velocity)
+    torch.testing.assert_close(epsilon, snr.clamp(max=5.0))
+    assert schedule.weights("epsilon", None, timesteps).unique().tolist() == [1.0]
+
+
+def test_a_sample_meets_the_same_noise_in_every_batch():
+    together = draw(make_batch(4, seeds=[3, 1, 4, 5]), 8, 1000)
+    alone = draw(make_batch(1, seeds=[4]), 8, 1000)
+    assert together.timesteps[2] == alone.timesteps[0]
+    torch.testing.assert_close(together.noise[2], alone.noise[0])
+    torch.testing.assert_close(together.mask_noise[2], alone.mask_noise[0])
+
+
+def test_timesteps_are_uniform():
+    timesteps = draw(make_batch(4000), 1, 1000).timesteps
+    assert timesteps.min() < 5
+    assert timesteps.max() > 994
+    counts = torch.histc(timesteps.float(), bins=4, min=0, max=1000)
+    assert counts.min() > 900
+
+
+def test_keep_ids_are_distinct_and_as_many_as_asked():
+    keep_ids = sample_keep_ids(torch.rand(5, 10), mask_ratio=0.3)
+    assert keep_ids.shape == (5, 7)
+    assert all(len(set(row)) == 7 for row in keep_ids.tolist())
+
+
+def test_masked_pass_differs_from_the_full_one_and_trains_the_side_interpolator():
+    torch.manual_seed(0)
+    transformer, batch = make_transformer(), make_batch()
+    config = LossConfig(mask_ratio=0.5)
+    schedule, draws = NoiseSchedule(config), draw(batch, 8, 1000)
+    full = diffusion_loss(transformer, batch, draws, schedule, config, is_masked=False)
+    full.backward()
+    assert transformer.mask_token.grad is None
+    masked = diffusion_loss(transformer, batch, draws, schedule, config, is_masked=True)
+    masked.backward()
+    assert transformer.mask_token.grad.abs().sum() > 0
+    assert full.item() != pytest.approx(masked.item(), rel=1e-6)
+
+
+def test_loss_of_a_batch_is_the_mean_over_its_samples():
+    torch.manual_seed(0)
+    transformer, batch, config = make_transformer(), make_batch(2, seeds=[8, 9]), LossConfig()
+    schedule = NoiseSchedule(config)
+    both = diffusion_loss(transformer, batch, draw(batch, 8, 1000), schedule, config, is_masked=False)
+    singles = []
+    for i in range(2):
+        values = {name: getattr(batch, name) for name in batch.__dataclass_fields__}
+        single = Batch(**{name: value if value is None else value[i : i + 1] for name, value in values.items()})
+        singles.append(diffusion_loss(transformer, single, draw(single, 8, 1000), schedule, config, is_masked=False))
+    torch.testing.assert_close(both, torch.stack(singles).mean())
+
+
+def test_passes_of_a_step():
+    assert [passes_of_step(LossConfig(passes="alternate"), step) for step in range(3)] == [[False], [True], [False]]
+    assert passes_of_step(LossConfig(passes="both"), 7) == [False, True]
+    assert passes_of_step(LossConfig(passes="full"), 7) == [False]
+    assert passes_of_step(LossConfig(passes="masked"), 6) == [True]
