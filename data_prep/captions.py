@@ -2,21 +2,38 @@
 
 import numpy as np
 
-from data_prep.composition import Piece
-from data_prep.instruments import INSTRUMENTS
+from data_prep.composer.composition import Piece
+from data_prep.composer.instruments import INSTRUMENTS
 
 
-FAST_BPM, MODERATE_BPM, SLOW_BPM = 132, 100, 76
+FAST_BPM, MODERATE_BPM, SLOW_BPM = 132, 104, 76
+SOFT_VELOCITY = 75  # below it a piece is not called upbeat, however fast it is
+# Style names that stand alone; the others are followed by "piece", "track" or "music".
+NOUNS = (
+    "song",
+    "tune",
+    "piece",
+    "track",
+    "groove",
+    "jam",
+    "soundscape",
+    "ballad",
+    "waltz",
+    "march",
+    "score",
+    "chorale",
+)
+NOUNS += ("hymn", "shuffle", "beat", "music", "blues", "jazz")
 
 
-def tempo_words(tempo_bpm: int) -> tuple[str, ...]:
+def tempo_words(piece: Piece) -> tuple[str, ...]:
     """Words for a tempo; each word belongs to one range of tempi only."""
-    if tempo_bpm < SLOW_BPM:
+    if piece.tempo_bpm < SLOW_BPM:
         return ("slow",)
-    if tempo_bpm < MODERATE_BPM:
-        return ("moderate", "unhurried")
-    if tempo_bpm < FAST_BPM:
-        return ("mid-tempo", "upbeat")
+    if piece.tempo_bpm < MODERATE_BPM:
+        return ("mid-tempo", "moderately paced")
+    if piece.tempo_bpm < FAST_BPM:
+        return ("moderately fast",) if piece.mood.velocity < SOFT_VELOCITY else ("upbeat", "lively")
     return ("fast", "quick")
 
 
@@ -51,6 +68,11 @@ class _Phrases:
     def style(self) -> str:
         return self.choose(self.piece.style.names)
 
+    def music(self) -> str:
+        """The style as a noun: "waltz", "techno track", "baroque music"."""
+        style = self.style()
+        return style if style.split()[-1] in NOUNS else f"{style} {self.choose(('piece', 'track', 'music'))}"
+
     def tempo(self) -> str:
         bpm = self.piece.tempo_bpm
         return self.choose((f"{bpm} bpm", f"{bpm} BPM", f"{bpm} beats per minute"))
@@ -76,7 +98,7 @@ class _Phrases:
         """The mood, the tempo in a word, both or neither."""
         words = [self.mood()] if self.happens(0.7) else []
         if self.happens(0.4):
-            words.insert(0, self.choose(tempo_words(self.piece.tempo_bpm)))
+            words.insert(0, self.choose(tempo_words(self.piece)))
         return " ".join(words)
 
     def facts(self, key_chance: float, tempo_chance: float) -> str:
@@ -89,21 +111,19 @@ class _Phrases:
         return facts
 
     def full(self) -> str:
-        head = _words(self.adjectives(), self.style())
+        head = _words(self.adjectives(), self.choose((self.style(), self.music())))
         return f"{head} with {self.players()}{self.facts(0.6, 0.9)}"
 
     def sentence(self) -> str:
         verb = self.choose(("played by", "performed by", "featuring", "for"))
-        players = self.players()
-        style = self.style()
-        noun = "" if style.split()[-1] in _NOUNS else self.choose((" piece", " track"))
-        head = _words(self.mood(), style) + noun
-        sentence = f"{_article(head)} {head}{self.facts(0.5, 0.5)}, {verb} {players}."
+        head = _words(self.mood(), self.music())
+        opening = head if head.endswith("music") else f"{_article(head)} {head}"
+        sentence = f"{opening}{self.facts(0.5, 0.5)}, {verb} {self.players()}."
         return sentence[0].upper() + sentence[1:]
 
     def without_numbers(self) -> str:
         if self.happens(0.5):
-            return _words(self.adjectives(), self.players(), "playing", self.style())
+            return f"{self.players()} playing {_words(self.adjectives(), self.music())}"
         return f"{_words(self.adjectives(), self.style())}, {self.players()}"
 
     def tag_list(self) -> str:
@@ -127,12 +147,6 @@ class _Phrases:
         return f"{self.players()} at {self.tempo()}"
 
 
-_NOUNS = (
-    "song", "tune", "piece", "track", "groove", "jam", "soundscape", "invention", "ballad", "waltz", "march", "score",
-    "chorale", "hymn", "shuffle", "beat", "techno", "house",
-)
-
-
 def _join(names: list[str]) -> str:
     return names[0] if len(names) == 1 else f"{', '.join(names[:-1])} and {names[-1]}"
 
@@ -142,4 +156,4 @@ def _words(*words: str) -> str:
 
 
 def _article(phrase: str) -> str:
-    return "an" if phrase[0].lower() in "aeiou" or phrase.startswith("80s") or phrase.startswith("808") else "a"
+    return "an" if phrase[0].lower() in "aeiou" else "a"

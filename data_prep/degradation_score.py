@@ -6,10 +6,10 @@ no listening test, and says nothing about how good the music is.
 The measure, for each frame of 32 ms every 16 ms:
 
 1. power in 40 bands that are about one critical band wide, in decibel;
-2. everything below an audibility floor is raised to it: 55 dB below the loudest band of the original clip, and what
+2. everything below an audibility floor is raised to it: 65 dB below the loudest band of the original clip, and what
    the louder neighbouring bands of the same frame mask;
-3. the mean absolute difference in decibel over the bands that are audible in either signal, added noise and missing
-   music alike;
+3. the mean absolute difference in decibel over the bands that are audible in either signal; what was added (noise,
+   hum, distortion) counts more than what is missing, because an addition draws attention to itself;
 4. averaged over 160 ms and mapped by `5 - 4 d / (d + HALF_WAY_DB)`: 5 without difference, 3 at `HALF_WAY_DB`.
 
 The clip's score is the same map of the mean distance, where bad moments weigh more than good ones.
@@ -22,9 +22,10 @@ import numpy as np
 
 SCORER = "log-spectral-distance"
 FRAME_RATE = 12.5
-HALF_WAY_DB = 5.0
+HALF_WAY_DB = 4.5
+ADDED_WEIGHT = 1.4
 NUM_BANDS = 40
-FLOOR_DB = 55.0
+FLOOR_DB = 65.0
 MASKING_SLOPE_DB = 12.0
 
 
@@ -53,7 +54,9 @@ def _masked_levels(levels: np.ndarray, floor_db: float) -> np.ndarray:
     masked = np.maximum(levels, floor_db)
     for distance in (1, 2):
         masked[:, distance:] = np.maximum(masked[:, distance:], levels[:, :-distance] - MASKING_SLOPE_DB * distance)
-        masked[:, :-distance] = np.maximum(masked[:, :-distance], levels[:, distance:] - 1.6 * MASKING_SLOPE_DB * distance)
+        masked[:, :-distance] = np.maximum(
+            masked[:, :-distance], levels[:, distance:] - 1.6 * MASKING_SLOPE_DB * distance
+        )
     return masked
 
 
@@ -79,7 +82,8 @@ def degradation_mos(reference: np.ndarray, degraded: np.ndarray, sampling_rate: 
     levels = _band_levels(reference, sampling_rate)
     floor_db = float(levels.max()) - FLOOR_DB
     original, heard = (_masked_levels(x, floor_db) for x in (levels, _band_levels(degraded, sampling_rate)))
-    difference = np.abs(original - heard)
+    change = heard - original
+    difference = np.where(change > 0, ADDED_WEIGHT * change, -change)
     is_audible = (original > floor_db) | (heard > floor_db)
     distances = difference.sum(axis=1) / np.maximum(is_audible.sum(axis=1), NUM_BANDS // 4)
 

@@ -103,14 +103,13 @@ def add_codec(waveform: np.ndarray, sampling_rate: int, severity: float, generat
     formats = (("OGG", "OPUS"), ("MP3", "MPEG_LAYER_III"), ("OGG", "VORBIS"))
     container, codec = formats[int(generator.integers(len(formats)))]
     buffer = io.BytesIO()
-    level = min(0.99, 0.5 + 0.49 * severity)
+    level = 0.99 * severity**0.5
     soundfile.write(buffer, waveform, sampling_rate, format=container, subtype=codec, compression_level=level)
     buffer.seek(0)
     decoded, _ = soundfile.read(buffer, dtype="float64")
     decoded = np.pad(decoded, (0, max(0, len(waveform) - len(decoded))))[: len(waveform)]
-    if severity > 0.5:  # a codec for speech at a low rate also narrows the band
-        decoded = _low_pass(decoded, sampling_rate, _interpolate((severity - 0.5) * 2, 7000.0, 2500.0))
-    return decoded
+    # Where rates get low, codecs give up the high frequencies.
+    return _low_pass(decoded, sampling_rate, _interpolate(severity, 7900.0, 1500.0))
 
 
 def _low_pass(waveform: np.ndarray, sampling_rate: int, cutoff_hz: float) -> np.ndarray:
@@ -118,14 +117,16 @@ def _low_pass(waveform: np.ndarray, sampling_rate: int, cutoff_hz: float) -> np.
     return signal.sosfiltfilt(sections, waveform)
 
 
-def limit_band(waveform: np.ndarray, sampling_rate: int, severity: float, generator: np.random.Generator) -> np.ndarray:
-    """Removes the high frequencies, from 7.2 kHz down to 0.6 kHz."""
-    return _low_pass(waveform, sampling_rate, _interpolate(severity, 7200.0, 600.0))
+def limit_band(
+    waveform: np.ndarray, sampling_rate: int, severity: float, generator: np.random.Generator
+) -> np.ndarray:
+    """Removes the high frequencies, from 7.5 kHz down to 0.5 kHz."""
+    return _low_pass(waveform, sampling_rate, _interpolate(severity, 7500.0, 500.0))
 
 
 def add_noise(waveform: np.ndarray, sampling_rate: int, severity: float, generator: np.random.Generator) -> np.ndarray:
-    """Adds hiss between white and pink, from 55 dB to 0 dB below the music."""
-    return waveform + _noise(len(waveform), generator) * _level(waveform) * 10 ** (-(55 - 55 * severity) / 20)
+    """Adds hiss between white and pink, from 50 dB below the music to its own loudness and beyond."""
+    return waveform + _noise(len(waveform), generator) * _level(waveform) * 10 ** (-(50 - 55 * severity) / 20)
 
 
 def _noise(num_samples: int, generator: np.random.Generator) -> np.ndarray:
@@ -138,23 +139,27 @@ def _noise(num_samples: int, generator: np.random.Generator) -> np.ndarray:
 
 
 def add_hum(waveform: np.ndarray, sampling_rate: int, severity: float, generator: np.random.Generator) -> np.ndarray:
-    """Adds mains hum with its harmonics, from 45 dB below the music to 4 dB above it."""
+    """Adds mains hum with its harmonics, from 45 dB below the music to 8 dB above it."""
     mains_hz = float(generator.choice((50.0, 60.0)))
     time = np.arange(len(waveform)) / sampling_rate
     hum = np.zeros(len(waveform))
     for harmonic in range(1, 24):
         hum += np.sin(2 * np.pi * mains_hz * harmonic * time + generator.uniform(0, 2 * np.pi)) / harmonic**0.8
-    return waveform + hum / _level(hum) * _level(waveform) * 10 ** (-(45 - 49 * severity) / 20)
+    return waveform + hum / _level(hum) * _level(waveform) * 10 ** (-(45 - 53 * severity) / 20)
 
 
-def clip_peaks(waveform: np.ndarray, sampling_rate: int, severity: float, generator: np.random.Generator) -> np.ndarray:
+def clip_peaks(
+    waveform: np.ndarray, sampling_rate: int, severity: float, generator: np.random.Generator
+) -> np.ndarray:
     """Overdrives by up to 36 dB and cuts the peaks off, at the same loudness."""
     peak = float(np.abs(waveform).max()) + 1e-9
     driven = np.clip(waveform / peak * 10 ** (36 * severity / 20), -1.0, 1.0)
     return driven * _level(waveform) / _level(driven)
 
 
-def add_reverb(waveform: np.ndarray, sampling_rate: int, severity: float, generator: np.random.Generator) -> np.ndarray:
+def add_reverb(
+    waveform: np.ndarray, sampling_rate: int, severity: float, generator: np.random.Generator
+) -> np.ndarray:
     """Puts the music far away in a room that grows: decaying noise as impulse response, mixed with the direct sound."""
     decay_in_s = _interpolate(severity, 0.3, 3.0)
     length = int(1.2 * decay_in_s * sampling_rate)
@@ -168,8 +173,8 @@ def add_reverb(waveform: np.ndarray, sampling_rate: int, severity: float, genera
 
 def drop_out(waveform: np.ndarray, sampling_rate: int, severity: float, generator: np.random.Generator) -> np.ndarray:
     """Silences short stretches, more and longer ones with severity."""
-    gaps_per_s = _interpolate(severity, 0.5, 6.0)
-    gap_in_s = _interpolate(severity, 0.01, 0.09)
+    gaps_per_s = _interpolate(severity, 1.0, 7.0)
+    gap_in_s = _interpolate(severity, 0.01, 0.1)
     gate = np.ones(len(waveform))
     for slot in range(int(len(waveform) / sampling_rate * gaps_per_s)):
         start = int((slot + generator.uniform(0.1, 0.8)) / gaps_per_s * sampling_rate)
@@ -178,9 +183,11 @@ def drop_out(waveform: np.ndarray, sampling_rate: int, severity: float, generato
     return waveform * signal.fftconvolve(gate, ramp / ramp.sum(), mode="same").clip(0.0, 1.0)
 
 
-def crush_bits(waveform: np.ndarray, sampling_rate: int, severity: float, generator: np.random.Generator) -> np.ndarray:
-    """Rounds to few amplitude steps, from 11 bits to 3."""
-    steps = 2 ** (10.0 - 8.0 * severity)
+def crush_bits(
+    waveform: np.ndarray, sampling_rate: int, severity: float, generator: np.random.Generator
+) -> np.ndarray:
+    """Rounds to few amplitude steps, from 11 bits to 2."""
+    steps = 2 ** (10.0 - 9.0 * severity)
     peak = float(np.abs(waveform).max()) + 1e-9
     return np.round(waveform / peak * steps) / steps * peak
 

@@ -18,7 +18,7 @@ import numpy as np
 from tqdm import tqdm
 
 from data_prep.captions import write_captions
-from data_prep.composition import Piece, compose
+from data_prep.composer.composition import Piece, compose
 from data_prep.degradation_score import FRAME_RATE, SCORER, degradation_mos
 from data_prep.degradations import Degradation, degrade, draw_degradation
 from data_prep.synthesis import DEFAULT_SOUNDFONT, Synthesizer, check_soundfont, import_fluidsynth
@@ -148,7 +148,9 @@ def render_corpus(
     done = _read_progress(folder)
     missing = [index for index in range(num_pieces) if index not in done]
     with (folder / "progress.jsonl").open("a", encoding="utf-8") as progress:
-        for index, records in tqdm(_rendered(missing, folder, settings, num_workers), total=len(missing), unit="piece"):
+        for index, records in tqdm(
+            _rendered(missing, folder, settings, num_workers), total=len(missing), unit="piece"
+        ):
             progress.write(json.dumps({"index": index, "records": [record.to_dict() for record in records]}) + "\n")
             progress.flush()
             done[index] = records
@@ -231,9 +233,14 @@ def main(argv: list[str] | None = None) -> None:
     parser.add_argument("--num-workers", type=int, default=1, help="number of processes (default %(default)s)")
     parser.add_argument("--duration-in-s", type=float, default=10.24, help="length of a clip (default %(default)s)")
     parser.add_argument(
-        "--degraded-share", type=float, default=0.6, help="share of the pieces with a degraded clip (default %(default)s)"
+        "--degraded-share",
+        type=float,
+        default=0.6,
+        help="share of the pieces with a degraded clip (default %(default)s)",
     )
-    parser.add_argument("--soundfont", default=str(DEFAULT_SOUNDFONT), help="General MIDI soundfont (default %(default)s)")
+    parser.add_argument(
+        "--soundfont", default=str(DEFAULT_SOUNDFONT), help="General MIDI soundfont (default %(default)s)"
+    )
     arguments = parser.parse_args(argv)
     try:
         settings = CorpusSettings(

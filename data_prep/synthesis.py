@@ -6,7 +6,7 @@ from pathlib import Path
 import numpy as np
 import soxr
 
-from data_prep.composition import Piece
+from data_prep.composer.composition import Piece
 
 
 DEFAULT_SOUNDFONT = Path("/usr/share/sounds/sf2/FluidR3_GM.sf2")

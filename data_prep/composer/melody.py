@@ -1,15 +1,22 @@
 """Melodic parts: tunes built from repeated motifs, counter-melodies, running figures and two-handed keyboard music."""
 
-from data_prep.accompaniment import guide_tones, play_arpeggio, play_chords
-from data_prep.harmony import nearest_pitch, pitches_between
-from data_prep.instruments import Instrument
-from data_prep.score import Note, PatternNote, Score, parse_pattern
+from data_prep.composer.accompaniment import guide_tones, play_arpeggio, play_chords
+from data_prep.composer.harmony import nearest_pitch, pitches_between
+from data_prep.composer.instruments import Instrument
+from data_prep.composer.score import Note, PatternNote, Score, parse_pattern
 
 
 # Melody rhythms by bar length: sixteen sixteenths, three quarters in sixteenths, four triplets.
 RHYTHMS_IN_FOUR = {
     "sparse": ("x-------x-------", "x-----------x---", "....x---x-------", "x-------x---x---", "x---x-----------"),
-    "medium": ("x---x---x---x---", "x--x--x-x-------", "..x-x-x-x-----x-", "x-----x-x---x---", "x---x-x-x-----..", "x--x--x---x-x---"),
+    "medium": (
+        "x---x---x---x---",
+        "x--x--x-x-------",
+        "..x-x-x-x-----x-",
+        "x-----x-x---x---",
+        "x---x-x-x-----..",
+        "x--x--x---x-x---",
+    ),
     "busy": ("x-x-x-x-x---x-x-", "x-x-x---x-x-x---", "x--xx-x-x-x-x---", "..x-x-xxx-x-x---", "x-xxx-x-x-xxx-x-"),
 }
 RHYTHMS_IN_THREE = {
@@ -67,12 +74,17 @@ def write_tune(score: Score, low: int, high: int, *, density: str, gate: float =
             chord = score.chord_at(bar, written.step)
             ladder = pitches_between(chord.scale, low, high)
             goal = _step_along(ladder, pitch, move)
-            is_strong = written.step % (2 * score.style.steps_per_beat) == 0 or written.num_steps >= score.style.steps_per_beat * 2
+            is_strong = (
+                written.step % (2 * score.style.steps_per_beat) == 0
+                or written.num_steps >= score.style.steps_per_beat * 2
+            )
             if is_strong:
                 goal = min(pitches_between(chord.pitch_classes[:3], low, high), key=lambda p: (abs(p - goal), p))
             pitch = goal
             symbol = "X" if written.step == 0 else "x"
-            notes.append(score.note(bar, PatternNote(written.step, written.num_steps, symbol), pitch, gate=gate, offset=offset))
+            notes.append(
+                score.note(bar, PatternNote(written.step, written.num_steps, symbol), pitch, gate=gate, offset=offset)
+            )
     return notes
 
 
@@ -151,7 +163,9 @@ def write_keyboard(score: Score, instrument: Instrument) -> list[Note]:
     density = "medium" if score.mood.density == "sparse" and score.style.chord_size < 5 else score.mood.density
     right = write_tune(score, low, min(low + 20, instrument.high), density=density, gate=0.95)
     if instrument.low > 50:
-        return right + play_arpeggio(score, instrument, score.choose(score.style.arpeggios), centre=instrument.low + 6, gate=1.5)
+        return right + play_arpeggio(
+            score, instrument, score.choose(score.style.arpeggios), centre=instrument.low + 6, gate=1.5
+        )
     if score.style.swing > 0.6 and score.style.chord_size >= 4:
         return right + _guide_tone_left_hand(score)
     if score.style.beats_per_bar == 3 or score.style.name == "march":

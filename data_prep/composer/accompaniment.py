@@ -1,8 +1,8 @@
 """Chordal parts: comping, pads, arpeggios, strumming and four-part harmony."""
 
-from data_prep.harmony import Chord, close_voicing, nearest_pitch
-from data_prep.instruments import Instrument
-from data_prep.score import Note, PatternNote, Score, parse_pattern
+from data_prep.composer.harmony import Chord, close_voicing, nearest_pitch
+from data_prep.composer.instruments import Instrument
+from data_prep.composer.score import Note, PatternNote, Score, parse_pattern
 
 
 STRUM_IN_BEATS = 0.025  # delay from one string to the next
@@ -179,7 +179,9 @@ def _with_passing_notes(score: Score, notes: list[Note]) -> list[Note]:
     moved = []
     for note, following in zip(notes, [*notes[1:], None], strict=True):
         leap = 0 if following is None else following.pitch - note.pitch
-        between = [pitch for pitch in range(min(note.pitch, note.pitch + leap) + 1, max(note.pitch, note.pitch + leap))]
+        between = [
+            pitch for pitch in range(min(note.pitch, note.pitch + leap) + 1, max(note.pitch, note.pitch + leap))
+        ]
         bar = int(note.start // score.style.beats_per_bar)
         scale = score.chord_at(bar, 0).scale
         passing = [pitch for pitch in between if pitch % 12 in scale]

@@ -5,12 +5,13 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from data_prep import accompaniment, melody, rhythm_section
-from data_prep.harmony import Chord, Key
-from data_prep.instruments import Instrument, get_instrument
-from data_prep.moods import MOODS, Mood
-from data_prep.score import ChordSpan, Note, Score
-from data_prep.styles import STYLES, Ensemble, Style
+from data_prep.composer import accompaniment, melody, rhythm_section
+from data_prep.composer.harmony import Chord, Key
+from data_prep.composer.instruments import Instrument, get_instrument
+from data_prep.composer.moods import MOODS, Mood
+from data_prep.composer.score import ChordSpan, Note, Score
+from data_prep.composer.style import Ensemble, Style
+from data_prep.composer.styles import STYLES
 
 
 WRITERS = {

@@ -27,7 +27,9 @@ class Mood:
 
 
 def _mood(names: str, modes: str, tempo: tuple[float, float], velocity: int, density: str) -> Mood:
-    return Mood(names=tuple(names.split("/")), modes=tuple(modes.split()), tempo=tempo, velocity=velocity, density=density)
+    return Mood(
+        names=tuple(names.split("/")), modes=tuple(modes.split()), tempo=tempo, velocity=velocity, density=density
+    )
 
 
 MOODS = {

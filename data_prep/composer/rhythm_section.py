@@ -1,8 +1,8 @@
 """Drums and bass."""
 
-from data_prep.harmony import nearest_pitch, pitches_between
-from data_prep.instruments import Instrument
-from data_prep.score import Note, PatternNote, Score, parse_pattern
+from data_prep.composer.harmony import nearest_pitch, pitches_between
+from data_prep.composer.instruments import Instrument
+from data_prep.composer.score import Note, PatternNote, Score, parse_pattern
 
 
 # General MIDI percussion keys.
@@ -23,7 +23,17 @@ DRUM_KEYS = {
     "tom": 45,
 }
 # How loud each drum is beside the mood's velocity.
-DRUM_OFFSETS = {"hat": -22, "open_hat": -20, "ride": -18, "shaker": -26, "crash": -6, "cymbal": -8, "clave": -8, "cowbell": -18, "rim": -4}
+DRUM_OFFSETS = {
+    "hat": -22,
+    "open_hat": -20,
+    "ride": -18,
+    "shaker": -26,
+    "crash": -6,
+    "cymbal": -8,
+    "clave": -8,
+    "cowbell": -18,
+    "rim": -4,
+}
 
 
 def write_drums(score: Score, instrument: Instrument) -> list[Note]:
@@ -58,7 +68,9 @@ def _fill(score: Score, bar: int, first_step: int) -> list[Note]:
     drums = ("snare", "snare", "tom", "tom")
     steps = [step for step in range(first_step, score.style.steps_per_bar) if score.happens(0.75)]
     keys = [DRUM_KEYS[drums[(step - first_step) % len(drums)]] for step in steps]
-    return [Note(score.beat(bar, step), 0.2, key, score.velocity("x", -4)) for step, key in zip(steps, keys, strict=True)]
+    return [
+        Note(score.beat(bar, step), 0.2, key, score.velocity("x", -4)) for step, key in zip(steps, keys, strict=True)
+    ]
 
 
 def write_timpani(score: Score, instrument: Instrument) -> list[Note]:
@@ -119,10 +131,14 @@ def write_walking_bass(score: Score, instrument: Instrument) -> list[Note]:
                 pitch = nearest_pitch(chord.root, centre)
             else:
                 tones = chord.pitch_classes if beat % 2 == 0 else chord.scale
-                options = [p for p in pitches_between(tones, instrument.low, instrument.high) if 0 < abs(p - pitch) <= 7]
+                options = [
+                    p for p in pitches_between(tones, instrument.low, instrument.high) if 0 < abs(p - pitch) <= 7
+                ]
                 next_beat = (bar, step + steps_per_beat) if beat + 1 < score.style.beats_per_bar else (bar + 1, 0)
                 goal = nearest_pitch(score.chord_at(*next_beat).root, centre)
-                pitch = min(options, key=lambda p: abs(p - goal) + 0.5 * abs(p - pitch) + 3 * float(score.generator.random()))
+                pitch = min(
+                    options, key=lambda p: abs(p - goal) + 0.5 * abs(p - pitch) + 3 * float(score.generator.random())
+                )
             notes.append(score.note(bar, PatternNote(step, steps_per_beat, "x"), pitch, gate=0.92))
     return notes
 
@@ -152,7 +168,9 @@ def write_ground_line(score: Score, instrument: Instrument) -> list[Note]:
                 pitch = nearest_pitch(chord.root, centre)
             elif is_on_beat or score.happens(0.35):
                 tones = chord.pitch_classes if is_on_beat else chord.scale
-                options = [p for p in pitches_between(tones, instrument.low, instrument.high) if 0 < abs(p - pitch) <= 5]
+                options = [
+                    p for p in pitches_between(tones, instrument.low, instrument.high) if 0 < abs(p - pitch) <= 5
+                ]
                 pitch = score.choose(options)
             else:
                 continue

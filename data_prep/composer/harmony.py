@@ -110,7 +110,9 @@ def four_part_voicing(chord: Chord, previous: list[int] | None, rng: np.random.G
     for bass in bass_options:
         for tenor in pitches_between(chord.pitch_classes, *ranges[1]):
             for alto in pitches_between(chord.pitch_classes, max(tenor, ranges[2][0]), min(tenor + 12, ranges[2][1])):
-                for soprano in pitches_between(chord.pitch_classes, max(alto + 1, ranges[3][0]), min(alto + 12, ranges[3][1])):
+                for soprano in pitches_between(
+                    chord.pitch_classes, max(alto + 1, ranges[3][0]), min(alto + 12, ranges[3][1])
+                ):
                     voicing = [bass, tenor, alto, soprano]
                     missing = len(set(chord.pitch_classes[:3]) - {pitch % 12 for pitch in voicing})
                     motion = [b - a for a, b in zip(start, voicing, strict=True)]

@@ -1,12 +1,16 @@
 """The score every part is written against: notes, chords bar by bar, and step patterns turned into beats."""
 
+import math
 from dataclasses import dataclass, field
 
 import numpy as np
 
-from data_prep.harmony import Chord, Key, four_part_voicing
-from data_prep.moods import Mood
-from data_prep.styles import Style
+from data_prep.composer.harmony import Chord, Key, four_part_voicing
+from data_prep.composer.moods import Mood
+from data_prep.composer.style import Style
+
+
+SWELL = 6  # how much louder, in MIDI velocity, the middle of a four-bar phrase is
 
 
 @dataclass(frozen=True)
@@ -100,7 +104,8 @@ class Score:
         """Plays a pattern note: accents become velocity, `gate` is the sounding share of the written length."""
         start = self.beat(bar, written.step)
         end = self.beat(bar, written.step + written.num_steps)
-        return Note(start, max(0.05, (end - start) * gate), pitch, self.velocity(written.symbol, offset))
+        swell = 0 if self.style.is_sequenced else round(SWELL * math.sin(math.pi * (bar % 4 + written.step / 16) / 4))
+        return Note(start, max(0.05, (end - start) * gate), pitch, self.velocity(written.symbol, offset + swell))
 
     def velocity(self, symbol: str = "x", offset: int = 0) -> int:
         """Draws a MIDI velocity around the mood's level for an accented `X`, plain or soft `o` note."""

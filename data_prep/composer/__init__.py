@@ -1,0 +1,1 @@
+"""Composes music by rule: styles, harmony, and the writers of every part."""
