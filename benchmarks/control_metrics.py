@@ -46,7 +46,7 @@ WORDINGS = (
 )
 TEMPO_TOLERANCE = 0.04
 # What high quality should do to each measure, against low quality.
-EXPECTED_SIGN = {"rolloff_hz": +1, "high_band_level_db": +1, "noise_floor_db": -1}
+EXPECTED_SIGN = {"bandwidth_hz": +1, "rolloff_hz": +1, "noise_floor_db": -1}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -97,9 +97,19 @@ def generate_clips(model: str | None, prompts: list[Wanted], seconds: float) -> 
         yield wanted, output.audios[0]
 
 
-def read_clips(manifest: Path) -> Iterator[tuple[Wanted, np.ndarray]]:
-    """Reads the rendered clips of a corpus, with what their tags say of them."""
+def read_clips(manifest: Path, split: str | None, low_below: float) -> Iterator[tuple[Wanted, np.ndarray]]:
+    """Reads the rendered clips of a corpus, with what their tags say of them.
+
+    Args:
+        manifest: The corpus.
+        split: Value of the tag `split` of the clips to read; all when `None`.
+        low_below: Degraded clips with a quality score of at least this are passed over: they sound nearly clean.
+    """
     for record in tqdm(read_manifest(manifest), desc="clips"):
+        if split is not None and record.tags["split"] != split:
+            continue
+        if record.tags["degradation"] and record.quality_score >= low_below:
+            continue
         instruments = record.tags["instruments"]
         wanted = Wanted(
             pair=str(record.tags["piece_id"]),
@@ -118,8 +128,8 @@ def read_clips(manifest: Path) -> Iterator[tuple[Wanted, np.ndarray]]:
 def measure(waveform: np.ndarray) -> dict:
     """All signal measures of one clip."""
     return {
+        "bandwidth_hz": signal_measures.bandwidth_hz(waveform, SAMPLING_RATE),
         "rolloff_hz": signal_measures.rolloff_hz(waveform, SAMPLING_RATE),
-        "high_band_level_db": signal_measures.high_band_level_db(waveform, SAMPLING_RATE),
         "noise_floor_db": signal_measures.noise_floor_db(waveform, SAMPLING_RATE),
         "tempo_bpm": signal_measures.tempo_bpm(waveform, SAMPLING_RATE),
         "key": signal_measures.key_name(waveform, SAMPLING_RATE),
@@ -230,13 +240,17 @@ def main(argv: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--model", help="folder or Hub id; the embedded model when left out")
     parser.add_argument("--manifest", type=Path, help="measure these rendered clips instead of generating")
+    parser.add_argument("--split", help="with --manifest: only clips whose tag `split` has this value")
+    parser.add_argument(
+        "--low-below", type=float, default=3.0, help="with --manifest: a clip of low quality scores less (%(default)s)"
+    )
     parser.add_argument("--num-prompts", type=int, default=20)
     parser.add_argument("--seconds", type=float, default=10.0, help="length of each generated clip")
     parser.add_argument("--output", help="JSON file for the summary and every clip")
     arguments = parser.parse_args(argv)
 
     if arguments.manifest:
-        sounds = read_clips(arguments.manifest)
+        sounds = read_clips(arguments.manifest, arguments.split, arguments.low_below)
     else:
         sounds = generate_clips(arguments.model, write_prompts(arguments.num_prompts), arguments.seconds)
     clips = [(wanted, measure(waveform)) for wanted, waveform in sounds]
