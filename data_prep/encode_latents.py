@@ -127,7 +127,7 @@ def list_training_texts(record: Record, stats: QualityStats | None, max_captions
     The score of a crop is a mean over part of the clip's curve, so it lies between the curve's extremes, and every
     prefix from the one of the worst moment to the one of the best may be asked for.
     """
-    captions = record.captions[:max_captions]
+    captions = record.captions[:max_captions] or ("",)
     if stats is None or record.quality_score is None:
         return ["", *captions]
     curve = record.quality_frames or (record.quality_score,)
@@ -136,7 +136,7 @@ def list_training_texts(record: Record, stats: QualityStats | None, max_captions
     between = (low_edge, (low_edge + high_edge) / 2, high_edge)
     scores = [lowest, highest, *(score for score in between if lowest < score < highest)]
     prefixes = sorted({"", *(stats.prefix(score) for score in scores)})
-    return ["", *prefixes[1:], *(prefix + caption for prefix in prefixes for caption in captions)]
+    return ["", *(prefix + caption for prefix in prefixes for caption in captions)]
 
 
 def resample_curve(record: Record, num_frames: int) -> torch.Tensor:
