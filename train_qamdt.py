@@ -136,7 +136,7 @@ def train(config: TrainConfig, stop: "StopSignal") -> dict:
         share = 1 / (len(passes) * run.gradient_accumulation_steps)
         for micro_step in range(run.gradient_accumulation_steps):
             batch = select_conditions(next(batches).to(accelerator.device), model.config)
-            draws = draw(batch, grid_size[0] * grid_size[1], config.loss.num_train_timesteps)
+            draws = draw(batch, grid_size[0] * grid_size[1], config.loss)
             for number, is_masked in enumerate(passes):
                 is_last = micro_step == run.gradient_accumulation_steps - 1 and number == len(passes) - 1
                 with attention_kernel(accelerator), sync_gradients(accelerator, transformer, is_last):

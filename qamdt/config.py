@@ -61,7 +61,8 @@ class LossConfig:
         passes: "full" trains the network as it is used; "masked" hides patches from its encoder (the published
             training); "both" does one pass of each a step and averages the losses (MDT); "alternate" takes turns,
             at about half the cost of "both".
-        mask_ratio: Share of the patches that a masked pass hides.
+        min_mask_ratio: Share of the patches that a masked pass hides at least; drawn anew for each batch.
+        max_mask_ratio: Share of the patches that it hides at most.
     """
 
     prediction_type: Literal["epsilon", "v_prediction"] = "v_prediction"
@@ -70,7 +71,15 @@ class LossConfig:
     beta_end: float = 0.0195
     min_snr_gamma: float | None = 5.0
     passes: Literal["full", "masked", "both", "alternate"] = "both"
-    mask_ratio: float = 0.3
+    min_mask_ratio: float = 0.3
+    max_mask_ratio: float = 0.5
+
+    def __post_init__(self):
+        if not 0 <= self.min_mask_ratio <= self.max_mask_ratio < 1:
+            raise ValueError(
+                "`loss.min_mask_ratio` and `loss.max_mask_ratio` must satisfy 0 <= min <= max < 1, "
+                f"got {self.min_mask_ratio} and {self.max_mask_ratio}."
+            )
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -15,27 +15,39 @@ from qamdt.dataset import Batch
 
 @dataclass(frozen=True)
 class DiffusionDraws:
-    """What is random in one step: timesteps `(batch,)`, noise like the latents, mask noise `(batch, patches)`."""
+    """What is random in one step.
+
+    Args:
+        timesteps: Of shape `(batch,)`.
+        noise: Shaped like the latents.
+        mask_noise: Uniform, of shape `(batch, patches)`; orders the patches for hiding.
+        mask_ratio: Share of the patches to hide, one for the batch.
+    """
 
     timesteps: torch.Tensor
     noise: torch.Tensor
     mask_noise: torch.Tensor
+    mask_ratio: float
 
 
-def draw(batch: Batch, num_patches: int, num_train_timesteps: int) -> DiffusionDraws:
+def draw(batch: Batch, num_patches: int, config: LossConfig) -> DiffusionDraws:
     """Draws timesteps (uniform), noise and mask noise, each sample's from its own seed.
 
-    So a sample meets the same noise whichever batch, rank or resumed run it lands in.
+    So a sample meets the same noise whichever batch, rank or resumed run it lands in. The ratio hangs on the batch.
     """
     timesteps, noises, mask_noises = [], [], []
     for seed in batch.seeds:
         generator = torch.Generator().manual_seed(seed)
-        timesteps.append(torch.randint(num_train_timesteps, (), generator=generator))
+        timesteps.append(torch.randint(config.num_train_timesteps, (), generator=generator))
         noises.append(torch.randn(batch.latents.shape[1:], generator=generator))
         mask_noises.append(torch.rand(num_patches, generator=generator))
+    ratio = torch.rand((), generator=torch.Generator().manual_seed(sum(batch.seeds) % 2**62)).item()
     device = batch.latents.device
     return DiffusionDraws(
-        torch.stack(timesteps).to(device), torch.stack(noises).to(device), torch.stack(mask_noises).to(device)
+        timesteps=torch.stack(timesteps).to(device),
+        noise=torch.stack(noises).to(device),
+        mask_noise=torch.stack(mask_noises).to(device),
+        mask_ratio=config.min_mask_ratio + ratio * (config.max_mask_ratio - config.min_mask_ratio),
     )
 
 
@@ -104,7 +116,7 @@ def diffusion_loss(
         batch: Samples.
         draws: Their timesteps, noise and mask noise.
         schedule: The forward diffusion.
-        config: Prediction type, weighting and mask ratio.
+        config: Prediction type and weighting.
         is_masked: Whether patches are hidden from the encoder blocks; the loss covers hidden patches as well.
     """
     noisy_latents = schedule.add_noise(batch.latents, draws.noise, draws.timesteps)
@@ -116,7 +128,7 @@ def diffusion_loss(
         quality_level=batch.quality_level,
         frame_quality=batch.frame_quality,
         global_quality=batch.global_quality,
-        keep_ids=sample_keep_ids(draws.mask_noise, config.mask_ratio) if is_masked else None,
+        keep_ids=sample_keep_ids(draws.mask_noise, draws.mask_ratio) if is_masked else None,
         return_dict=False,
     )[0]  # (B, C, T, F)
     target = schedule.target(config.prediction_type, batch.latents, draws.noise, draws.timesteps)

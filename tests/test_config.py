@@ -40,6 +40,7 @@ def test_overrides_replace_settings(tmp_path):
         ),
         ("loss=3", "`loss` must be a mapping, got 3"),
         ("run.max_steps=null", "both are null"),
+        ("loss.min_mask_ratio=0.7", "must satisfy 0 <= min <= max < 1, got 0.7 and 0.5"),
         ("batch_size", "an override must read `key=value`"),
         ("run.max_steps.more=1", "is no group of settings"),
     ],

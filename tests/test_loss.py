@@ -66,15 +66,15 @@ def test_min_snr_weighs_the_same_error_in_the_clean_latents_alike():
 
 
 def test_a_sample_meets_the_same_noise_in_every_batch():
-    together = draw(make_batch(4, seeds=[3, 1, 4, 5]), 8, 1000)
-    alone = draw(make_batch(1, seeds=[4]), 8, 1000)
+    together = draw(make_batch(4, seeds=[3, 1, 4, 5]), 8, LossConfig())
+    alone = draw(make_batch(1, seeds=[4]), 8, LossConfig())
     assert together.timesteps[2] == alone.timesteps[0]
     torch.testing.assert_close(together.noise[2], alone.noise[0])
     torch.testing.assert_close(together.mask_noise[2], alone.mask_noise[0])
 
 
 def test_timesteps_are_uniform():
-    timesteps = draw(make_batch(4000), 1, 1000).timesteps
+    timesteps = draw(make_batch(4000), 1, LossConfig()).timesteps
     assert timesteps.min() < 5
     assert timesteps.max() > 994
     counts = torch.histc(timesteps.float(), bins=4, min=0, max=1000)
@@ -87,11 +87,17 @@ def test_keep_ids_are_distinct_and_as_many_as_asked():
     assert all(len(set(row)) == 7 for row in keep_ids.tolist())
 
 
+def test_mask_ratio_spans_its_range():
+    ratios = [draw(make_batch(1, seeds=[seed]), 8, LossConfig()).mask_ratio for seed in range(200)]
+    assert 0.3 <= min(ratios) < 0.32
+    assert 0.48 < max(ratios) <= 0.5
+
+
 def test_masked_pass_differs_from_the_full_one_and_trains_the_side_interpolator():
     torch.manual_seed(0)
     transformer, batch = make_transformer(), make_batch()
-    config = LossConfig(mask_ratio=0.5)
-    schedule, draws = NoiseSchedule(config), draw(batch, 8, 1000)
+    config = LossConfig()
+    schedule, draws = NoiseSchedule(config), draw(batch, 8, LossConfig())
     full = diffusion_loss(transformer, batch, draws, schedule, config, is_masked=False)
     full.backward()
     assert transformer.mask_token.grad is None
@@ -105,12 +111,14 @@ def test_loss_of_a_batch_is_the_mean_over_its_samples():
     torch.manual_seed(0)
     transformer, batch, config = make_transformer(), make_batch(2, seeds=[8, 9]), LossConfig()
     schedule = NoiseSchedule(config)
-    both = diffusion_loss(transformer, batch, draw(batch, 8, 1000), schedule, config, is_masked=False)
+    both = diffusion_loss(transformer, batch, draw(batch, 8, LossConfig()), schedule, config, is_masked=False)
     singles = []
     for i in range(2):
         values = {name: getattr(batch, name) for name in batch.__dataclass_fields__}
         single = Batch(**{name: value if value is None else value[i : i + 1] for name, value in values.items()})
-        singles.append(diffusion_loss(transformer, single, draw(single, 8, 1000), schedule, config, is_masked=False))
+        singles.append(
+            diffusion_loss(transformer, single, draw(single, 8, LossConfig()), schedule, config, is_masked=False)
+        )
     torch.testing.assert_close(both, torch.stack(singles).mean())
 
 
