@@ -3,7 +3,7 @@
     python -m pipelines.assemble --vae runs/vae/vae --vocoder runs/vocoder/vocoder --transformer runs/mini/export \
         --out qamdt/weights/qamdt-mini
 
-The text encoder is not stored: the embedded model takes it from the package that carries it.
+The text encoder is not stored: the model takes it from the package that carries it.
 """
 
 from __future__ import annotations
@@ -17,6 +17,7 @@ import torch
 from diffusers import AutoencoderKL, DPMSolverMultistepScheduler
 
 from pipelines.pipeline_qamdt import QAMDTPipeline
+from qamdt.embedded import TEXT_ENCODER_PACKAGE
 from qamdt.models.transformer_qamdt import QAMDTTransformer2DModel
 from qamdt.models.vocoder_istft import ISTFTVocoder
 from qamdt.quality import QualityStats
@@ -48,6 +49,7 @@ def assemble(vae: Path, vocoder: Path, transformer: Path, out: Path, dtype: torc
         scheduler=DPMSolverMultistepScheduler.from_pretrained(transformer / "scheduler"),
         vocoder=ISTFTVocoder.from_pretrained(vocoder),
         quality_stats=QualityStats.load(stats_file).to_dict() if stats_file.is_file() else None,
+        text_encoder_package=TEXT_ENCODER_PACKAGE,
     )
     for part in ("vae", "transformer", "vocoder", "scheduler"):
         shutil.rmtree(out / part, ignore_errors=True)

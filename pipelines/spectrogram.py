@@ -1,0 +1,28 @@
+"""A picture of what was made: one mel spectrogram below the other."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import torch
+from matplotlib.figure import Figure
+
+from qamdt.audio import LogMel
+from qamdt.shards import write_atomically
+
+
+def draw_spectrograms(path: Path, waveforms: torch.Tensor, sampling_rate: int) -> None:
+    """Draws the log-mel spectrograms of waveforms `(batch, samples)` into a PNG file."""
+    mel_spectrograms = LogMel(sampling_rate)(waveforms)[:, 0]  # (B, frames, mel_bins)
+    seconds = waveforms.shape[1] / sampling_rate
+    figure = Figure(figsize=(10, 1 + 2.2 * len(waveforms)), layout="constrained")
+    for axes, mel_spectrogram in zip(
+        figure.subplots(len(waveforms), squeeze=False)[:, 0], mel_spectrograms, strict=True
+    ):
+        image = axes.imshow(
+            mel_spectrogram.T, origin="lower", aspect="auto", extent=(0, seconds, 0, 64), vmin=-11.5, vmax=1.5
+        )
+        axes.set_ylabel("mel bin")
+    axes.set_xlabel("seconds")
+    figure.colorbar(image, ax=figure.axes, label="log magnitude")
+    write_atomically(path, lambda file: figure.savefig(file, format="png"))

@@ -1,0 +1,208 @@
+"""The `qamdt` command, run in process: what it writes, what it skips, and how it fails."""
+
+import errno
+import json
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+import soundfile
+
+from pipelines.cli import SAMPLER_NAMES, main, parse_quality
+
+
+@pytest.fixture
+def run(pipe_dir, monkeypatch, tmp_path):
+    """Runs `qamdt` in an empty folder, with the tiny model as default and few steps."""
+    monkeypatch.setenv("QAMDT_MODEL", str(pipe_dir))
+    monkeypatch.chdir(tmp_path)
+
+    def run(*arguments):
+        few_steps = ["--steps", "2"] if arguments[0] == "generate" and "--steps" not in arguments else []
+        return main([*map(str, arguments), *few_steps])
+
+    return run
+
+
+def read(path):
+    return soundfile.read(path)[0]
+
+
+def test_one_prompt_makes_one_file_and_its_record(run, tmp_path):
+    assert (
+        run("generate", "calm piano", "--quality", "0:2,0.2:4.5", "--seconds", 0.5, "--seed", 3, "-o", "out.wav") == 0
+    )
+    assert soundfile.info(tmp_path / "out.wav").samplerate == 16_000
+    assert len(read(tmp_path / "out.wav")) == 8000
+    record = json.loads((tmp_path / "out.json").read_text())
+    assert record["settings"] == {
+        "prompt": "calm piano",
+        "model": str(tmp_path / "pipe"),
+        "quality": [[0.0, 2.0], [0.2, 4.5]],
+        "negative_prompt": "",
+        "seconds": 0.5,
+        "steps": 2,
+        "guidance": 3.5,
+        "sampler": None,
+        "eta": 0.0,
+        "seed": 3,
+    }
+    assert record["sound"] == {"sampling_rate": 16_000, "seconds": 0.5}
+    assert set(record["versions"]) == {"qamdt", "torch", "diffusers", "transformers", "python"}
+
+
+def test_a_take_depends_on_its_own_seed_only(run, tmp_path):
+    assert run("generate", "piano", "--seed", 5, "--num", 2, "-o", "several.flac") == 0
+    assert run("generate", "piano", "--seed", 6, "-o", "alone.flac") == 0
+    assert np.abs(read(tmp_path / "several-2.flac") - read(tmp_path / "alone.flac")).max() < 1e-3
+    assert json.loads((tmp_path / "several-2.json").read_text())["settings"]["seed"] == 6
+
+
+def test_a_file_of_prompts_is_continued_where_it_stopped(run, tmp_path, capsys):
+    (tmp_path / "prompts.txt").write_text("calm piano\n\n# not this\nfast drums!\n", encoding="utf-8")
+    command = ("generate", "--prompts", "prompts.txt", "--out-dir", "out", "--num", 2)
+    assert run(*command) == 0
+    names = ["0001-calm-piano-1", "0001-calm-piano-2", "0004-fast-drums-1", "0004-fast-drums-2"]
+    assert sorted(path.stem for path in (tmp_path / "out").glob("*.wav")) == names
+    first = read(tmp_path / "out" / "0004-fast-drums-2.wav")
+
+    times = {path: path.stat().st_mtime_ns for path in (tmp_path / "out").iterdir()}
+    (tmp_path / "out" / "0004-fast-drums-2.wav").unlink()
+    assert run(*command) == 0
+    assert "4 to make, 3 of them done before." in capsys.readouterr().out
+    changed = {path.stem for path, time in times.items() if path.stat().st_mtime_ns != time}
+    assert changed == {"0004-fast-drums-2"}
+    assert np.abs(read(tmp_path / "out" / "0004-fast-drums-2.wav") - first).max() < 1e-3
+
+    assert run(*command) == 0
+    assert "4 to make, 4 of them done before." in capsys.readouterr().out
+    assert run(*command, "--quality", "low") == 0
+    assert "4 to make, 0 of them done before." in capsys.readouterr().out
+
+
+def test_a_spectrogram_shows_every_take(run, tmp_path):
+    pytest.importorskip("matplotlib")
+    assert run("generate", "piano", "--num", 2, "--spectrogram", "out.png") == 0
+    assert (tmp_path / "out.png").read_bytes().startswith(b"\x89PNG")
+    assert (tmp_path / "music-1.wav").is_file()
+
+
+def test_a_spectrogram_without_matplotlib_says_how_to_get_it(run, tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
+    assert run("generate", "piano", "--spectrogram", "out.png") == 1
+    assert "pip install 'qamdt[demo]'" in capsys.readouterr().err
+    assert not (tmp_path / "music.wav").exists()
+
+
+@pytest.mark.parametrize("sampler", SAMPLER_NAMES)
+def test_every_sampler_runs(run, tmp_path, sampler):
+    assert run("generate", "piano", "--sampler", sampler, "--seconds", 0.1) == 0
+    settings = json.loads((tmp_path / "music.json").read_text())["settings"]
+    assert settings["eta"] == (1.0 if sampler == "paper" else 0.0)
+
+
+def test_info_describes_the_model(run, tmp_path, capsys):
+    assert run("info") == 0
+    text = capsys.readouterr().out
+    assert f"model         {tmp_path / 'pipe'}" in text
+    assert "QAMDTTransformer2DModel, 0.0" in text
+    assert "16000 Hz mono, 0.32 s" in text
+    assert "mean 3.80, deviation 0.20; levels 2 to 5 begin at 3.40, 3.60, 4.00, 4.20" in text
+    assert "DPMSolverMultistepScheduler, v_prediction" in text
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ((), "pass either a prompt or --prompts FILE"),
+        (("piano", "--prompts", "p.txt"), "pass either a prompt or --prompts FILE"),
+        (("piano", "--out-dir", "out"), "--out-dir goes with --prompts"),
+        (("--prompts", "p.txt"), "--prompts needs --out-dir"),
+        (("--prompts", "p.txt", "--out-dir", "out", "-o", "a.wav"), "takes neither -o nor --spectrogram"),
+        (("--prompts", "missing.txt", "--out-dir", "out"), "got 'missing.txt', which does not exist"),
+        (("piano", "-o", "out.aiff"), "-o must end in .wav, .flac, .ogg, .mp3, got 'out.aiff'"),
+        (("piano", "-o", "no/out.wav"), "the folder of -o must exist, got 'no/out.wav'"),
+        (("piano", "--spectrogram", "no/out.png"), "the folder of --spectrogram must exist"),
+    ],
+)
+def test_arguments_that_do_not_fit_together_are_refused(monkeypatch, tmp_path, capsys, arguments, message):
+    monkeypatch.chdir(tmp_path)
+    assert main(["generate", *arguments]) == 2
+    assert message in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (("piano", "--quality", "excellent"), "expected high, medium, low, unknown, a score from 1 to 5"),
+        (("piano", "--quality", "9"), "got '9'"),
+        (("piano", "--quality", "0:2,4"), "got '0:2,4'"),
+        (("piano", "--seconds", "-1"), "argument --seconds: expected a number greater than 0, got '-1'"),
+        (("piano", "--seconds", "nan"), "expected a number greater than 0, got 'nan'"),
+        (("piano", "--num", "0"), "argument --num: expected a whole number of at least 1, got '0'"),
+        (("piano", "--seed", "-1"), "argument --seed: expected a whole number of at least 0, got '-1'"),
+        (("piano", "--guidance", "-1"), "argument --guidance: expected a number of at least 0"),
+        (("piano", "--sampler", "magic"), "invalid choice: 'magic'"),
+        (("piano", "--nonsense"), "unrecognized arguments: --nonsense"),
+    ],
+)
+def test_arguments_that_mean_nothing_are_refused(capsys, arguments, message):
+    with pytest.raises(SystemExit) as stop:
+        main(["generate", *arguments])
+    assert stop.value.code == 2
+    assert message in capsys.readouterr().err
+
+
+def test_what_only_the_model_can_refuse_is_a_wrong_argument_too(run, tmp_path, capsys):
+    assert run("generate", "piano", "--seconds", 3600) == 2
+    assert "at most 600, got 3600" in capsys.readouterr().err
+    assert not (tmp_path / "music.wav").exists()
+
+
+@pytest.mark.parametrize(
+    ("content", "message"), [(b"# nothing\n\n", "at least one prompt"), (b"\xff\xfe\x00", "must be a UTF-8 text file")]
+)
+def test_a_file_without_prompts_is_refused(run, tmp_path, capsys, content, message):
+    (tmp_path / "prompts.txt").write_bytes(content)
+    assert run("generate", "--prompts", "prompts.txt", "--out-dir", "out") == 2
+    assert message in capsys.readouterr().err
+
+
+def test_a_missing_model_is_a_failure(run, capsys):
+    assert run("generate", "piano", "--model", "no-such-folder") == 1
+    assert "got 'no-such-folder'" in capsys.readouterr().err
+    assert run("info", "--model", "no-such-folder") == 1
+    assert "got 'no-such-folder'" in capsys.readouterr().err
+
+
+def test_a_full_disk_leaves_no_file_behind(run, tmp_path, monkeypatch, capsys):
+    def disk_full(descriptor):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr("os.fsync", disk_full)
+    before = sorted(tmp_path.iterdir())
+    assert run("generate", "piano") == 1
+    assert "No space left on device" in capsys.readouterr().err
+    assert sorted(tmp_path.iterdir()) == before
+
+
+def test_convert_needs_a_checkpoint(tmp_path, capsys):
+    assert main(["convert", str(tmp_path / "missing.ckpt"), str(tmp_path / "out")]) == 2
+    assert "which does not exist" in capsys.readouterr().err
+    (tmp_path / "not.ckpt").write_bytes(b"no checkpoint")
+    assert main(["convert", str(tmp_path / "not.ckpt"), str(tmp_path / "out")]) == 1
+    assert not (tmp_path / "out").exists()
+
+
+def test_qualities_of_the_command_line():
+    assert parse_quality("high") == "high"
+    assert parse_quality("unknown") is None
+    assert parse_quality("3.5") == 3.5
+    assert parse_quality("2,4.5") == [2.0, 4.5]
+    assert parse_quality("0:2,5:4.5") == [(0.0, 2.0), (5.0, 4.5)]
+
+
+def test_parsing_imports_nothing_slow():
+    code = "import sys, pipelines.cli as cli; cli.build_parser(); assert not {'torch', 'numpy'} & set(sys.modules)"
+    subprocess.run([sys.executable, "-c", code], check=True)
