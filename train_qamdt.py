@@ -26,7 +26,7 @@ from pathlib import Path
 import torch
 import yaml
 from accelerate import Accelerator
-from accelerate.utils import set_seed
+from accelerate.utils import DistributedDataParallelKwargs, broadcast, set_seed
 from diffusers import DPMSolverMultistepScheduler
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.data import DataLoader
@@ -60,7 +60,9 @@ def train(config: TrainConfig, stop: "StopSignal") -> dict:
     """
     run = config.run
     output_dir = Path(run.output_dir)
-    accelerator = Accelerator(mixed_precision=run.mixed_precision)
+    # A full pass leaves the side interpolator without gradients, which DDP must be told.
+    ddp = DistributedDataParallelKwargs(find_unused_parameters=config.loss.passes in ("full", "alternate"))
+    accelerator = Accelerator(mixed_precision=run.mixed_precision, kwargs_handlers=[ddp])
     if accelerator.device.type == "cpu":
         keep_freed_memory()
     set_seed(run.seed)
@@ -84,7 +86,6 @@ def train(config: TrainConfig, stop: "StopSignal") -> dict:
     peak_rates = [[group["lr"] for group in optimizer.param_groups] for optimizer in optimizers]
     transformer, *optimizers = accelerator.prepare(model, *optimizers)
     average = ExponentialAverage(model, config.optim.ema_decay)
-    average.averages = {name: tensor.to(accelerator.device) for name, tensor in average.averages.items()}
     schedule = NoiseSchedule(config.loss).to(accelerator.device)
     say(
         accelerator, f"{count_parameters(model) / 1e6:.2f} M parameters, {grid_size[0] * grid_size[1]} patches a crop."
@@ -119,13 +120,17 @@ def train(config: TrainConfig, stop: "StopSignal") -> dict:
 
     # Train.
     clock = Clock(state["minutes"])
-    saved_at = clock.minutes()
+    saved_at, saved_step = state["minutes"], state["step"] if checkpoint else None
     logged: list[torch.Tensor] = []
     log_start, log_samples = time.monotonic(), state["samples"]
     progress_bar = tqdm(
         total=run.max_steps, initial=state["step"], disable=not accelerator.is_main_process, unit="step"
     )
-    while (progress := run_progress(config, state["step"], clock.minutes())) < 1 and not stop.is_requested:
+    while True:
+        state["minutes"], is_stopping = agree(accelerator, clock.minutes(), stop.is_requested)
+        progress = run_progress(config, state["step"], state["minutes"])
+        if progress >= 1 or is_stopping:
+            break
         factor = learning_rate_factor(config.optim, state["step"], progress)
         for optimizer, rates in zip(optimizers, peak_rates, strict=True):
             for group, rate in zip(optimizer.param_groups, rates, strict=True):
@@ -156,7 +161,6 @@ def train(config: TrainConfig, stop: "StopSignal") -> dict:
             optimizer.zero_grad()
         state["step"] += 1
         state["samples"] += run.batch_size * run.gradient_accumulation_steps * accelerator.num_processes
-        state["minutes"] = clock.minutes()
         average.update(model, state["step"])
         progress_bar.update()
 
@@ -177,14 +181,14 @@ def train(config: TrainConfig, stop: "StopSignal") -> dict:
                     file.write(json.dumps(line) + "\n")
             progress_bar.set_postfix(loss=f"{line['loss']:.4f}", clips_per_s=f"{clips_per_s:.1f}")
             logged, log_start, log_samples = [], time.monotonic(), state["samples"]
-        is_due = clock.minutes() - saved_at >= run.checkpoint_minutes
-        is_due = is_due or (run.checkpoint_steps is not None and state["step"] % run.checkpoint_steps == 0)
-        if agree(accelerator, is_due):
+        is_due = state["minutes"] - saved_at >= run.checkpoint_minutes
+        if is_due or (run.checkpoint_steps is not None and state["step"] % run.checkpoint_steps == 0):
             save(accelerator, average, state, config, dataset)
-            saved_at = clock.minutes()
+            saved_at, saved_step = state["minutes"], state["step"]
     progress_bar.close()
 
-    save(accelerator, average, state, config, dataset)
+    if state["step"] != saved_step:
+        save(accelerator, average, state, config, dataset)
     say(
         accelerator,
         f"Stopped after {state['step']} steps and {state['minutes']:.1f} minutes; weights in {output_dir / 'export'}.",
@@ -301,12 +305,12 @@ def run_progress(config: TrainConfig, step: int, minutes: float) -> float:
     return max(by_steps, by_minutes)
 
 
-def agree(accelerator: Accelerator, wish: bool) -> bool:
-    """Returns what the first process wishes, so that all of them do the same although their clocks differ."""
+def agree(accelerator: Accelerator, minutes: float, is_stopping: bool) -> tuple[float, bool]:
+    """Returns what the first process says, so that all of them do the same although their clocks differ."""
     if accelerator.num_processes == 1:
-        return wish
-    wishes = accelerator.gather(torch.tensor([wish], device=accelerator.device))
-    return bool(wishes[0])
+        return minutes, is_stopping
+    said = broadcast(torch.tensor([minutes, float(is_stopping)], device=accelerator.device))
+    return said[0].item(), bool(said[1])
 
 
 def cut_loss_file(path: Path, step: int) -> None:
