@@ -11,8 +11,10 @@ from diffusers import AutoencoderKL, DDIMScheduler
 from safetensors.torch import load_file
 from tokenizers import Tokenizer
 from tokenizers.models import WordLevel
+from tokenizers.processors import TemplateProcessing
 from transformers import PreTrainedTokenizerFast, SpeechT5HifiGan, SpeechT5HifiGanConfig, T5Config, T5EncoderModel
 
+from pipelines.pipeline_qamdt import QAMDTPipeline
 from qamdt.convert import (
     PUBLISHED_UNET_PARAMS,
     convert_checkpoint,
@@ -219,7 +221,7 @@ def published_vocoder_weights(vocoder):
 def tiny_vocoder():
     torch.manual_seed(0)
     config = SpeechT5HifiGanConfig(
-        model_in_dim=64,
+        model_in_dim=32,
         upsample_initial_channel=32,
         upsample_rates=[5, 4, 2, 2, 2],
         upsample_kernel_sizes=[16, 16, 8, 4, 4],
@@ -247,7 +249,8 @@ def test_vocoder_with_weight_normalisation(tiny_vocoder):
 def text_encoder_dir(tmp_path_factory):
     """A tokenizer of three words and no weights, as a folder."""
     path = tmp_path_factory.mktemp("flan-t5-tiny")
-    tokenizer = Tokenizer(WordLevel({"<pad>": 0, "</s>": 1, "piano": 2}, unk_token="<pad>"))
+    tokenizer = Tokenizer(WordLevel({"<pad>": 0, "</s>": 1, "piano": 2}, unk_token="piano"))
+    tokenizer.post_processor = TemplateProcessing(single="$A </s>", special_tokens=[("</s>", 1)])
     PreTrainedTokenizerFast(tokenizer_object=tokenizer, pad_token="<pad>", eos_token="</s>").save_pretrained(path)
     return path
 
@@ -317,7 +320,7 @@ def test_converted_decoders(converted_dir, tiny_vocoder):
 
     vocoder = SpeechT5HifiGan.from_pretrained(converted_dir / "vocoder")
     assert vocoder.config.sampling_rate == 16_000
-    mel_spectrogram = torch.randn(1, 3, 64)
+    mel_spectrogram = torch.randn(1, 3, 32)
     torch.testing.assert_close(vocoder(mel_spectrogram), tiny_vocoder(mel_spectrogram))
 
 
@@ -343,6 +346,15 @@ def test_index_names_every_component(converted_dir):
     assert index["transformer"] == ["qamdt.models.transformer_qamdt", "QAMDTTransformer2DModel"]
     components = {name for name, value in index.items() if isinstance(value, list)}
     assert components == {path.name for path in converted_dir.iterdir() if path.is_dir()}
+
+
+def test_the_pipeline_reads_the_folder_and_generates(converted_dir):
+    pipeline = QAMDTPipeline.from_pretrained(converted_dir)
+    pipeline.set_progress_bar_config(disable=True)
+    audios = pipeline("piano", quality="high", num_inference_steps=2, eta=1.0, guidance_scale=3.5).audios
+    assert audios.shape == (1, 16 * 4 * 160)
+    assert np.isfinite(audios).all()
+    assert pipeline.quality_stats.edges == (3.4, 3.6, 4.0, 4.2)
 
 
 def convert(path, output_dir, text_encoder_dir, **options):
