@@ -21,7 +21,7 @@ class DataConfig:
     Args:
         latents: Folder of shards that `data_prep.encode_latents` wrote.
         crop_in_frames: Latent frames of a crop; shorter clips are left out.
-        scaling_factor: What latents are multiplied with; the one measured over the shards when null.
+        scaling_factor: What latents are multiplied with; what the autoencoder's config says when null.
         prefix_probability: How often a caption gets its quality prefix ("high quality, …").
         text_dropout: How often the text is replaced by the empty one.
         quality_dropout: How often everything about quality is left out: all levels and the prefix.

@@ -84,7 +84,7 @@ class LatentDataset(Dataset):
         index = read_index(config.latents)
         self.config = config
         self.seed = seed
-        self.scaling_factor = index["scaling_factor"] if config.scaling_factor is None else config.scaling_factor
+        self.scaling_factor = _choose_scaling_factor(index, config)
         self.stats = None if index["quality"] is None else QualityStats.from_dict(index["quality"])
         self.max_captions = index["max_captions"]
         self.latents = LatentShards(config.latents)
@@ -160,6 +160,20 @@ class LatentDataset(Dataset):
                 scores[record.source].append(record.quality_score)
         levels = {source: self.stats.level(float(np.mean(values))) for source, values in scores.items()}
         return [levels.get(record.source, 0) for record in records]
+
+
+def _choose_scaling_factor(index: dict, config: DataConfig) -> float:
+    """Returns what latents are multiplied with: what the autoencoder's config says, as the pipeline will undo that."""
+    if config.scaling_factor is not None:
+        return config.scaling_factor
+    stated, measured = index["vae_scaling_factor"], index["scaling_factor"]
+    if not 0.8 < stated / measured < 1.25:
+        raise ValueError(
+            f"the autoencoder's config says `scaling_factor` {stated:.5f}, but {measured:.5f} gives these latents unit "
+            "variance; write that into the config.json of the autoencoder and encode again, or set `data.scaling_factor` "
+            "and the pipeline's autoencoder to one value."
+        )
+    return stated
 
 
 def collate(samples: list[Sample]) -> Batch:

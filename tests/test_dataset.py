@@ -9,7 +9,15 @@ from qamdt.config import DataConfig
 from qamdt.dataset import EpochSampler, LatentDataset, collate
 from qamdt.manifest import Record
 from qamdt.quality import QualityStats
-from qamdt.shards import INDEX_NAME, LatentShards, list_shards, write_json, write_latent_shard, write_text_shard
+from qamdt.shards import (
+    INDEX_NAME,
+    LatentShards,
+    list_shards,
+    read_index,
+    write_json,
+    write_latent_shard,
+    write_text_shard,
+)
 
 
 NUM_CLIPS, NUM_FRAMES, TEXT_DIM = 12, 20, 4
@@ -44,7 +52,10 @@ def shards(tmp_path):
     captions = [f"{word} {i}" for i in range(NUM_CLIPS) for word in ("song", "music")]
     texts = ["", *(prefix + caption for prefix in PREFIXES for caption in captions)]
     write_text_shard(tmp_path, texts, [text_state(text) for text in texts])
-    write_json(tmp_path / INDEX_NAME, {"scaling_factor": 1.0, "quality": STATS.to_dict(), "max_captions": None})
+    write_json(
+        tmp_path / INDEX_NAME,
+        {"scaling_factor": 1.0, "vae_scaling_factor": 1.0, "quality": STATS.to_dict(), "max_captions": None},
+    )
     return tmp_path
 
 
@@ -192,6 +203,16 @@ def test_latents_that_are_not_finite_are_named(shards):
     write_latent_shard(shards, [record], [mean], [torch.zeros_like(mean)], [torch.ones(8)])
     with pytest.raises(ValueError, match="clip 'broken' in .* has latents that are not finite"):
         LatentShards(shards).read(NUM_CLIPS, 0, 8)
+
+
+def test_latents_are_scaled_as_the_autoencoder_says_unless_that_is_far_off(shards):
+    index = read_index(shards)
+    write_json(shards / INDEX_NAME, {**index, "scaling_factor": 0.46, "vae_scaling_factor": 0.45})
+    assert make_dataset(shards).scaling_factor == 0.45
+    write_json(shards / INDEX_NAME, {**index, "scaling_factor": 0.46, "vae_scaling_factor": 0.18215})
+    with pytest.raises(ValueError, match=r"says `scaling_factor` 0\.18215, but 0\.46000 gives"):
+        make_dataset(shards)
+    assert make_dataset(shards, scaling_factor=0.46).scaling_factor == 0.46
 
 
 def test_an_unfinished_folder_is_refused(tmp_path):

@@ -97,7 +97,9 @@ def test_latents_are_the_posterior_of_the_clip(manifest, models, tmp_path):
 
 def test_the_data_set_finds_every_text_that_it_draws(manifest, models, tmp_path):
     run(manifest, models, tmp_path / "latents")
-    dataset = LatentDataset(DataConfig(latents=str(tmp_path / "latents"), crop_in_frames=4), seed=0)
+    dataset = LatentDataset(
+        DataConfig(latents=str(tmp_path / "latents"), crop_in_frames=4, scaling_factor=1.0), seed=0
+    )
     drawn = {dataset[epoch, number].text for epoch in range(60) for number in range(len(dataset))}
     assert drawn == {text for path in dataset.texts.paths for text in read_texts(path)}
 

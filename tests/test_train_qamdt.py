@@ -43,7 +43,9 @@ def latents(tmp_path_factory):
     texts = ["", *(f"song {i}" for i in range(4))]
     generator = torch.Generator().manual_seed(0)
     write_text_shard(folder, texts, [torch.randn(3, 8, generator=generator) for _ in texts])
-    write_json(folder / INDEX_NAME, {"scaling_factor": 1.0, "quality": None, "max_captions": None})
+    write_json(
+        folder / INDEX_NAME, {"scaling_factor": 1.0, "vae_scaling_factor": 1.0, "quality": None, "max_captions": None}
+    )
     return folder
 
 
