@@ -1,6 +1,6 @@
 """Distances between sounds in the frequency domain: training losses of the decoders, and their report card.
 
-Shapes: waveforms `(batch, samples)`, spectra `(batch, frequency_bins, frames)`.
+Shapes: waveforms `(batch, samples)`, spectra `(batch, frequency_bins, frames)`, log-mel `(batch, 1, frames, mel_bins)`.
 """
 
 from __future__ import annotations
@@ -43,3 +43,8 @@ def multi_resolution_stft_distance(
         log_distance = (predicted_magnitude.log() - target_magnitude.log()).abs().mean(dim=(1, 2))
         distances.append((convergence + log_distance).mean())
     return torch.stack(distances).mean()
+
+
+def frame_loudness(mel_spectrogram: torch.Tensor) -> torch.Tensor:
+    """Natural logarithm of each frame's energy: log-mel `(batch, 1, frames, mel_bins)` to `(batch, 1, frames)`."""
+    return (2 * mel_spectrogram).logsumexp(dim=-1) / 2

@@ -1,7 +1,8 @@
 """Trains the vocoder: `accelerate launch -m qamdt.train_vocoder --manifest corpus/manifest.jsonl --output-dir vocoder`.
 
-Spectral losses only: the multi-resolution STFT distance and the absolute error of the log-mel spectrogram. With
-`--vae`, half of each batch is vocoded from reconstructed spectrograms, which is what generation will feed it.
+Spectral losses only: the multi-resolution STFT distance and the absolute errors of the log-mel spectrogram and of the
+loudness of each frame. With `--vae`, half of each batch is vocoded from reconstructed spectrograms, which is what
+generation will feed it.
 """
 
 from __future__ import annotations
@@ -17,7 +18,7 @@ from qamdt.audio import LogMel
 from qamdt.cpu_memory import keep_freed_memory
 from qamdt.decoder_training import RandomCrops, add_fit_arguments, fit, fit_options
 from qamdt.models.vocoder_istft import ISTFTVocoder
-from qamdt.spectral_losses import multi_resolution_stft_distance
+from qamdt.spectral_losses import frame_loudness, multi_resolution_stft_distance
 
 
 class VocoderLoss(nn.Module):
@@ -26,14 +27,16 @@ class VocoderLoss(nn.Module):
     Args:
         vocoder: The vocoder to train.
         vae: Frozen autoencoder through which half of the spectrograms pass, or `None`.
+        loudness_weight: Weight of the absolute error of the frames' log energy.
         bf16: Whether the networks run in bfloat16.
     """
 
-    def __init__(self, vocoder: ISTFTVocoder, vae: AutoencoderKL | None, bf16: bool):
+    def __init__(self, vocoder: ISTFTVocoder, vae: AutoencoderKL | None, loudness_weight: float, bf16: bool):
         super().__init__()
         self.vocoder = vocoder
         self.vae = vae.requires_grad_(False) if vae is not None else None
         self.log_mel = LogMel()
+        self.loudness_weight = loudness_weight
         self.bf16 = bf16
 
     def forward(self, waveforms: torch.Tensor, generator: torch.Generator) -> dict[str, torch.Tensor]:
@@ -42,12 +45,12 @@ class VocoderLoss(nn.Module):
         with torch.autocast(waveforms.device.type, torch.bfloat16, enabled=self.bf16):
             prediction = self.vocoder(self._degrade(target_mel)[:, 0])
         stft_distance = multi_resolution_stft_distance(prediction, waveforms)
-        mel_error = (self.log_mel(prediction) - target_mel).abs().mean()
-        return {
-            "loss": stft_distance + mel_error,
-            "stft_distance": stft_distance.detach(),
-            "mel_error": mel_error.detach(),
-        }
+        mel_spectrogram = self.log_mel(prediction)
+        mel_error = (mel_spectrogram - target_mel).abs().mean()
+        loudness_error = (frame_loudness(mel_spectrogram) - frame_loudness(target_mel)).abs().mean()
+        parts = {"stft_distance": stft_distance, "mel_error": mel_error, "loudness_error": loudness_error}
+        loss = stft_distance + mel_error + self.loudness_weight * loudness_error
+        return {"loss": loss} | {name: value.detach() for name, value in parts.items()}
 
     @torch.no_grad()
     def _degrade(self, mel_spectrogram: torch.Tensor) -> torch.Tensor:
@@ -67,6 +70,8 @@ def main(argv: list[str] | None = None) -> None:
     parser.add_argument("--vae", type=Path, help="folder of an autoencoder to train behind")
     parser.add_argument("--dim", type=int, default=320, help="width of the network (%(default)s)")
     parser.add_argument("--num-layers", type=int, default=6, help="number of ConvNeXt blocks (%(default)s)")
+    parser.add_argument("--loudness-weight", type=float, default=0.5)
+    parser.add_argument("--init", type=Path, help="folder of a vocoder to start from, instead of a new one")
     arguments = parser.parse_args(argv)
     keep_freed_memory()
     torch.manual_seed(arguments.seed)
@@ -74,13 +79,16 @@ def main(argv: list[str] | None = None) -> None:
     crops = RandomCrops(arguments.manifest, arguments.batch_size, arguments.crop_in_s)
     sample = LogMel()(crops.draw(torch.Generator().manual_seed(arguments.seed)))
     vae = AutoencoderKL.from_pretrained(arguments.vae) if arguments.vae else None
-    vocoder = ISTFTVocoder(
-        dim=arguments.dim,
-        num_layers=arguments.num_layers,
-        mel_mean=round(sample.mean().item(), 4),
-        mel_std=round(sample.std().item(), 4),
-    )
-    loss_module = VocoderLoss(vocoder, vae, arguments.bf16)
+    if arguments.init:
+        vocoder = ISTFTVocoder.from_pretrained(arguments.init)
+    else:
+        vocoder = ISTFTVocoder(
+            dim=arguments.dim,
+            num_layers=arguments.num_layers,
+            mel_mean=round(sample.mean().item(), 4),
+            mel_std=round(sample.std().item(), 4),
+        )
+    loss_module = VocoderLoss(vocoder, vae, arguments.loudness_weight, arguments.bf16)
 
     def export() -> None:
         vocoder.save_pretrained(arguments.output_dir / "vocoder")
