@@ -9,9 +9,9 @@ from diffusers import (
     PyramidAttentionBroadcastConfig,
     TaylorSeerCacheConfig,
 )
+from diffusers.training_utils import EMAModel
 from peft import LoraConfig
 
-from qamdt.models.embeddings import PatchEmbed, resample_positions, sinusoidal_positions
 from qamdt.models.transformer_qamdt import QAMDTTransformer2DModel
 
 
@@ -114,12 +114,7 @@ def test_frame_quality_reaches_the_patches_of_its_column_only(model):
     torch.testing.assert_close(difference[:, 1], (table[5] - table[2]).expand(2, 2, -1))
 
 
-def test_frame_quality_interpolates_between_levels_and_resamples(model):
-    embed, table = model.frame_quality_embed, model.frame_quality_embed.embedding.weight
-    torch.testing.assert_close(embed(torch.tensor([[2.25]]), 3), (0.75 * table[2] + 0.25 * table[3]).expand(1, 3, -1))
-    # Half of the column is unknown, half of it level 4: not level 2.
-    torch.testing.assert_close(embed(torch.tensor([[0.0, 4.0]]), 1)[0, 0], (table[0] + table[4]) / 2)
-    torch.testing.assert_close(embed(torch.tensor([[1.0, 1.0, 5.0, 5.0]]), 2)[0], table[[1, 5]])
+def test_no_frame_quality_is_unknown_quality(model):
     unknown = predict(model, inputs(frame_quality=None))
     torch.testing.assert_close(unknown, predict(model, inputs(frame_quality=torch.zeros(2, 7))))
 
@@ -189,34 +184,6 @@ def test_any_size_goes_in_and_comes_out(frames, bins, overlap):
     assert predict(model, values | {"keep_ids": torch.tensor([[0], [0]])}).shape == (2, 3, frames, bins)
 
 
-@pytest.mark.parametrize("sample_size", [(8, 6), (9, 7), (10, 5), (3, 2)])
-@pytest.mark.parametrize("patch_size", [(4, 3), (2, 2)])
-@pytest.mark.parametrize("overlap", [(0, 0), (1, 1), (1, 0)])
-def test_patches_put_together_again_are_the_latents(sample_size, patch_size, overlap):
-    patch_embed = PatchEmbed(1, patch_size[0] * patch_size[1], patch_size, overlap)
-    with torch.no_grad():  # each output feature is one element of the patch
-        patch_embed.proj.weight.copy_(torch.eye(patch_embed.proj.out_channels).view_as(patch_embed.proj.weight))
-        patch_embed.proj.bias.zero_()
-    latents = torch.randn(2, 1, *sample_size)
-    torch.testing.assert_close(patch_embed.unpatchify(patch_embed(latents), sample_size), latents)
-
-
-def test_a_longer_grid_keeps_the_positions_of_the_shorter_one():
-    def positions(*grid_size):
-        return sinusoidal_positions(grid_size, (6, 4), 12, 16, 1.0, torch.device("cpu")).unflatten(0, grid_size)
-
-    torch.testing.assert_close(positions(9, 4)[:6], positions(6, 4))
-    torch.testing.assert_close(positions(3, 2), positions(6, 4)[:3, :2])
-
-
-def test_learned_positions_are_stretched_along_time():
-    ramp = torch.arange(4.0).view(1, 4, 1, 1).expand(1, 4, 2, 3).flatten(1, 2)
-    assert resample_positions(ramp, (4, 2), (4, 2)) is ramp
-    stretched = resample_positions(ramp, (4, 2), (8, 2)).unflatten(1, (8, 2))
-    expected = torch.tensor([0, 0.25, 0.75, 1.25, 1.75, 2.25, 2.75, 3])
-    torch.testing.assert_close(stretched[0, :, 1, 2], expected)
-
-
 def test_network_without_quality_token():
     model = build(use_quality_token=False)
     values = inputs(quality_level=None)
@@ -262,6 +229,36 @@ def test_save_and_load(model, tmp_path):
     torch.testing.assert_close(predict(loaded, inputs()), predict(model, inputs()), atol=0, rtol=0)
     assert loaded.config.num_layers == CONFIG["num_layers"]
     assert tuple(loaded.config.sample_size) == CONFIG["sample_size"]
+
+
+def test_save_in_shards_as_variant_and_load_in_another_dtype(model, tmp_path):
+    model.save_pretrained(tmp_path, max_shard_size="20KB", variant="fp32")
+    assert len(list(tmp_path.glob("*.safetensors"))) > 1
+    loaded = QAMDTTransformer2DModel.from_pretrained(tmp_path, variant="fp32", dtype=torch.bfloat16)
+    assert {parameter.dtype for parameter in loaded.parameters()} == {torch.bfloat16}
+    assert torch.equal(loaded.mask_token, model.mask_token.bfloat16())
+
+
+def test_tuple_output_is_the_same(model):
+    (sample,) = model(**inputs(), return_dict=False)
+    torch.testing.assert_close(sample, predict(model, inputs()))
+
+
+def test_moving_average_is_saved_and_loaded(model, tmp_path):
+    ema = EMAModel(model.parameters(), model_cls=QAMDTTransformer2DModel, model_config=model.config)
+    ema.step(model.parameters())
+    ema.save_pretrained(tmp_path)
+    loaded = EMAModel.from_pretrained(tmp_path, QAMDTTransformer2DModel)
+    for saved, restored in zip(ema.shadow_params, loaded.shadow_params, strict=True):
+        assert torch.equal(saved, restored)
+
+
+def test_weights_can_be_stored_in_eight_bits(model):
+    exact = predict(model, inputs())
+    model.enable_layerwise_casting(storage_dtype=torch.float8_e4m3fn, compute_dtype=torch.float32)
+    assert model.transformer_blocks[0].attn.to_q.weight.dtype == torch.float8_e4m3fn
+    assert model.quality_embed.weight.dtype == torch.float32
+    assert (predict(model, inputs()) - exact).norm() < 0.2 * exact.norm()
 
 
 def test_lora_is_added_saved_and_loaded(model, tmp_path):

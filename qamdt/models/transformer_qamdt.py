@@ -120,7 +120,7 @@ class QAMDTTransformer2DModel(ModelMixin, AttentionMixin, ConfigMixin, PeftAdapt
     _supports_gradient_checkpointing = True
     _no_split_modules = ["QAMDTBlock"]
     _repeated_blocks = ["QAMDTBlock"]
-    _skip_layerwise_casting_patterns = ["patch_embed", "quality", "norm", "scale_shift_table"]
+    _skip_layerwise_casting_patterns = ["patch_embed", "quality", "norm"]
 
     @register_to_config
     def __init__(
