@@ -25,6 +25,8 @@ NOUNS = (
 )
 NOUNS += ("hymn", "shuffle", "beat", "music", "blues", "jazz")
 
+SECTIONS = ("choir", "strings", "pizzicato strings", "brass section")  # many players, so never "solo"
+
 
 def tempo_words(piece: Piece) -> tuple[str, ...]:
     """Words for a tempo; each word belongs to one range of tempi only."""
@@ -91,7 +93,8 @@ class _Phrases:
             return self.piece.ensemble_name
         names = list(dict.fromkeys(self.instruments()))
         if len(self.piece.parts) == 1 and not self.piece.parts[0].instrument.is_drum_kit:
-            return f"solo {names[0]}" if self.happens(0.7) else names[0]
+            is_one_player = self.piece.instruments[0] not in SECTIONS
+            return f"solo {names[0]}" if is_one_player and self.happens(0.7) else names[0]
         return _join(names)
 
     def adjectives(self) -> str:

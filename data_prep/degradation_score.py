@@ -60,6 +60,11 @@ def _masked_levels(levels: np.ndarray, floor_db: float) -> np.ndarray:
     return masked
 
 
+def num_score_frames(num_samples: int, sampling_rate: int) -> int:
+    """Number of values in the score curve of a clip."""
+    return int(num_samples / sampling_rate * FRAME_RATE + 1e-6)
+
+
 def _to_mos(distance_db):
     return 5.0 - 4.0 * distance_db / (distance_db + HALF_WAY_DB)
 
@@ -87,7 +92,7 @@ def degradation_mos(reference: np.ndarray, degraded: np.ndarray, sampling_rate: 
     is_audible = (original > floor_db) | (heard > floor_db)
     distances = difference.sum(axis=1) / np.maximum(is_audible.sum(axis=1), NUM_BANDS // 4)
 
-    num_frames = int(len(reference) / sampling_rate * FRAME_RATE)
+    num_frames = num_score_frames(len(reference), sampling_rate)
     times = (np.arange(num_frames) + 0.5) / FRAME_RATE
     hops = np.arange(len(distances)) * 0.016 + 0.008
     smoothed = np.convolve(np.pad(distances, 5, mode="edge"), np.full(11, 1 / 11), mode="valid")

@@ -167,7 +167,7 @@ def add_reverb(
     response = generator.standard_normal(length) * np.exp(-6.9 * time / decay_in_s)
     wet = signal.fftconvolve(_low_pass(waveform, sampling_rate, 6000.0), response)[: len(waveform)]
     wet *= _level(waveform) / _level(wet)
-    share = 0.05 + 0.9 * severity
+    share = 0.02 + 0.93 * severity
     return waveform * (1 - share) + wet * share
 
 
@@ -196,17 +196,17 @@ def use_cheap_microphone(
     waveform: np.ndarray, sampling_rate: int, severity: float, generator: np.random.Generator
 ) -> np.ndarray:
     """A poor recording chain: narrow resonant band, small room, overdrive and hiss together."""
-    low_hz, high_hz = _interpolate(severity, 60.0, 500.0), _interpolate(severity, 7000.0, 2200.0)
+    low_hz, high_hz = _interpolate(severity, 20.0, 500.0), _interpolate(severity, 7900.0, 2200.0)
     sections = signal.butter(2, (low_hz, high_hz), btype="band", fs=sampling_rate, output="sos")
     recorded = signal.sosfilt(sections, waveform)
     numerator, denominator = signal.iirpeak(generator.uniform(900, 2500), 2.0, fs=sampling_rate)
     recorded = recorded + severity * signal.lfilter(numerator, denominator, recorded)
     recorded = add_reverb(recorded, sampling_rate, 0.35 * severity, generator)
-    drive = _interpolate(severity, 0.5, 6.0)
+    drive = _interpolate(severity, 0.1, 6.0)
     peak = float(np.abs(recorded).max()) + 1e-9
     recorded = np.tanh(drive * recorded / peak) / np.tanh(drive)
     recorded *= _level(waveform) / _level(recorded)
-    return add_noise(recorded, sampling_rate, 0.25 + 0.55 * severity, generator)
+    return add_noise(recorded, sampling_rate, 0.8 * severity, generator)
 
 
 _APPLY = {

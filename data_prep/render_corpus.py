@@ -19,7 +19,7 @@ from tqdm import tqdm
 
 from data_prep.captions import write_captions
 from data_prep.composer.composition import Piece, compose
-from data_prep.degradation_score import FRAME_RATE, SCORER, degradation_mos
+from data_prep.degradation_score import FRAME_RATE, SCORER, degradation_mos, num_score_frames
 from data_prep.degradations import Degradation, degrade, draw_degradation
 from data_prep.synthesis import DEFAULT_SOUNDFONT, Synthesizer, check_soundfont, import_fluidsynth
 from qamdt.audio import SAMPLING_RATE, write_audio
@@ -47,6 +47,14 @@ class CorpusSettings:
     degraded_share: float = 0.6
     soundfont: str = str(DEFAULT_SOUNDFONT)
 
+    def __post_init__(self):
+        if not 1.0 <= self.duration_in_s <= 600.0:
+            raise ValueError(f"`duration_in_s` must lie between 1 and 600 seconds, got {self.duration_in_s}.")
+        if not 0.0 <= self.degraded_share <= 1.0:
+            raise ValueError(f"`degraded_share` must lie between 0 and 1, got {self.degraded_share}.")
+        if self.seed < 0:
+            raise ValueError(f"`seed` must not be negative, got {self.seed}.")
+
 
 def render_piece(index: int, folder: Path, settings: CorpusSettings, synthesizer: Synthesizer) -> list[Record]:
     """Composes, renders and writes one piece; returns the records of its clips.
@@ -63,7 +71,7 @@ def render_piece(index: int, folder: Path, settings: CorpusSettings, synthesizer
     degradation = draw_degradation(generator) if generator.random() < settings.degraded_share else None
     waveform = synthesizer.render(piece, duration_in_s=settings.duration_in_s, sampling_rate=SAMPLING_RATE)
     clean = _normalize(waveform)
-    num_frames = int(settings.duration_in_s * FRAME_RATE)
+    num_frames = num_score_frames(len(clean), SAMPLING_RATE)
 
     records = [_write_clip(folder, settings, index, piece, captions, clean, None, 5.0, np.full(num_frames, 5.0))]
     if degradation is not None:
@@ -194,7 +202,9 @@ def _check_settings(folder: Path, settings: CorpusSettings) -> None:
     """Notes the settings beside the corpus, and refuses to mix two corpora in one folder."""
     path = folder / "settings.json"
     if not path.is_file():
-        path.write_text(json.dumps(asdict(settings), indent=2) + "\n")
+        temporary = path.with_suffix(".tmp")
+        temporary.write_text(json.dumps(asdict(settings), indent=2) + "\n")
+        temporary.replace(path)
         return
     found = json.loads(path.read_text())
     differing = {key: value for key, value in asdict(settings).items() if found.get(key) != value}

@@ -1,12 +1,14 @@
 """Plays a composed piece through a General MIDI soundfont with FluidSynth."""
 
 import ctypes
+import math
 from pathlib import Path
 
 import numpy as np
 import soxr
+from scipy import signal
 
-from data_prep.composer.composition import Piece
+from data_prep.composer.composition import Piece, Room
 
 
 DEFAULT_SOUNDFONT = Path("/usr/share/sounds/sf2/FluidR3_GM.sf2")
@@ -14,7 +16,7 @@ DEFAULT_SOUNDFONT = Path("/usr/share/sounds/sf2/FluidR3_GM.sf2")
 SYNTHESIS_RATE = 32_000
 GAIN = 0.25
 DRUM_CHANNEL = 9
-_VOLUME_CONTROL, _REVERB_CONTROL = 7, 91
+_VOLUME_CONTROL = 7
 
 
 def import_fluidsynth():
@@ -53,10 +55,10 @@ class Synthesizer:
 
     def __init__(self, soundfont: str | Path = DEFAULT_SOUNDFONT):
         path = check_soundfont(soundfont)
-        fluidsynth = import_fluidsynth()
+        self._fluidsynth = import_fluidsynth()
         pointer, number = ctypes.c_void_p, ctypes.c_int
-        # The binding wraps 16-bit output only; float output cannot clip.
-        self._write_float = fluidsynth.cfunc(
+        # Functions of the library that the binding leaves out: float output, which cannot clip, …
+        self._write_float = self._fluidsynth.cfunc(
             "fluid_synth_write_float",
             number,
             ("synth", pointer, 1),
@@ -68,10 +70,30 @@ class Synthesizer:
             ("right_offset", number, 1),
             ("right_step", number, 1),
         )
-        self._synth = fluidsynth.Synth(gain=GAIN, samplerate=float(SYNTHESIS_RATE), channels=16)
+        # … and handing a loaded soundfont from one synthesizer to the next.
+        soundfont_arguments = ("synth", pointer, 1), ("soundfont", pointer, 1)
+        self._add_soundfont = self._fluidsynth.cfunc("fluid_synth_add_sfont", number, *soundfont_arguments)
+        self._remove_soundfont = self._fluidsynth.cfunc("fluid_synth_remove_sfont", number, *soundfont_arguments)
+
+        self._synth = self._new_synth()
         self._soundfont_id = self._synth.sfload(str(path))
         if self._soundfont_id < 0:
             raise ValueError(f"`soundfont` {str(path)!r} could not be loaded by FluidSynth; is the file complete?")
+        self._soundfont = self._fluidsynth.fluid_synth_get_sfont_by_id(self._synth.synth, self._soundfont_id)
+
+    def _new_synth(self):
+        # FluidSynth's reverb is not deterministic from piece to piece; the room is added afterwards.
+        switched_off = {"synth.reverb.active": 0, "synth.chorus.active": 0}
+        return self._fluidsynth.Synth(gain=GAIN, samplerate=float(SYNTHESIS_RATE), channels=16, **switched_off)
+
+    def _reset(self) -> None:
+        """Replaces the synthesizer by a fresh one: a used one remembers amplitudes of its last notes."""
+        used, self._synth = self._synth, self._new_synth()
+        for channel in range(16):  # or it warns that their programs are gone
+            used.program_unset(channel)
+        self._remove_soundfont(used.synth, self._soundfont)
+        self._soundfont_id = self._add_soundfont(self._synth.synth, self._soundfont)
+        used.delete()
 
     def render(self, piece: Piece, *, duration_in_s: float, sampling_rate: int) -> np.ndarray:
         """Renders the clip of a piece as mono samples `(samples,)`, not normalised.
@@ -85,17 +107,17 @@ class Synthesizer:
         """
         lead_in_s = min(piece.start_in_s, piece.seconds_per_bar)
         first = piece.start_in_s - lead_in_s
-        num_samples = round((lead_in_s + duration_in_s) * SYNTHESIS_RATE)
+        num_samples = math.ceil((lead_in_s + duration_in_s) * SYNTHESIS_RATE)
         self._prepare(piece)
         stereo = self._play(self._events(piece, first), num_samples)
-        mono = stereo.mean(axis=0)[round(lead_in_s * SYNTHESIS_RATE) :]
-        samples = soxr.resample(mono, SYNTHESIS_RATE, sampling_rate)
-        wanted = round(duration_in_s * sampling_rate)
-        return np.pad(samples, (0, max(0, wanted - len(samples))))[:wanted].astype(np.float32)
+        samples = soxr.resample(stereo.mean(axis=0), SYNTHESIS_RATE, sampling_rate)
+        samples = add_room(samples, sampling_rate, piece.room)
+        start = round(lead_in_s * sampling_rate)
+        return samples[start : start + round(duration_in_s * sampling_rate)].astype(np.float32)
 
     def _prepare(self, piece: Piece) -> None:
-        """Silences everything and gives each part its channel."""
-        self._synth.system_reset()
+        """Gives each part its channel, instrument and volume."""
+        self._reset()
         for channel, part in zip(_channels(piece), piece.parts, strict=True):
             instrument = part.instrument
             bank = 128 if instrument.is_drum_kit else 0
@@ -105,7 +127,6 @@ class Synthesizer:
                     "use a complete General MIDI soundfont."
                 )
             self._synth.cc(channel, _VOLUME_CONTROL, instrument.volume)
-            self._synth.cc(channel, _REVERB_CONTROL, piece.reverb)
 
     def _events(self, piece: Piece, first_in_s: float) -> list[tuple[int, int, int, int, int]]:
         """Lists `(sample, is_on, channel, pitch, velocity)`, ordered so that a note ends before it is struck again."""
@@ -141,6 +162,18 @@ class Synthesizer:
         if end > start:
             left, right = stereo[0].ctypes.data, stereo[1].ctypes.data
             self._write_float(self._synth.synth, end - start, left, start, 1, right, start, 1)
+
+
+def add_room(waveform: np.ndarray, sampling_rate: int, room: Room) -> np.ndarray:
+    """Adds the reverberation of a room: decaying noise as impulse response, duller as it decays."""
+    generator = np.random.default_rng(room.seed)
+    time = np.arange(round(room.decay_in_s * sampling_rate)) / sampling_rate
+    response = generator.standard_normal(len(time)) * np.exp(-6.9 * time / room.decay_in_s)
+    response = signal.lfilter([1.0 - room.damping], [1.0, -room.damping], response)
+    response *= room.level / np.sqrt(np.sum(response**2))
+    delay = round(0.012 * sampling_rate)
+    wet = signal.fftconvolve(waveform, response)[: len(waveform) - delay]
+    return waveform + np.pad(wet, (delay, 0))
 
 
 def _channels(piece: Piece) -> list[int]:

@@ -5,8 +5,10 @@ from data_prep.composer.style import (
     CLASSICAL_MAJOR,
     CLASSICAL_MINOR,
     FLUTE_AND_HARP,
+    SOLO_BRASS,
     SOLO_CHOIR,
     SOLO_HARP,
+    SOLO_MALLETS,
     SOLO_NYLON,
     SOLO_PIANO,
     SOLO_STRINGS,
@@ -42,6 +44,9 @@ CLASSICAL_STYLES = (
             ),
         ),
         solos=(
+            SOLO_STRINGS,
+            SOLO_WINDS,
+            SOLO_MALLETS,
             SOLO_PIANO,
             SOLO_PIANO,
             ensemble("keyboard: accordion | music box | harpsichord"),
@@ -54,7 +59,7 @@ CLASSICAL_STYLES = (
         comping=("....x---x---", "....x-..x-.."),
         arpeggios=("0.1.2.3.2.1.", "0.2.1.2.3.2."),
         beats_per_bar=3,
-        band_share=0.45,
+        band_share=0.4,
     ),
     Style(
         names=("baroque", "baroque piece", "baroque music"),
@@ -72,6 +77,8 @@ CLASSICAL_STYLES = (
             ensemble("melody: trumpet | oboe | violin", "pad: strings", "comping: harpsichord", "ground_line: cello"),
         ),
         solos=(
+            SOLO_WINDS,
+            SOLO_HARP,
             ensemble("invention: harpsichord"),
             ensemble("invention: church organ"),
             ensemble("invention: piano"),
@@ -123,6 +130,7 @@ CLASSICAL_STYLES = (
             ),
         ),
         solos=(
+            SOLO_BRASS,
             BRASS_QUARTET,
             ensemble("keyboard: piano"),
             ensemble("drums: marching drums"),
@@ -134,7 +142,7 @@ CLASSICAL_STYLES = (
         ),
         bass=("R-..5-..R-..5-..", "R-..R-..5-..5-.."),
         comping=("..x...x...x...x.",),
-        band_share=0.7,
+        band_share=0.6,
     ),
     Style(
         names=("cinematic", "film score", "cinematic piece"),
@@ -153,6 +161,7 @@ CLASSICAL_STYLES = (
             ),
         ),
         solos=(
+            SOLO_BRASS,
             ensemble("ostinato: strings"),
             ensemble("pad: strings", "melody: cello | french horn | flute"),
             STRING_QUARTET,
@@ -165,6 +174,6 @@ CLASSICAL_STYLES = (
         drums=({"timpani": "X.......x.....xx"}, {"timpani": "X.....x.X......."}),
         bass=("R---------------", "R-------R-------"),
         arpeggios=("0.0.1.0.2.0.1.0.", "0010020100100201", "0.2.1.2.3.2.1.2."),
-        band_share=0.55,
+        band_share=0.5,
     ),
 )

@@ -59,6 +59,23 @@ class Part:
 
 
 @dataclass(frozen=True, kw_only=True)
+class Room:
+    """The reverberation around the players.
+
+    Args:
+        decay_in_s: Time in which the sound dies away.
+        level: Loudness of the reverberation beside the direct sound, as an amplitude factor.
+        damping: How dull it sounds, from 0 to just below 1.
+        seed: Seed of its random reflections.
+    """
+
+    decay_in_s: float
+    level: float
+    damping: float
+    seed: int
+
+
+@dataclass(frozen=True, kw_only=True)
 class Piece:
     """A composed piece and the clip that is cut from it.
 
@@ -70,7 +87,7 @@ class Piece:
         ensemble_name: Collective name of the players, such as "string quartet", or None.
         parts: The parts, the most prominent first.
         start_bar: Bar on which the clip begins.
-        reverb: MIDI reverb level, the size of the room.
+        room: Where it is played.
     """
 
     style: Style
@@ -80,7 +97,7 @@ class Piece:
     ensemble_name: str | None
     parts: tuple[Part, ...]
     start_bar: int
-    reverb: int
+    room: Room
 
     @property
     def seconds_per_beat(self) -> float:
@@ -134,7 +151,17 @@ def compose(generator: np.random.Generator, *, duration_in_s: float = 10.24) -> 
         ensemble_name=ensemble.name,
         parts=parts,
         start_bar=start_bar,
-        reverb=int(generator.integers(15, 65)),
+        room=_draw_room(generator),
+    )
+
+
+def _draw_room(generator: np.random.Generator) -> Room:
+    """Draws a room between a dry studio and a hall; reverberation stays a colour, never an effect."""
+    return Room(
+        decay_in_s=float(generator.uniform(0.4, 1.6)),
+        level=float(generator.uniform(0.05, 0.28)),
+        damping=float(generator.uniform(0.2, 0.7)),
+        seed=int(generator.integers(2**31)),
     )
 
 

@@ -6,7 +6,10 @@ from data_prep.composer.style import (
     POP_MAJOR,
     POP_MINOR,
     SOLO_ELECTRIC_PIANO,
+    SOLO_HARP,
+    SOLO_MALLETS,
     SOLO_PIANO,
+    SOLO_WINDS,
     STATIC_MAJOR,
     STATIC_MINOR,
     Style,
@@ -31,6 +34,9 @@ ELECTRONIC_STYLES = (
             ensemble("keyboard: piano", "pad: synth pad | strings"),
         ),
         solos=(
+            SOLO_MALLETS,
+            SOLO_HARP,
+            SOLO_WINDS,
             ensemble("pad: synth pad"),
             ensemble("pad: strings | choir"),
             SOLO_PIANO,
@@ -40,7 +46,7 @@ ELECTRONIC_STYLES = (
         comping=("x---------------", "x-------x-------"),
         arpeggios=("0...1...2...3...", "0...2...1...4...", "0-..2-..3-..1-.."),
         chord_size=4,
-        band_share=0.5,
+        band_share=0.45,
     ),
     Style(
         names=("techno", "techno track", "techno tune"),
@@ -125,6 +131,7 @@ ELECTRONIC_STYLES = (
             ),
         ),
         solos=(
+            SOLO_MALLETS,
             SOLO_ELECTRIC_PIANO,
             ensemble("comping: electric piano", "drums: 808 drums | drums"),
             ensemble("picking: jazz guitar"),
@@ -139,7 +146,7 @@ ELECTRONIC_STYLES = (
         swing=0.6,
         swing_unit=0.5,
         chord_size=4,
-        band_share=0.7,
+        band_share=0.65,
     ),
     Style(
         names=("synthwave", "retro synthwave", "synthwave track"),

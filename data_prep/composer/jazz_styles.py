@@ -3,7 +3,9 @@
 from data_prep.composer.style import (
     JAZZ_MAJOR,
     JAZZ_MINOR,
+    SOLO_BRASS,
     SOLO_MALLETS,
+    SOLO_ORGAN,
     SOLO_PIANO,
     SOLO_SAX,
     Style,
@@ -31,6 +33,8 @@ JAZZ_STYLES = (
             ),
         ),
         solos=(
+            SOLO_BRASS,
+            SOLO_ORGAN,
             SOLO_PIANO,
             SOLO_SAX,
             ensemble("comping: jazz guitar"),
@@ -51,6 +55,7 @@ JAZZ_STYLES = (
         comping=("x-....x-........", "......x-....x---", "x-....x-....x-..", "....x-....x-...."),
         swing=0.64,
         chord_size=4,
+        band_share=0.55,
     ),
     Style(
         names=("bossa nova", "bossa", "Brazilian bossa nova"),
@@ -95,6 +100,7 @@ JAZZ_STYLES = (
             ),
         ),
         solos=(
+            SOLO_MALLETS,
             ensemble("montuno: piano"),
             ensemble("montuno: piano", "drums: drums"),
             ensemble("keyboard: marimba | steel drums"),
@@ -112,6 +118,6 @@ JAZZ_STYLES = (
         bass=("R-----5-----8---", "......R-----5---"),
         comping=("x.xx.xx.x.xx.xx.",),
         arpeggios=("0.23.20.3.02.32.", "0.12.31.2.13.21."),
-        band_share=0.7,
+        band_share=0.6,
     ),
 )

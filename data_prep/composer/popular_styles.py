@@ -5,9 +5,15 @@ from data_prep.composer.style import (
     POP_MAJOR,
     POP_MINOR,
     SOLO_ELECTRIC_PIANO,
+    SOLO_HARP,
+    SOLO_MALLETS,
     SOLO_NYLON,
+    SOLO_ORGAN,
     SOLO_PIANO,
+    SOLO_SAX,
     SOLO_STEEL,
+    SOLO_STRINGS,
+    SOLO_WINDS,
     STRINGS_AND_PIANO,
     Style,
     ensemble,
@@ -31,6 +37,7 @@ POPULAR_STYLES = (
             ),
         ),
         solos=(
+            SOLO_ORGAN,
             SOLO_PIANO,
             SOLO_STEEL,
             SOLO_ELECTRIC_PIANO,
@@ -195,6 +202,11 @@ POPULAR_STYLES = (
             ),
         ),
         solos=(
+            SOLO_HARP,
+            SOLO_MALLETS,
+            SOLO_WINDS,
+            SOLO_SAX,
+            SOLO_STRINGS,
             SOLO_PIANO,
             SOLO_PIANO,
             SOLO_NYLON,
@@ -212,7 +224,7 @@ POPULAR_STYLES = (
         bass=("R-------5-------", "R-----------<---", "R-----R-5-------"),
         comping=("x-------x-------",),
         arpeggios=("0.1.2.3.2.1.2.1.", "0.2.3.2.4.2.3.2.", "0...1...2...1..."),
-        band_share=0.4,
+        band_share=0.35,
     ),
     Style(
         names=("folk", "folk song", "folk tune"),
@@ -230,6 +242,8 @@ POPULAR_STYLES = (
             ),
         ),
         solos=(
+            SOLO_WINDS,
+            ensemble("line: violin | harmonica | accordion"),
             SOLO_STEEL,
             SOLO_STEEL,
             ensemble("picking: banjo"),
@@ -241,7 +255,7 @@ POPULAR_STYLES = (
         bass=("R---5---R---5---", "R---R---5---5---"),
         comping=("X---x-x-..x-x-x-", "X---x---X-x-x---", "X-x-x-x-X-x-x-x-"),
         arpeggios=("0.2.1.2.3.2.1.2.", "0.3.2.3.1.3.2.3.", "0213021302130213"),
-        band_share=0.45,
+        band_share=0.4,
     ),
     Style(
         names=("blues", "blues shuffle", "blues tune"),
@@ -260,6 +274,7 @@ POPULAR_STYLES = (
             ),
         ),
         solos=(
+            SOLO_ORGAN,
             SOLO_PIANO,
             ensemble("picking: acoustic guitar"),
             ensemble("line: harmonica | tenor saxophone"),
@@ -274,5 +289,6 @@ POPULAR_STYLES = (
         arpeggios=("0-12-13-12-1", "0.2.2.3.2.1."),
         steps_per_beat=3,
         chord_size=3,
+        band_share=0.55,
     ),
 )
