@@ -310,6 +310,13 @@ def convert_checkpoint(
     state_dict = read_checkpoint(checkpoint_path, allow_pickle=allow_pickle)
     unknown = [name for name in state_dict if not name.startswith(_CHECKPOINT_PARTS)]
     check_names(unknown, (), "checkpoint")
+    try:
+        tokenizer = AutoTokenizer.from_pretrained(text_encoder)
+    except (OSError, ValueError) as error:
+        raise ValueError(
+            "`text_encoder` must be a folder or the id of a reachable Hub repository with a tokenizer, got"
+            f" {str(text_encoder)!r}. ({error})"
+        ) from error
 
     output_dir.parent.mkdir(parents=True, exist_ok=True)
     unfinished_dir = Path(tempfile.mkdtemp(prefix=f".{output_dir.name}-", dir=output_dir.parent))
@@ -321,7 +328,6 @@ def convert_checkpoint(
         _build_vocoder(state_dict, upsample_rates).save_pretrained(unfinished_dir / "vocoder")
         _build_scheduler(state_dict).save_pretrained(unfinished_dir / "scheduler")
         _build_text_encoder(state_dict, text_encoder).save_pretrained(unfinished_dir / "text_encoder")
-        tokenizer = AutoTokenizer.from_pretrained(text_encoder)
         tokenizer.save_pretrained(unfinished_dir / "tokenizer")
         index = _model_index(type(tokenizer).__name__)
         (unfinished_dir / "model_index.json").write_text(json.dumps(index, indent=2) + "\n", encoding="utf-8")

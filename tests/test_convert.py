@@ -424,6 +424,12 @@ def test_objects_in_a_checkpoint_need_permission(checkpoint, text_encoder_dir, t
     assert convert(path, tmp_path / "out", text_encoder_dir, allow_pickle=True).is_dir()
 
 
+def test_missing_tokenizer_is_refused_before_anything_is_written(checkpoint_path, tmp_path):
+    with pytest.raises(ValueError, match="`text_encoder` must be a folder"):
+        convert(checkpoint_path, tmp_path / "out", tmp_path)
+    assert not list(tmp_path.iterdir())
+
+
 def test_existing_output_is_not_overwritten(checkpoint_path, text_encoder_dir, tmp_path):
     (tmp_path / "precious.txt").write_text("mine")
     with pytest.raises(FileExistsError, match="`output_dir` must not exist"):
