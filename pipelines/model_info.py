@@ -9,7 +9,7 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-from safetensors import safe_open
+from safetensors import SafetensorError, safe_open
 
 import qamdt
 from qamdt.embedded import text_encoder_dir
@@ -40,8 +40,11 @@ def versions() -> dict[str, str]:
 
 def count_parameters(weights: Path) -> int:
     """Counts the numbers in a safetensors file; only its header is read."""
-    with safe_open(weights, framework="numpy") as tensors:
-        return sum(math.prod(tensors.get_slice(name).get_shape()) for name in tensors.keys())
+    try:
+        with safe_open(weights, framework="numpy") as tensors:
+            return sum(math.prod(tensors.get_slice(name).get_shape()) for name in tensors.keys())
+    except SafetensorError as error:
+        raise ValueError(f"{str(weights)!r} is damaged or cut short: {error}") from error
 
 
 def read_json(path: Path) -> dict[str, Any]:

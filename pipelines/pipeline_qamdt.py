@@ -134,8 +134,12 @@ class QAMDTPipeline(LoadingMixin, DiffusionPipeline, QAMDTLoraLoaderMixin, metac
         return self._interrupt
 
     @property
+    def _samples_per_latent_frame(self) -> int:
+        return vae_scale_factor(self.vae) * samples_per_frame(self.vocoder)
+
+    @property
     def _latent_frame_in_s(self) -> float:
-        return vae_scale_factor(self.vae) * samples_per_frame(self.vocoder) / self.sampling_rate
+        return self._samples_per_latent_frame / self.sampling_rate
 
     def encode_prompt(self, prompt: str | list[str]) -> tuple[torch.Tensor, torch.Tensor]:
         """Encodes texts as they stand, without a quality prefix.
@@ -154,7 +158,6 @@ class QAMDTPipeline(LoadingMixin, DiffusionPipeline, QAMDTLoraLoaderMixin, metac
             padding=True,
             truncation=True,
             max_length=self.config.max_text_tokens,
-            return_overflowing_tokens=False,
             return_tensors="pt",
         ).to(self._execution_device)
         for text, mask in zip(texts, tokens.attention_mask, strict=True):
@@ -174,12 +177,8 @@ class QAMDTPipeline(LoadingMixin, DiffusionPipeline, QAMDTLoraLoaderMixin, metac
 
         It is float32 whatever the dtype of the network, so that a seed means the same noise for all.
         """
-        shape = (
-            batch_size,
-            self.transformer.config.in_channels,
-            num_latent_frames,
-            self.transformer.config.sample_size[1],
-        )
+        config = self.transformer.config
+        shape = (batch_size, config.in_channels, num_latent_frames, config.sample_size[1])
         if latents is None:
             latents = randn_tensor(shape, generator=generator, device=self._execution_device, dtype=torch.float32)
         elif latents.shape != shape:
@@ -194,7 +193,7 @@ class QAMDTPipeline(LoadingMixin, DiffusionPipeline, QAMDTLoraLoaderMixin, metac
     def num_latent_frames(self, audio_length_in_s: float) -> int:
         """Latent frames that cover so many seconds and that whole patches cover."""
         num_samples = round(audio_length_in_s * self.sampling_rate)
-        num_frames = math.ceil(num_samples / samples_per_frame(self.vocoder) / vae_scale_factor(self.vae))
+        num_frames = math.ceil(num_samples / self._samples_per_latent_frame)
         patch_size, overlap = self.transformer.config.patch_size[0], self.transformer.config.patch_overlap[0]
         num_patches = max(1, math.ceil((num_frames - overlap) / (patch_size - overlap)))
         return num_patches * (patch_size - overlap) + overlap

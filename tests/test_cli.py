@@ -176,6 +176,15 @@ def test_a_missing_model_is_a_failure(run, capsys):
     assert "got 'no-such-folder'" in capsys.readouterr().err
 
 
+def test_weights_cut_short_are_a_failure(run, pipe_dir, capsys):
+    weights = pipe_dir / "vae" / "diffusion_pytorch_model.safetensors"
+    weights.write_bytes(weights.read_bytes()[:1000])
+    assert run("generate", "piano") == 1
+    assert "files are missing, damaged or cut short" in capsys.readouterr().err
+    assert run("info") == 1
+    assert "diffusion_pytorch_model.safetensors' is damaged or cut short" in capsys.readouterr().err
+
+
 def test_a_full_disk_leaves_no_file_behind(run, tmp_path, monkeypatch, capsys):
     def disk_full(descriptor):
         raise OSError(errno.ENOSPC, "No space left on device")

@@ -9,9 +9,6 @@ from pipelines.pipeline_qamdt import QAMDTPipeline
 from pipelines.samplers import SAMPLERS, make_scheduler
 
 
-# diffusers' schedulers hand tensors to numpy in a way that it is about to change.
-pytestmark = pytest.mark.filterwarnings("ignore:__array:DeprecationWarning")
-
 KARRAS_FAMILY = """
     DDIMScheduler DDPMScheduler DEISMultistepScheduler DPMSolverMultistepScheduler DPMSolverSinglestepScheduler
     EulerAncestralDiscreteScheduler EulerDiscreteScheduler HeunDiscreteScheduler KDPM2AncestralDiscreteScheduler
