@@ -1,6 +1,6 @@
 """How much of a held-out clip survives the autoencoder and the vocoder, in numbers and as a picture.
 
-    python benchmarks/decoder_fidelity.py --manifest corpus/manifest.jsonl --png docs/decoder_fidelity.png
+    python -m benchmarks.decoder_fidelity --manifest corpus/manifest.jsonl --png docs/decoder_fidelity.png
 
 Prints, for the vocoder alone, for autoencoder and vocoder together, and for Griffin-Lim from the true spectrogram:
 multi-resolution STFT distance to the clip, loudness difference, peak, and cost in CPU seconds.
@@ -73,7 +73,7 @@ def plot(path: Path, rows: list[tuple[str, torch.Tensor]]) -> None:
 
 
 @torch.no_grad()
-def main() -> None:
+def main(argv: list[str] | None = None) -> None:
     """Command line of the measurement."""
     default_model = Path(__file__).resolve().parent.parent / "qamdt" / "weights" / "qamdt-mini"
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -82,7 +82,7 @@ def main() -> None:
     parser.add_argument("--vocoder", type=Path, default=default_model / "vocoder")
     parser.add_argument("--num-clips", type=int, default=32, help="clean clips of the test split (%(default)s)")
     parser.add_argument("--png", type=Path, help="spectrograms of the first two clips")
-    arguments = parser.parse_args()
+    arguments = parser.parse_args(argv)
 
     records = [r for r in read_manifest(arguments.manifest) if r.tags.get("split") == "test"]
     records = [r for r in records if not r.tags.get("degradation")][: arguments.num_clips]
