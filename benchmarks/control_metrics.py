@@ -26,22 +26,23 @@ from qamdt.audio import SAMPLING_RATE, read_audio
 from qamdt.manifest import read_manifest, resolve_clip_path
 
 
+# Ten that the training music often has alone.
 INSTRUMENTS = (
     "piano",
-    "violin",
-    "acoustic guitar",
+    "nylon guitar",
+    "electric piano",
+    "distorted guitar",
     "church organ",
-    "flute",
-    "trumpet",
-    "harp",
-    "strings",
-    "marimba",
     "choir",
+    "strings",
+    "harpsichord",
+    "harp",
+    "cello",
 )
 KEYS = ("C major", "A minor", "G major", "E minor", "D major", "F major", "D minor", "Bb major", "G minor", "A major")
 TEMPI_BPM = (120, 90, 140, 75, 105, 160, 82, 130, 98, 112)
 WORDINGS = (
-    "solo {instrument} in {key} at {tempo_bpm} bpm",
+    "{instrument} in {key} at {tempo_bpm} bpm",
     "A piece in {key} at {tempo_bpm} bpm, played by {instrument}.",
 )
 TEMPO_TOLERANCE = 0.04
