@@ -17,6 +17,7 @@ from pipelines.model_info import versions
 from pipelines.pipeline_qamdt import QAMDTPipeline
 from pipelines.samplers import PAPER_SETTINGS, make_scheduler, paper_scheduler
 from qamdt.audio import write_audio
+from qamdt.cpu_memory import keep_freed_memory
 from qamdt.embedded import EMBEDDED_MODEL_DIR, default_model
 from qamdt.shards import write_json
 
@@ -61,6 +62,7 @@ def generate(arguments: argparse.Namespace) -> None:
         if not batches:
             return
 
+    keep_freed_memory()
     pipe = load_pipeline(settings["model"], settings["sampler"], arguments.device)
     for takes in tqdm(batches, desc="prompts", disable=len(batches) == 1):
         waveforms = make(pipe, takes)
