@@ -62,8 +62,10 @@ def train(config: TrainConfig, stop: "StopSignal") -> dict:
     output_dir = Path(run.output_dir)
     # A full pass leaves the side interpolator without gradients, which DDP must be told.
     ddp = DistributedDataParallelKwargs(find_unused_parameters=config.loss.passes in ("full", "alternate"))
-    accelerator = Accelerator(mixed_precision=run.mixed_precision, kwargs_handlers=[ddp])
-    if accelerator.device.type == "cpu":
+    # Without `cpu=True`, processes that torchrun started on a machine without a GPU would not find each other.
+    is_cpu = not torch.accelerator.is_available()
+    accelerator = Accelerator(cpu=is_cpu, mixed_precision=run.mixed_precision, kwargs_handlers=[ddp])
+    if is_cpu:
         keep_freed_memory()
     set_seed(run.seed)
 
