@@ -92,8 +92,8 @@ class QualityStats:
             shares = np.diff([0, *np.searchsorted(np.sort(scores), edges), len(scores)]) / len(scores)
             method = "sigma" if shares.min() >= _MIN_SHARE_PER_LEVEL else "quantile"
         if method == "quantile":
-            edges = _quantiles(scores, [0.2, 0.4, 0.6, 0.8])
-            prefix_edges = _quantiles(scores, [1 / 3, 2 / 3])
+            first, low, second, third, high, fourth = _quantiles(scores, [0.2, 1 / 3, 0.4, 0.6, 2 / 3, 0.8])
+            edges, prefix_edges = (first, second, third, fourth), (low, high)
         return cls(
             mean=mean,
             std=std,
@@ -141,7 +141,8 @@ class QualityStats:
     def fractional_level(self, mos: Scores | None) -> float | np.ndarray | torch.Tensor:
         """A level between 1 and 5 that moves smoothly with the score, 0 when it is unknown.
 
-        Whole levels lie in the middle between their edges; the outer levels count as wide as their neighbours.
+        Whole levels lie in the middle between their edges; the outer levels count as wide as their neighbours,
+        but not beyond the scale of 1 to 5.
         """
         if mos is None:
             return float(UNKNOWN_LEVEL)
@@ -164,12 +165,14 @@ class QualityStats:
 
     def _level_centres(self) -> np.ndarray:
         first, second, third, fourth = self.edges
-        bounds = np.array([2 * first - second, *self.edges, 2 * fourth - third])
+        lowest = min(first, max(2 * first - second, MIN_SCORE))
+        highest = max(fourth, min(2 * fourth - third, MAX_SCORE))
+        bounds = np.array([lowest, *self.edges, highest])
         return (bounds[:-1] + bounds[1:]) / 2
 
 
 def _quantiles(scores: np.ndarray, shares: list[float]) -> np.ndarray:
-    """Quantiles of the scores, or of the distinct scores where ties would make two quantiles equal."""
+    """Quantiles of the scores, or of the distinct scores if ties make two quantiles equal, as when most are perfect."""
     quantiles = np.quantile(scores, shares)
     return quantiles if (np.diff(quantiles) > 0).all() else np.quantile(np.unique(scores), shares)
 

@@ -37,9 +37,17 @@ def test_two_heaps_of_scores_still_fill_every_level():
     assert stats.prefix(stats.score(5)) == "high quality, "
 
 
-def test_many_equal_scores_still_give_increasing_edges():
-    scores = np.concatenate([np.full(900, 5.0), np.linspace(1, 4, 100)])
-    assert QualityStats.from_scores(scores, "test").edges[0] < 5.0
+@pytest.mark.parametrize("num_perfect", [0, 300, 1200, 50_000])
+def test_levels_and_prefixes_agree_however_many_scores_are_perfect(num_perfect):
+    scores = np.concatenate([np.full(num_perfect, 5.0), np.random.default_rng(0).uniform(1.5, 4.9, size=1000)])
+    stats = QualityStats.from_scores(scores, "test")
+    first, second, third, fourth = stats.edges
+    low, high = stats.prefix_edges
+    assert first < low < second < third < high < fourth <= 5.0
+    assert stats.level(5.0) == stats.fractional_level(5.0) == 5
+    assert (np.bincount(stats.level(scores), minlength=6)[1:] > 0).all()
+    for level, prefix in ((1, "low"), (3, "medium"), (5, "high")):
+        assert stats.prefix(stats.score(level)) == quality_prefix(prefix)
 
 
 def test_missing_scores_have_level_zero_and_do_not_move_the_statistics():
