@@ -11,6 +11,8 @@ import json
 import multiprocessing
 import sys
 from collections.abc import Iterator
+from concurrent.futures import ProcessPoolExecutor
+from concurrent.futures.process import BrokenProcessPool
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
@@ -170,7 +172,7 @@ def render_corpus(
 def _rendered(
     indices: list[int], folder: Path, settings: CorpusSettings, num_workers: int
 ) -> Iterator[tuple[int, list[Record]]]:
-    """Renders pieces in parallel and yields each as soon as it is done, in any order."""
+    """Renders pieces in parallel and yields them in order."""
     if not indices:
         return
     if num_workers == 1:
@@ -180,8 +182,16 @@ def _rendered(
         return
     # A fresh interpreter for each worker: forking a process that has used threads (torch) can hang.
     context = multiprocessing.get_context("spawn")
-    with context.Pool(num_workers, _start_worker, (folder, settings)) as pool:
-        yield from pool.imap_unordered(_render_in_worker, indices, chunksize=4)
+    executor = ProcessPoolExecutor(num_workers, context, _start_worker, (folder, settings))
+    try:
+        yield from executor.map(_render_in_worker, indices, chunksize=4)
+    except BrokenProcessPool as error:
+        raise RuntimeError(
+            "a worker process died (its error is above; without one, memory may have run out). "
+            "Run the same command again to continue, with a smaller `num_workers` if need be."
+        ) from error
+    finally:
+        executor.shutdown(cancel_futures=True)
 
 
 _worker: tuple[Path, CorpusSettings, Synthesizer] | None = None
@@ -262,7 +272,7 @@ def main(argv: list[str] | None = None) -> None:
         manifest_path = render_corpus(
             arguments.folder, num_pieces=arguments.num_pieces, settings=settings, num_workers=arguments.num_workers
         )
-    except (ValueError, OSError, ImportError) as error:
+    except (ValueError, OSError, ImportError, RuntimeError) as error:
         sys.exit(f"error: {error}")
     print(f"wrote {manifest_path}")
 

@@ -137,13 +137,12 @@ def write_ostinato(score: Score, instrument: Instrument) -> list[Note]:
 def write_picking(score: Score, instrument: Instrument) -> list[Note]:
     """Finger-picking: the root in the bass on strong beats, broken chords above it."""
     upper = play_arpeggio(score, instrument, score.choose(score.style.arpeggios), centre=instrument.low + 20, gate=3.0)
-    strong = PatternNote(0, score.style.steps_per_bar, "X")
     bass = []
     for bar, spans in enumerate(score.bars):
         for span in spans:
             root = nearest_pitch(span.chord.root, instrument.low + 6)
             root += 12 * (root < instrument.low)
-            bass.append(score.note(bar, PatternNote(span.step, span.num_steps, strong.symbol), root, gate=1.0))
+            bass.append(score.note(bar, PatternNote(span.step, span.num_steps, "X"), root, gate=1.0))
     return bass + upper
 
 

@@ -54,7 +54,7 @@ INSTRUMENTS = {
         _plucked(12, 48, 86, "marimba"),
         _sustained(16, 41, 84, "organ", "Hammond organ", "electric organ", volume=102),
         _sustained(19, 36, 84, "church organ", "pipe organ", volume=88),
-        _sustained(21, 53, 86, "accordion", volume=86),
+        _sustained(21, 53, 86, "accordion", volume=98),
         _sustained(22, 60, 88, "harmonica", volume=92),
         _plucked(24, 40, 80, "nylon guitar", "classical guitar", "nylon-string guitar"),
         _plucked(25, 40, 81, "acoustic guitar", "steel-string guitar", "folk guitar"),
