@@ -47,9 +47,12 @@ def loudness_db(waveforms: torch.Tensor) -> torch.Tensor:
 
 def report(waveforms: torch.Tensor, references: torch.Tensor, seconds: float) -> dict[str, float]:
     """The row of one method; `seconds` is what it took for all clips."""
+    difference_db = (loudness_db(waveforms) - loudness_db(references)).abs()
     return {
         "stft_distance": round(multi_resolution_stft_distance(waveforms, references).item(), 4),
-        "loudness_difference_db": round((loudness_db(waveforms) - loudness_db(references)).abs().max().item(), 2),
+        "median_loudness_difference_db": round(difference_db.median().item(), 2),
+        "largest_loudness_difference_db": round(difference_db.max().item(), 2),
+        "share_within_3_db": round((difference_db <= 3).float().mean().item(), 3),
         "peak": round(waveforms.abs().max().item(), 3),
         "cpu_seconds_per_clip": round(seconds / len(waveforms), 3),
     }
