@@ -5,14 +5,15 @@ from __future__ import annotations
 from pathlib import Path
 
 import torch
-from matplotlib.figure import Figure
 
 from qamdt.audio import LogMel
 from qamdt.shards import write_atomically
 
 
 def draw_spectrograms(path: Path, waveforms: torch.Tensor, sampling_rate: int) -> None:
-    """Draws the log-mel spectrograms of waveforms `(batch, samples)` into a PNG file."""
+    """Draws the log-mel spectrograms of waveforms `(batch, samples)` into a PNG file; needs the `demo` extra."""
+    from matplotlib.figure import Figure
+
     mel_spectrograms = LogMel(sampling_rate)(waveforms)[:, 0]  # (B, frames, mel_bins)
     seconds = waveforms.shape[1] / sampling_rate
     figure = Figure(figsize=(10, 1 + 2.2 * len(waveforms)), layout="constrained")
