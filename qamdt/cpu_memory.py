@@ -1,4 +1,4 @@
-"""Keeps freed memory inside the process, which makes PyTorch on a CPU several times faster on glibc systems."""
+"""Keeps freed memory inside the process, which makes PyTorch on a CPU faster on glibc systems."""
 
 import ctypes
 import platform
@@ -14,7 +14,8 @@ def keep_freed_memory() -> bool:
 
     PyTorch allocates every activation anew. By default glibc gives blocks above 32 MiB back at once, so each step
     touches fresh pages, and the kernel must zero and map every one of them. Commands call this once at start; a
-    library never should, which is why nothing here happens at import. `benchmarks/freed_memory.py` measures it.
+    library never should, which is why nothing here happens at import. `benchmarks/freed_memory.py` measures it; how
+    much it saves depends on how busy the machine's memory is.
 
     Returns:
         Whether the setting was made; `False` on systems without glibc.
