@@ -49,6 +49,7 @@ def encode_corpus(
     out: str | Path,
     *,
     text_encoder: str | Path | None = None,
+    quality_stats: str | Path | None = None,
     split: str | None = None,
     max_captions: int | None = None,
     batch_size: int = 16,
@@ -66,6 +67,8 @@ def encode_corpus(
         vae: Folder of the `AutoencoderKL`.
         out: Folder of shards to write or to complete.
         text_encoder: Folder or Hub id with a tokenizer and a text encoder; the embedded sentence encoder when `None`.
+        quality_stats: JSON file of quality statistics whose thresholds to keep, so that a level means the same in every
+            data set that a scorer rated; thresholds are derived from the clips' own scores when `None`.
         split: Only clips whose tag `split` has this value.
         max_captions: How many captions of a clip to use at most.
         batch_size: Clips encoded at once.
@@ -83,13 +86,7 @@ def encode_corpus(
     records = records[:limit]
     if not records:
         raise ValueError(f"no clip of {str(manifest)!r} is left to encode (`split` is {split!r}).")
-    scorers = {record.quality_scorer for record in records if record.quality_score is not None}
-    if len(scorers) > 1:
-        raise ValueError(
-            f"the quality scores come from different scorers, {sorted(map(str, scorers))}; score all clips with one."
-        )
-    scores = [record.quality_score for record in records if record.quality_score is not None]
-    stats = QualityStats.from_scores(scores, scorer=str(scorers.pop())) if scores else None
+    stats = _choose_stats(records, quality_stats)
 
     out.mkdir(parents=True, exist_ok=True)
     for leftover in out.glob(".*.tmp"):
@@ -110,6 +107,25 @@ def encode_corpus(
     _write_bad_clips(out, bad_clips)
     write_json(out / INDEX_NAME, _describe(out, Path(vae), stats, max_captions))
     return len(bad_clips)
+
+
+def _choose_stats(records: list[Record], path: str | Path | None) -> QualityStats | None:
+    """Reads the thresholds between quality levels, or derives them; `None` when no clip has a score."""
+    scorers = {record.quality_scorer for record in records if record.quality_score is not None}
+    if len(scorers) > 1:
+        raise ValueError(
+            f"the quality scores come from different scorers, {sorted(map(str, scorers))}; score all clips with one."
+        )
+    if path is None:
+        scores = [record.quality_score for record in records if record.quality_score is not None]
+        return QualityStats.from_scores(scores, scorer=str(scorers.pop())) if scores else None
+    stats = QualityStats.load(path)
+    if scorers != {stats.scorer}:
+        raise ValueError(
+            f"`quality_stats` {str(path)!r} holds the thresholds of {stats.scorer!r}, and the clips were scored by "
+            f"{sorted(map(str, scorers)) or 'nobody'}; give the statistics of the same scorer."
+        )
+    return stats
 
 
 def load_text_encoder(folder: str | Path | None) -> tuple[PreTrainedTokenizerBase, PreTrainedModel]:
@@ -310,6 +326,7 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--vae", required=True, help="folder of the AutoencoderKL")
     parser.add_argument("--out", required=True, help="folder of shards to write or complete")
     parser.add_argument("--text-encoder", help="folder or Hub id of a text encoder (default: the embedded one)")
+    parser.add_argument("--quality-stats", help="quality statistics whose thresholds to keep (default: these clips')")
     parser.add_argument("--split", help="only clips whose tag `split` has this value")
     parser.add_argument("--max-captions", type=int, help="captions of a clip to use at most (default: all)")
     parser.add_argument("--batch-size", type=int, default=16)
