@@ -1,0 +1,1 @@
+"""Caption refinement in three stages: generate candidates, align them with the audio, fuse the survivors into one."""

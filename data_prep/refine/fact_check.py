@@ -1,0 +1,1 @@
+"""Checks that a caption says nothing that its sources do not say."""
