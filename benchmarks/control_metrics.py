@@ -4,9 +4,9 @@
     python -m benchmarks.control_metrics --manifest corpus/manifest.jsonl --output control_rendered.json
 
 The first form generates each prompt at high and at low quality with the same seed, and measures the clips with the
-plain signal measures of `signal_measures.py`. The second measures rendered music instead, whose facts are known (clean
-clips stand for high quality, their degraded twins for low): what it reaches is the most that the measures can show.
-Each hit rate for tempo and key stands beside the rate that the same clips reach with the prompts exchanged.
+plain signal measures of `signal_measures.py` and `tempo_and_key.py`. The second measures rendered music instead, whose
+facts are known (clean clips stand for high quality, their degraded twins for low): what it reaches is the most that the
+measures can show. Each hit rate for tempo and key stands beside the rate that the same clips reach with the prompts exchanged.
 """
 
 import argparse
@@ -22,6 +22,7 @@ from scipy.stats import binomtest
 from tqdm import tqdm
 
 from benchmarks import signal_measures
+from data_prep.refine import tempo_and_key
 from qamdt.audio import SAMPLING_RATE, read_audio
 from qamdt.manifest import read_manifest, resolve_clip_path
 
@@ -132,8 +133,8 @@ def measure(waveform: np.ndarray) -> dict:
         "bandwidth_hz": signal_measures.bandwidth_hz(waveform, SAMPLING_RATE),
         "rolloff_hz": signal_measures.rolloff_hz(waveform, SAMPLING_RATE),
         "noise_floor_db": signal_measures.noise_floor_db(waveform, SAMPLING_RATE),
-        "tempo_bpm": signal_measures.tempo_bpm(waveform, SAMPLING_RATE),
-        "key": signal_measures.key_name(waveform, SAMPLING_RATE),
+        "tempo_bpm": tempo_and_key.tempo_bpm(waveform, SAMPLING_RATE),
+        "key": tempo_and_key.key_name(waveform, SAMPLING_RATE),
         "timbre": signal_measures.timbre(waveform, SAMPLING_RATE).round(3).tolist(),
     }
 
@@ -175,7 +176,7 @@ def hit_summary(clips: list[tuple[Wanted, dict]]) -> dict:
     """Shares of the high-quality clips whose measured tempo and key are the ones asked for, and with prompts exchanged."""
     clips = [clip for clip in clips if clip[0].quality == "high"]
     tempi = [(wanted.tempo_bpm, measured["tempo_bpm"]) for wanted, measured in clips if wanted.tempo_bpm]
-    keys = [(signal_measures.normalize_key(wanted.key), measured["key"]) for wanted, measured in clips if wanted.key]
+    keys = [(tempo_and_key.normalize_key(wanted.key), measured["key"]) for wanted, measured in clips if wanted.key]
 
     def share(facts: list, is_hit) -> dict:
         exchanged = [is_hit(a[0], b[1]) for a in facts for b in facts if a is not b]
@@ -190,7 +191,7 @@ def hit_summary(clips: list[tuple[Wanted, dict]]) -> dict:
         "tempo, or half or double": share(tempi, lambda wanted, found: is_tempo(found, wanted, 0.5, 1, 2)),
         "key": share(keys, lambda wanted, found: found == wanted),
         "key, or its relative": share(
-            keys, lambda wanted, found: found in (wanted, signal_measures.relative_key(wanted))
+            keys, lambda wanted, found: found in (wanted, tempo_and_key.relative_key(wanted))
         ),
     }
 

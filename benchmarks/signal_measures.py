@@ -1,42 +1,12 @@
-"""Plain signal measures of a clip, independent of every model in this project: bandwidth, noise, tempo, key, timbre.
+"""Plain signal measures of a clip, independent of every model in this project: bandwidth, noise and timbre.
 
-All take a mono waveform `(samples,)` as a numpy array, with its sampling rate, and need only numpy and scipy.
+All take a mono waveform `(samples,)` as a numpy array, with its sampling rate, and need only numpy and scipy. Tempo and
+key are measured by `data_prep.refine.tempo_and_key`.
 """
 
-from itertools import pairwise
-
 import numpy as np
-from scipy.ndimage import median_filter
-from scipy.signal import stft
 
-
-# How often each degree sounds in a key (Albrecht and Shanahan, 2013). Against the known keys of 400 rendered pieces
-# they named 79 %, the profiles of Krumhansl and Kessler 61 %.
-MAJOR_PROFILE = (0.238, 0.006, 0.111, 0.006, 0.137, 0.094, 0.016, 0.214, 0.009, 0.080, 0.008, 0.081)
-MINOR_PROFILE = (0.220, 0.006, 0.104, 0.123, 0.019, 0.103, 0.012, 0.214, 0.062, 0.022, 0.061, 0.052)
-PITCH_CLASSES = ("C", "C#", "D", "D#", "E", "F", "F#", "G", "G#", "A", "A#", "B")
-FLATS = {"Db": "C#", "Eb": "D#", "Gb": "F#", "Ab": "G#", "Bb": "A#"}
-SILENCE = 1e-20
-
-
-def power_spectrogram(
-    waveform: np.ndarray, sampling_rate: int, window_samples: int, hop_samples: int
-) -> tuple[np.ndarray, np.ndarray]:
-    """Returns the frequencies in Hz `(bins,)` and the power `(bins, frames)`."""
-    frequencies, _, spectrum = stft(
-        waveform,
-        sampling_rate,
-        nperseg=window_samples,
-        noverlap=window_samples - hop_samples,
-        boundary=None,
-        padded=False,
-    )
-    return frequencies, np.abs(spectrum) ** 2
-
-
-def band_power(frequencies: np.ndarray, power: np.ndarray, edges: np.ndarray) -> np.ndarray:
-    """Sums the power between neighbouring edges in Hz: `(bands, frames)`."""
-    return np.stack([power[(frequencies >= low) & (frequencies < high)].sum(axis=0) for low, high in pairwise(edges)])
+from data_prep.refine.tempo_and_key import SILENCE, band_power, power_spectrogram
 
 
 def rolloff_hz(waveform: np.ndarray, sampling_rate: int, fraction: float = 0.99) -> float:
@@ -68,76 +38,6 @@ def noise_floor_db(waveform: np.ndarray, sampling_rate: int) -> float:
     quiet, loud = np.percentile(power, [10, 95], axis=1)
     floor = np.median(quiet[loud >= 1e-5 * loud.max()])
     return float(10 * np.log10((floor + SILENCE) / (power.max() + SILENCE)))
-
-
-def onset_envelope(waveform: np.ndarray, sampling_rate: int) -> tuple[np.ndarray, float]:
-    """Rise of the log spectrum from frame to frame, summed over bands: `(frames,)`, and its rate in Hz."""
-    hop_samples = sampling_rate // 100
-    frequencies, power = power_spectrogram(waveform, sampling_rate, 4 * hop_samples, hop_samples)
-    bands = band_power(frequencies, power, np.geomspace(40, sampling_rate / 2, 25))
-    log_bands = np.log10(bands / (bands.max() + SILENCE) + 1e-4)
-    envelope = np.maximum(np.diff(log_bands, axis=1), 0).sum(axis=0)
-    return envelope - envelope.mean(), sampling_rate / hop_samples
-
-
-def tempo_bpm(waveform: np.ndarray, sampling_rate: int, slowest: float = 55.0, fastest: float = 190.0) -> float:
-    """Beats a minute: the period whose multiples the onset envelope repeats at best.
-
-    A beat's multiples (one to four beats) are all periods too; averaging the autocorrelation over them favours the
-    beat over its subdivisions, and a mild preference for 110 BPM settles what remains.
-    """
-    envelope, rate_hz = onset_envelope(waveform, sampling_rate)
-    spectrum = np.abs(np.fft.rfft(envelope, 2 * len(envelope))) ** 2
-    autocorrelation = np.fft.irfft(spectrum)[: len(envelope)]
-    autocorrelation /= np.arange(len(envelope), 0, -1)  # unbiased, so that long lags are not punished
-
-    candidates = np.arange(slowest, fastest, 0.25)
-    lags = np.arange(len(autocorrelation))
-    scores = []
-    for bpm in candidates:
-        multiples = np.arange(1, 5) * rate_hz * 60 / bpm
-        scores.append(np.interp(multiples[multiples < 0.75 * len(lags)], lags, autocorrelation).mean())
-    preference = np.exp(-0.5 * (np.log2(candidates / 110) / 1.0) ** 2)
-    return float(candidates[np.argmax(np.maximum(scores, 0) * preference)])
-
-
-def chroma(waveform: np.ndarray, sampling_rate: int) -> np.ndarray:
-    """How much of each pitch class sounds, `(12,)`, C first, summing to one."""
-    frequencies, power = power_spectrogram(waveform, sampling_rate, sampling_rate // 2, sampling_rate // 8)
-    in_range = (frequencies >= 60) & (frequencies <= 2100)
-    level = power[in_range] ** 0.25  # compressed, so that quiet voices count
-    level = np.maximum(level - median_filter(level, size=(25, 1)), 0)  # drums are smooth over frequency, partials peak
-    pitches = 69 + 12 * np.log2(frequencies[in_range] / 440)
-    nearness = np.maximum(0, 1 - 2 * np.abs(pitches - np.round(pitches)))  # nothing for bins halfway between semitones
-    profile = np.zeros(12)
-    np.add.at(
-        profile, np.round(pitches).astype(int) % 12, nearness * (level / (level.sum(axis=0) + SILENCE)).mean(axis=1)
-    )
-    return profile / (profile.sum() + SILENCE)
-
-
-def key_name(waveform: np.ndarray, sampling_rate: int) -> str:
-    """The key, such as "A minor", whose profile correlates best with the chroma."""
-    profile = chroma(waveform, sampling_rate)
-    correlations = {
-        f"{PITCH_CLASSES[tonic]} {mode}": np.corrcoef(np.roll(template, tonic), profile)[0, 1]
-        for mode, template in (("major", MAJOR_PROFILE), ("minor", MINOR_PROFILE))
-        for tonic in range(12)
-    }
-    return max(correlations, key=correlations.get)
-
-
-def normalize_key(key: str) -> str:
-    """Spells a key as `key_name` does: "Bb minor" becomes "A# minor"."""
-    tonic, mode = key.split()
-    return f"{FLATS.get(tonic, tonic)} {mode}"
-
-
-def relative_key(key: str) -> str:
-    """The key with the same notes: A minor for C major."""
-    tonic, mode = normalize_key(key).split()
-    shift, other_mode = (9, "minor") if mode == "major" else (3, "major")
-    return f"{PITCH_CLASSES[(PITCH_CLASSES.index(tonic) + shift) % 12]} {other_mode}"
 
 
 def timbre(waveform: np.ndarray, sampling_rate: int) -> np.ndarray:

@@ -5,6 +5,7 @@ import pytest
 from scipy.signal import butter, sosfilt
 
 from benchmarks import signal_measures
+from data_prep.refine import tempo_and_key
 
 
 SAMPLING_RATE = 16_000
@@ -47,22 +48,22 @@ def test_low_pass_filter_does_not_pass_for_silence():
 
 @pytest.mark.parametrize("bpm", [66, 80, 97, 120, 144, 168])
 def test_tempo_of_even_notes_is_found_up_to_octaves(bpm):
-    found = signal_measures.tempo_bpm(plucked_notes([48], notes_per_second=bpm / 60, decay=12), SAMPLING_RATE)
+    found = tempo_and_key.tempo_bpm(plucked_notes([48], notes_per_second=bpm / 60, decay=12), SAMPLING_RATE)
     assert min(abs(found / bpm / factor - 1) for factor in (0.5, 1, 2)) < 0.04
 
 
 @pytest.mark.parametrize("semitones", [0, 5, 10])
 def test_key_of_a_cadence_is_found(semitones):
     major = [pitch + semitones for pitch in (60, 64, 67, 65, 69, 72, 67, 71, 74, 60, 64, 67)]
-    tonic = signal_measures.PITCH_CLASSES[semitones]
-    assert signal_measures.key_name(plucked_notes(major, notes_per_second=3), SAMPLING_RATE) == f"{tonic} major"
+    tonic = tempo_and_key.PITCH_CLASSES[semitones]
+    assert tempo_and_key.key_name(plucked_notes(major, notes_per_second=3), SAMPLING_RATE) == f"{tonic} major"
 
 
 def test_relative_keys_are_each_others():
-    assert signal_measures.relative_key("C major") == "A minor"
-    assert signal_measures.relative_key("Bb major") == "G minor"
-    for tonic in signal_measures.PITCH_CLASSES:
-        assert signal_measures.relative_key(signal_measures.relative_key(f"{tonic} minor")) == f"{tonic} minor"
+    assert tempo_and_key.relative_key("C major") == "A minor"
+    assert tempo_and_key.relative_key("Bb major") == "G minor"
+    for tonic in tempo_and_key.PITCH_CLASSES:
+        assert tempo_and_key.relative_key(tempo_and_key.relative_key(f"{tonic} minor")) == f"{tonic} minor"
 
 
 def test_timbre_tells_sounds_apart_and_ignores_loudness():

@@ -1,20 +1,99 @@
-"""How similar a caption must be to the audio, given or taken from the data set itself."""
+"""Thresholds of caption refinement: given, or taken from how captions and audio of the data set itself agree."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+import json
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, fields
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+
+MIN_CLIPS = 20
+FEW_CAPTIONS_SHARE = 0.01  # pairs of captions of different clips that are more alike than a near-duplicate
 
 
 @dataclass(frozen=True, kw_only=True)
 class Thresholds:
-    """The thresholds of stages 2 and 3, all of them cosines of CLAP embeddings.
+    """What stages 2 and 3 ask of a caption; all values are cosines of CLAP embeddings, or differences of them.
 
     Args:
-        audio_text: A candidate less similar to the audio is dropped (rho 1).
-        duplicate: A candidate at least this similar to an original, text to text, says the same (rho 2).
-        max_loss: How much less similar to the audio than the best kept candidate the fused caption may be.
+        audio_text: A candidate less similar to the audio than this is dropped (rho 1).
+        duplicate: A candidate at least this similar to an original, text to text, is its near-duplicate (rho 2).
+        max_loss: How much less similar to the audio than the best original the fused caption may be.
     """
 
     audio_text: float
     duplicate: float = 0.95
     max_loss: float = 0.05
+
+    def __post_init__(self):
+        for name, value in asdict(self).items():
+            if isinstance(value, bool) or not isinstance(value, (int, float)) or not -1 <= value <= 1:
+                raise ValueError(f"`{name}` must be a number between -1 and 1, got {value!r}.")
+        if self.max_loss < 0:
+            raise ValueError(f"`max_loss` must not be negative, got {self.max_loss}.")
+
+    @classmethod
+    def from_dict(cls, values: Mapping[str, Any]) -> Thresholds:
+        """Builds thresholds from a mapping, refusing names it does not know."""
+        known = {field.name for field in fields(cls)}
+        if "audio_text" not in values or not values.keys() <= known:
+            raise ValueError(f"thresholds must have `audio_text` and may have {sorted(known)}, got {sorted(values)}.")
+        return cls(**values)
+
+    def to_dict(self) -> dict[str, float]:
+        """Returns what JSON can hold."""
+        return asdict(self)
+
+
+def read_thresholds(path: str | Path) -> Thresholds:
+    """Reads thresholds from a JSON file."""
+    try:
+        values = json.loads(Path(path).read_text(encoding="utf-8"))
+        if not isinstance(values, dict):
+            raise ValueError(f"expected a JSON object, got {values!r}.")
+        return Thresholds.from_dict(values)
+    except ValueError as error:
+        raise ValueError(f"{path}: {error}") from error
+
+
+def write_thresholds(path: str | Path, thresholds: Thresholds) -> None:
+    """Writes thresholds as JSON."""
+    Path(path).write_text(json.dumps(thresholds.to_dict(), indent=2) + "\n", encoding="utf-8")
+
+
+def derive_thresholds(
+    audio_embeddings: np.ndarray, text_embeddings: np.ndarray, *, wrong_kept_share: float = 0.1
+) -> Thresholds:
+    """Derives thresholds from one caption for each of many clips, right or wrong.
+
+    Captions exchanged between clips show how similar wrong captions are, without anybody having to say which of the
+    data set's captions are wrong: `audio_text` lies where only `wrong_kept_share` of the exchanged ones reach it. A
+    near-duplicate is more alike than all but a hundredth of the pairs of captions of different clips, and the fused
+    caption may lose a tenth of what tells a clip's own captions from exchanged ones.
+
+    Args:
+        audio_embeddings: One for each clip `(N, E)`, of unit length.
+        text_embeddings: Those of the clips' captions `(N, E)`, of unit length.
+        wrong_kept_share: Share of wrong captions that may be kept.
+    """
+    if audio_embeddings.shape != text_embeddings.shape or len(audio_embeddings) < MIN_CLIPS:
+        raise ValueError(
+            f"deriving thresholds takes a caption each of at least {MIN_CLIPS} clips, got {len(audio_embeddings)} "
+            f"clips and {len(text_embeddings)} captions. Give the thresholds in numbers instead."
+        )
+    if not 0 < wrong_kept_share < 1:
+        raise ValueError(f"`wrong_kept_share` must lie between 0 and 1, got {wrong_kept_share}.")
+    similarities = audio_embeddings @ text_embeddings.T  # (N, N)
+    is_exchanged = ~np.eye(len(similarities), dtype=bool)
+    exchanged = similarities[is_exchanged]
+    between_captions = (text_embeddings @ text_embeddings.T)[is_exchanged]
+    gap = float(np.diagonal(similarities).mean() - exchanged.mean())
+    return Thresholds(
+        audio_text=round(float(np.quantile(exchanged, 1 - wrong_kept_share)), 4),
+        duplicate=round(float(np.quantile(between_captions, 1 - FEW_CAPTIONS_SHARE)), 4),
+        max_loss=round(max(0.1 * gap, 0.0), 4),
+    )

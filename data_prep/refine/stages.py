@@ -12,16 +12,30 @@ caption is data in all of this: nothing that it says is acted upon.
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass, replace
-from typing import TYPE_CHECKING, Any, Protocol
+from dataclasses import replace
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from data_prep.refine.clean import clean_text, describe_tags, why_not_a_caption
-from data_prep.refine.fact_check import find_unsupported
-from data_prep.refine.fuse import FUSION_SCHEMA, fuse_by_rules, write_messages
+from data_prep.refine.clean import clean_text, describe_tags, printable, why_not_a_caption
+from data_prep.refine.fact_check import find_unsupported, find_unsupported_facts
+from data_prep.refine.fuse import fuse_by_rules, read_response
+from data_prep.refine.outcomes import (
+    BELOW_THRESHOLD,
+    NEAR_DUPLICATE,
+    NOT_A_CAPTION,
+    ORIGINAL,
+    TAGS,
+    Alignment,
+    Candidate,
+    DroppedCandidate,
+    Fuser,
+    Fusion,
+    FusionRequest,
+    KeptCandidate,
+    Refinement,
+)
 from qamdt.manifest import Record
 
 
@@ -31,121 +45,8 @@ if TYPE_CHECKING:
 
 # Changes whenever the same input may be refined differently than before; part of the fingerprint of stored results.
 STAGES_VERSION = 1
-ORIGINAL = "original"
-
-
-@dataclass(frozen=True)
-class Candidate:
-    """A sentence that may describe a clip.
-
-    Args:
-        text: The sentence.
-        source: Who wrote it: "original", "measured", "tags", or the name of a model.
-    """
-
-    text: str
-    source: str
-
-
-@dataclass(frozen=True, kw_only=True)
-class KeptCandidate:
-    """A candidate that agrees with the audio.
-
-    Args:
-        text: The sentence.
-        source: Who wrote it.
-        similarity: CLAP similarity with the audio, -1 to 1.
-    """
-
-    text: str
-    source: str
-    similarity: float
-
-
-@dataclass(frozen=True, kw_only=True)
-class DroppedCandidate:
-    """A candidate that is not used, and why.
-
-    Args:
-        text: The sentence, shortened if it is very long.
-        source: Who wrote it.
-        similarity: CLAP similarity with the audio; `None` when the sentence was dropped unheard.
-        reason: Kind of the reason: "not a caption", "below the threshold" or "near-duplicate".
-        detail: The reason in full, with its numbers.
-    """
-
-    text: str
-    source: str
-    similarity: float | None
-    reason: str
-    detail: str
-
-
-@dataclass(frozen=True, kw_only=True)
-class Alignment:
-    """What stage 2 says of the candidates of one clip.
-
-    Args:
-        kept: The survivors: originals first, then the others, the most similar first in each group.
-        dropped: The others, in the order in which they were given.
-    """
-
-    kept: tuple[KeptCandidate, ...]
-    dropped: tuple[DroppedCandidate, ...]
-
-
-@dataclass(frozen=True, kw_only=True)
-class FusionRequest:
-    """What a fuser is asked: everything that the fused caption may say, and nothing else.
-
-    Args:
-        texts: The surviving captions, originals first.
-        tags: The tags that may be used, by name, as words.
-        fallback: The caption that stands when the fused one fails a check.
-        num_paraphrases: How many other wordings to ask for.
-        has_survivors: Whether any candidate reached the threshold; if not, `fallback` is the least bad one.
-    """
-
-    texts: tuple[str, ...]
-    tags: Mapping[str, str]
-    fallback: str
-    num_paraphrases: int
-    has_survivors: bool
-
-    @property
-    def messages(self) -> list[dict[str, str]]:
-        """The request as chat messages, with all texts of others quoted as JSON."""
-        return write_messages(self.texts, self.tags, self.num_paraphrases)
-
-    @property
-    def json_schema(self) -> dict[str, Any]:
-        """The schema of the answer."""
-        return FUSION_SCHEMA
-
-
-class Fuser(Protocol):
-    """Anything that answers a request with `{"caption": str, "paraphrases": [str, …]}`."""
-
-    def __call__(self, request: FusionRequest) -> Mapping[str, Any]: ...
-
-
-@dataclass(frozen=True, kw_only=True)
-class Fusion:
-    """The refined caption of one clip.
-
-    Args:
-        caption: The fused caption, or the one that took its place.
-        paraphrases: Other wordings that passed the same checks.
-        failed_checks: What was wrong with the answer of the fuser, a sentence for each; empty when nothing was.
-        fell_back: Whether `caption` is not the fuser's.
-        similarity: CLAP similarity of `caption` with the audio, once `check_similarity` has measured it.
-    """
-
-    caption: str
-    paraphrases: tuple[str, ...] = ()
-    failed_checks: tuple[str, ...] = ()
-    fell_back: bool = False
-    similarity: float | None = None
+MAX_DROPPED_CHARACTERS = 200
+NO_SURVIVORS = "no candidate agrees with the audio"
 
 
 # A captioner is given the record and its waveform with the sampling rate, and returns candidates.
@@ -185,7 +86,66 @@ def align(
         clap: Embeds the candidates.
         thresholds: How similar a candidate must be.
     """
-    raise NotImplementedError
+    if audio_embedding.ndim != 1 or not np.isfinite(audio_embedding).all():
+        raise ValueError(
+            f"`audio_embedding` of clip {record.id!r} must be finite and of shape (E,), got {audio_embedding.shape}."
+        )
+    reasons = [why_not_a_caption(candidate.text) for candidate in candidates]
+    readable = [candidate for candidate, reason in zip(candidates, reasons, strict=True) if reason is None]
+    dropped = [
+        _drop(candidate, None, NOT_A_CAPTION, reason)
+        for candidate, reason in zip(candidates, reasons, strict=True)
+        if reason is not None
+    ]
+    if not readable:
+        return Alignment(kept=(), dropped=tuple(dropped))
+
+    texts = [clean_text(candidate.text) for candidate in readable]
+    text_embeddings = clap.embed_text(texts)  # (candidates, E)
+    similarities = (text_embeddings @ audio_embedding).tolist()
+    order = sorted(range(len(readable)), key=lambda i: (readable[i].source != ORIGINAL, -similarities[i]))
+    kept: list[int] = []
+    for i in order:
+        if similarities[i] < thresholds.audio_text:
+            detail = f"similarity {similarities[i]:.3f} with the audio, below {thresholds.audio_text:.3f}"
+            dropped.append(_drop(readable[i], similarities[i], BELOW_THRESHOLD, detail))
+        elif detail := _find_duplicate(i, kept, texts, readable, text_embeddings, thresholds):
+            dropped.append(_drop(readable[i], similarities[i], NEAR_DUPLICATE, detail))
+        else:
+            kept.append(i)
+    survivors = [
+        KeptCandidate(text=texts[i], source=readable[i].source, similarity=round(similarities[i], 4)) for i in kept
+    ]
+    return Alignment(kept=tuple(survivors), dropped=tuple(dropped))
+
+
+def _drop(candidate: Candidate, similarity: float | None, reason: str, detail: str) -> DroppedCandidate:
+    text = clean_text(candidate.text[:MAX_DROPPED_CHARACTERS])
+    similarity = None if similarity is None else round(similarity, 4)
+    return DroppedCandidate(text=text, source=candidate.source, similarity=similarity, reason=reason, detail=detail)
+
+
+def _find_duplicate(
+    i: int,
+    kept: list[int],
+    texts: list[str],
+    candidates: list[Candidate],
+    text_embeddings: np.ndarray,
+    thresholds: Thresholds,
+) -> str | None:
+    """Says which kept text a text repeats; `None` when it is alike to none or adds a fact.
+
+    Originals repeat each other only word for word: they are other wordings already, and training draws among them.
+    """
+    for j in kept:
+        if texts[i].casefold() == texts[j].casefold():
+            return f"the same words as {texts[j][:60]!r}"
+        if candidates[i].source == ORIGINAL:
+            continue
+        likeness = float(text_embeddings[i] @ text_embeddings[j])
+        if likeness >= thresholds.duplicate and not find_unsupported_facts(texts[i], [texts[j]]):
+            return f"similarity {likeness:.3f} with {texts[j][:60]!r}"
+    return None
 
 
 def build_fusion_request(record: Record, alignment: Alignment, num_paraphrases: int = 2) -> FusionRequest:
@@ -197,8 +157,25 @@ def build_fusion_request(record: Record, alignment: Alignment, num_paraphrases: 
         record: The clip.
         alignment: What stage 2 says of its candidates.
         num_paraphrases: How many other wordings to ask for.
+
+    Raises:
+        ValueError: The clip has no caption at all that could stand.
     """
-    raise NotImplementedError
+    heard = [candidate for candidate in alignment.dropped if candidate.similarity is not None]
+    if not alignment.kept and not heard:
+        raise ValueError(
+            f"clip {record.id!r} has no usable caption, and no captioner wrote one. "
+            f"Dropped: {[candidate.detail for candidate in alignment.dropped]}."
+        )
+    best = alignment.kept[0] if alignment.kept else max(heard, key=lambda candidate: candidate.similarity)
+    are_tags_wrong = any(c.source == TAGS and c.reason == BELOW_THRESHOLD for c in alignment.dropped)
+    return FusionRequest(
+        texts=tuple(candidate.text for candidate in alignment.kept),
+        tags={} if are_tags_wrong else describe_tags(record.tags),
+        fallback=best.text,
+        num_paraphrases=num_paraphrases,
+        has_survivors=bool(alignment.kept),
+    )
 
 
 def accept_fusion(request: FusionRequest, response: str | Mapping[str, Any]) -> Fusion:
@@ -211,7 +188,32 @@ def accept_fusion(request: FusionRequest, response: str | Mapping[str, Any]) -> 
     Raises:
         ValueError: The answer is not JSON of the schema that was asked for; asking again may help.
     """
-    raise NotImplementedError
+    caption, paraphrases = read_response(response)
+    sources = [*request.texts, *request.tags.values()]
+    if failed := _find_faults(caption, sources):
+        return fall_back(request, failed)
+    good, failed = [], []
+    for paraphrase in paraphrases[: request.num_paraphrases]:
+        faults = _find_faults(paraphrase, sources)
+        failed += [f"paraphrase: {fault}" for fault in faults]
+        good += [] if faults else [clean_text(paraphrase)]
+    return Fusion(caption=clean_text(caption), paraphrases=tuple(good), failed_checks=tuple(failed))
+
+
+def fall_back(request: FusionRequest, failed_checks: Sequence[str]) -> Fusion:
+    """Lets the best caption that was there before stand, with the other survivors as its paraphrases."""
+    others = [text for text in request.texts if text != request.fallback]
+    return Fusion(
+        caption=request.fallback,
+        paraphrases=tuple(others[: request.num_paraphrases]),
+        failed_checks=tuple(failed_checks),
+        fell_back=True,
+    )
+
+
+def _find_faults(caption: str, sources: Sequence[str]) -> list[str]:
+    reason = why_not_a_caption(caption)
+    return [reason] if reason else find_unsupported(clean_text(caption), sources)
 
 
 def fuse(record: Record, alignment: Alignment, fuser: Fuser = fuse_by_rules, num_paraphrases: int = 2) -> Fusion:
@@ -225,7 +227,7 @@ def fuse(record: Record, alignment: Alignment, fuser: Fuser = fuse_by_rules, num
     """
     request = build_fusion_request(record, alignment, num_paraphrases)
     if not request.has_survivors:
-        return Fusion(caption=request.fallback, fell_back=True, failed_checks=("no candidate agrees with the audio",))
+        return fall_back(request, [NO_SURVIVORS])
     return accept_fusion(request, fuser(request))
 
 
@@ -241,35 +243,58 @@ def check_similarity(
         clap: Embeds the caption.
         thresholds: How much the caption may lose.
     """
-    raise NotImplementedError
+    texts = [fusion.caption, *fusion.paraphrases]
+    caption_similarity, *similarities = (clap.embed_text(texts) @ audio_embedding).tolist()
+    if not alignment.kept:
+        return replace(fusion, similarity=round(caption_similarity, 4))
+    best = alignment.kept[0]  # the best original where one survived
+    least = best.similarity - thresholds.max_loss
+    if caption_similarity < least and not fusion.fell_back:
+        fault = f"similarity {caption_similarity:.3f} with the audio, {best.similarity:.3f} before"
+        others = [candidate.text for candidate in alignment.kept[1:]][: len(fusion.paraphrases)]
+        return Fusion(
+            caption=best.text,
+            paraphrases=tuple(others),
+            failed_checks=(*fusion.failed_checks, fault),
+            fell_back=True,
+            similarity=best.similarity,
+        )
+    good = [text for text, value in zip(fusion.paraphrases, similarities, strict=True) if value >= least]
+    faults = [f"paraphrase: similarity {value:.3f} with the audio" for value in similarities if value < least]
+    return replace(
+        fusion,
+        paraphrases=tuple(good),
+        failed_checks=(*fusion.failed_checks, *faults),
+        similarity=round(caption_similarity, 4),
+    )
 
 
-def apply_refinement(record: Record, alignment: Alignment, fusion: Fusion) -> Record:
+def refine_clip(
+    record: Record,
+    waveform: np.ndarray,
+    sampling_rate: int,
+    *,
+    captioners: Sequence[Captioner],
+    clap: Clap,
+    thresholds: Thresholds,
+    fuser: Fuser = fuse_by_rules,
+    num_paraphrases: int = 2,
+) -> Refinement:
+    """Takes one clip through all three stages, with a fuser that answers at once."""
+    audio_embedding = clap.embed_audio([waveform], sampling_rate)[0]
+    candidates = generate_candidates(record, waveform, sampling_rate, captioners)
+    alignment = align(record, candidates, audio_embedding, clap, thresholds)
+    fusion = fuse(record, alignment, fuser, num_paraphrases)
+    fusion = check_similarity(fusion, alignment, audio_embedding, clap, thresholds)
+    return Refinement(id=record.id, original_captions=record.captions, alignment=alignment, fusion=fusion)
+
+
+def apply_refinement(record: Record, refinement: Refinement) -> Record:
     """Returns the record with its refined captions and where they come from; the originals stay beside them."""
-    raise NotImplementedError
-
-
-@dataclass(frozen=True, kw_only=True)
-class Refinement:
-    """All that happened to one clip; the row of a result file and of the report.
-
-    Args:
-        id: Name of the clip.
-        original_captions: The captions it came with.
-        alignment: Stage 2.
-        fusion: Stage 3.
-    """
-
-    id: str
-    original_captions: tuple[str, ...]
-    alignment: Alignment
-    fusion: Fusion
-
-    def to_dict(self) -> dict[str, Any]:
-        """Returns what JSON can hold; `from_dict` reads it back."""
-        return asdict(self)
-
-    @classmethod
-    def from_dict(cls, values: Mapping[str, Any]) -> Refinement:
-        """Builds a refinement from one decoded line."""
-        raise NotImplementedError
+    fusion = refinement.fusion
+    columns = {
+        "caption_source": "fallback" if fusion.fell_back else "fused",
+        "clap_similarity": fusion.similarity,
+        "original_captions": [printable(text) for text in refinement.original_captions],
+    }
+    return replace(record, captions=(fusion.caption, *fusion.paraphrases), extra=record.extra | columns)
