@@ -74,6 +74,14 @@ class Alignment:
     kept: tuple[KeptCandidate, ...]
     dropped: tuple[DroppedCandidate, ...]
 
+    @classmethod
+    def from_dict(cls, values: Mapping[str, Any]) -> Alignment:
+        """Builds an alignment from what `asdict` made of it."""
+        return cls(
+            kept=tuple(KeptCandidate(**candidate) for candidate in values["kept"]),
+            dropped=tuple(DroppedCandidate(**candidate) for candidate in values["dropped"]),
+        )
+
 
 @dataclass(frozen=True, kw_only=True)
 class FusionRequest:
@@ -128,6 +136,12 @@ class Fusion:
     fell_back: bool = False
     similarity: float | None = None
 
+    @classmethod
+    def from_dict(cls, values: Mapping[str, Any]) -> Fusion:
+        """Builds a fusion from what `asdict` made of it."""
+        texts = {name: tuple(values[name]) for name in ("paraphrases", "failed_checks")}
+        return cls(**{**values, **texts})
+
 
 @dataclass(frozen=True, kw_only=True)
 class Refinement:
@@ -152,19 +166,9 @@ class Refinement:
     @classmethod
     def from_dict(cls, values: Mapping[str, Any]) -> Refinement:
         """Builds a refinement from one decoded line."""
-        alignment, fusion = values["alignment"], values["fusion"]
         return cls(
             id=values["id"],
             original_captions=tuple(values["original_captions"]),
-            alignment=Alignment(
-                kept=tuple(KeptCandidate(**candidate) for candidate in alignment["kept"]),
-                dropped=tuple(DroppedCandidate(**candidate) for candidate in alignment["dropped"]),
-            ),
-            fusion=Fusion(
-                **fusion
-                | {
-                    "paraphrases": tuple(fusion["paraphrases"]),
-                    "failed_checks": tuple(fusion["failed_checks"]),
-                }
-            ),
+            alignment=Alignment.from_dict(values["alignment"]),
+            fusion=Fusion.from_dict(values["fusion"]),
         )
