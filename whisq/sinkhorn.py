@@ -1,0 +1,135 @@
+"""Optimal transport between padded clouds of points: how far the tokens of a clip are from the tokens of its prompt.
+
+The plan comes from Sinkhorn's iterations in the log domain, with the blur annealed from the spread of the costs down
+to its final value: at a small blur, iterations without annealing give a plausible distance with a wrong gradient.
+
+There is no debiasing: its term of the audio against itself is a constant, because the audio tokens are frozen, and
+costs many times what the rest does.
+
+Shapes: B batch, N source points, M target points, D width.
+"""
+
+import math
+
+import torch
+from torch.nn import functional as F
+
+
+# Steps longer than Sinkhorn's own make the prices converge faster (https://arxiv.org/abs/1711.01851).
+OVERSHOOT = 1.5
+
+
+def sinkhorn_distance(
+    source: torch.Tensor,
+    source_mask: torch.Tensor,
+    target: torch.Tensor,
+    target_mask: torch.Tensor,
+    *,
+    blur: float = 0.02,
+    scaling: float = 0.95,
+    normalize: bool = True,
+) -> torch.Tensor:
+    """Computes the optimal transport cost between two clouds, each real point weighing the same.
+
+    The cost of a pair is half its squared distance. The gradient moves every point towards where the plan sends it,
+    with the plan held fixed, as it is at the optimum; it flows to both clouds, and padding gets exactly none.
+
+    Args:
+        source: Points of shape `(batch, source_points, dim)`. The larger cloud, as a rule the audio tokens.
+        source_mask: Shape `(batch, source_points)`, true for real points.
+        target: Points of shape `(batch, target_points, dim)`.
+        target_mask: Shape `(batch, target_points)`, true for real points.
+        blur: Distance below which points are not told apart, in the unit of the points (after normalisation).
+        scaling: Factor of the annealing from one step to the next, below 1. The nearer to 1, the slower and the more
+            exact: 0.95 follows the exact gradient; 0.5 has the right distance but, on raw features, a wrong gradient.
+        normalize: Whether to scale all points to length 1 first, which makes the distance independent of the encoders.
+
+    Returns:
+        Distances in float32, of shape `(batch,)`.
+    """
+    with torch.autocast(source.device.type, enabled=False):
+        source, target = source.float(), target.float()
+        if normalize:
+            source, target = F.normalize(source, dim=-1), F.normalize(target, dim=-1)
+        cost = half_squared_distances(source, source_mask, target, target_mask)
+        plan = transport_plan(cost.detach(), source_mask, target_mask, blur=blur, scaling=scaling)
+        return (plan * cost).sum(dim=(1, 2))
+
+
+def half_squared_distances(
+    source: torch.Tensor, source_mask: torch.Tensor, target: torch.Tensor, target_mask: torch.Tensor
+) -> torch.Tensor:
+    """Half the squared distance of every pair of points, `(batch, source_points, target_points)`; 0 where padded.
+
+    Both clouds are first moved by the mean of the source, which changes no distance and keeps float32 exact enough
+    for clouds that lie far from the origin.
+    """
+    source, target = _without_padding(source, source_mask), _without_padding(target, target_mask)
+    center = (source.detach().sum(dim=1) / source_mask.sum(dim=1, keepdim=True))[:, None]  # (B, 1, D)
+    source, target = source - center, target - center
+    squares = source.square().sum(dim=-1)[:, :, None] + target.square().sum(dim=-1)[:, None]
+    cost = 0.5 * squares - source @ target.mT  # (B, N, M)
+    return cost.masked_fill(~(source_mask[:, :, None] & target_mask[:, None]), 0.0)
+
+
+@torch.no_grad()
+def transport_plan(
+    cost: torch.Tensor,
+    source_mask: torch.Tensor,
+    target_mask: torch.Tensor,
+    *,
+    blur: float = 0.02,
+    scaling: float = 0.95,
+    num_final_steps: int = 5,
+) -> torch.Tensor:
+    """Finds the cheapest way of moving evenly spread mass from the source to the target points, blurred a little.
+
+    Each step changes the prices of the target points. The source side is eliminated: every source point spreads its
+    mass over the targets by a softmax, so a step costs one exponential for each pair.
+
+    Args:
+        cost: Costs of shape `(batch, source_points, target_points)`.
+        source_mask: Shape `(batch, source_points)`, true for real points.
+        target_mask: Shape `(batch, target_points)`, true for real points.
+        blur: Square root of the final temperature.
+        scaling: Factor of the blur from one step to the next.
+        num_final_steps: Steps at the final blur.
+
+    Returns:
+        The plan in the shape of `cost`. A column of a real target sums to 1 over the number of real targets, a row of
+        a real source point to nearly 1 over the number of those; padding carries nothing.
+    """
+    if not 0 < scaling < 1 or blur <= 0:
+        raise ValueError(f"`blur` must be positive and `scaling` between 0 and 1, got {blur} and {scaling}.")
+    source_weights, target_weights = uniform_weights(source_mask), uniform_weights(target_mask)
+    log_target_weights = target_weights.log()[:, None]  # (B, 1, M), -inf where padded
+    # The prices do not see what is common to a row; without it the numbers are small and so more exact.
+    cost = cost - cost.masked_fill(~target_mask[:, None], torch.inf).amin(dim=-1, keepdim=True)
+    cost = cost.masked_fill(~(source_mask[:, :, None] & target_mask[:, None]), 0.0)
+
+    # The temperature falls from the spread of the costs to blur². A clip with less spread joins in later, at its own
+    # start, so that it gets the same plan in any batch.
+    num_annealing_steps = (cost.amax(dim=(1, 2)).sqrt() / blur).clamp(min=1).log() / -math.log(scaling)  # (B,)
+    num_steps = num_annealing_steps.ceil().int() + num_final_steps
+    num_steps_left = num_steps.max().item()
+    prices = torch.zeros_like(target_weights)  # (B, M)
+    while num_steps_left > 0:
+        temperature = blur**2 * scaling ** (-2 * max(num_steps_left - num_final_steps, 0))
+        shares = ((prices[:, None] - cost) / temperature + log_target_weights).softmax(dim=-1)  # (B, N, M)
+        received = torch.einsum("bn,bnm->bm", source_weights, shares)
+        # What nothing reaches yet, in float32, is raised by a bounded amount in this step and again in the next.
+        corrections = target_weights / received.clamp(min=1e-30)
+        raises = OVERSHOOT * temperature * corrections.log()
+        prices = prices + raises.masked_fill(~target_mask | (num_steps < num_steps_left)[:, None], 0.0)
+        num_steps_left -= 1
+    return source_weights[:, :, None] * shares * corrections[:, None]
+
+
+def uniform_weights(mask: torch.Tensor) -> torch.Tensor:
+    """Weights in float32 that sum to 1 over the real points of each cloud."""
+    return mask.float() / mask.sum(dim=1, keepdim=True)
+
+
+def _without_padding(points: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
+    """Zeros in place of padding, so that not even NaN in it gets through."""
+    return points.masked_fill(~mask[:, :, None], 0.0)
