@@ -16,6 +16,7 @@ from qamdt import __version__
 
 # Only what parsing needs is imported above: torch and diffusers take seconds, and `--help` should not.
 SAMPLER_NAMES = ("dpm++", "unipc", "euler", "euler-ancestral", "ddim", "paper")
+CRITERIA = ("quality", "alignment", "clap")
 AUDIO_SUFFIXES = (".wav", ".flac", ".ogg", ".mp3")
 
 
@@ -66,6 +67,15 @@ def _add_generate(commands: argparse._SubParsersAction) -> None:
     parser.add_argument("--seconds", type=_positive_number, help="length (what the model was built for)")
     parser.add_argument("--seed", type=_count_from_zero, default=0, help="same seed, same music (%(default)s)")
     parser.add_argument("--num", type=_count_from_one, default=1, help="takes of each prompt, seeds counting up (1)")
+    parser.add_argument("--best-of", type=_count_from_one, default=1, metavar="N", help="make N and keep the best (1)")
+    parser.add_argument(
+        "--best-by",
+        type=parse_criteria,
+        metavar="WHAT",
+        help="what is best: quality (how good it sounds), alignment, clap (how well it follows the prompt), or several "
+        "with commas between (quality,clap; clap unless --quality is high)",
+    )
+    parser.add_argument("--scorer", metavar="MODEL", help="folder or Hub id of a WhisQ scorer (the embedded one)")
     parser.add_argument("--negative-prompt", default="", metavar="TEXT", help="what to move away from")
     parser.add_argument("--steps", type=_count_from_one, help="denoising steps (25; 200 for --sampler paper)")
     parser.add_argument(
@@ -158,6 +168,8 @@ def _check_generate(arguments: argparse.Namespace) -> None:
             raise argparse.ArgumentTypeError(
                 f"--prompts must be a text file, got {str(arguments.prompts)!r}, which does not exist"
             )
+    if arguments.best_of == 1 and not (arguments.best_by is None and arguments.scorer is None):
+        raise argparse.ArgumentTypeError("--best-by and --scorer go with --best-of")
     for name, path in (("-o", arguments.output), ("--spectrogram", arguments.spectrogram)):
         if path is not None and not path.absolute().parent.is_dir():
             raise argparse.ArgumentTypeError(f"the folder of {name} must exist, got {str(path)!r}")
@@ -185,6 +197,14 @@ def parse_quality(text: str) -> str | float | list[float] | list[tuple[float, fl
     if len(points[0]) == 2:
         return points
     return scores[0] if len(scores) == 1 else scores
+
+
+def parse_criteria(text: str) -> list[str]:
+    """Reads `--best-by`: names with commas between."""
+    criteria = text.split(",")
+    if not set(criteria) <= set(CRITERIA) or len(set(criteria)) < len(criteria):
+        raise argparse.ArgumentTypeError(f"expected some of {', '.join(CRITERIA)} with commas between, got {text!r}")
+    return criteria
 
 
 def _positive_number(text: str) -> float:

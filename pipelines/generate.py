@@ -7,8 +7,9 @@ import importlib.util
 import json
 import re
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from tqdm import tqdm
@@ -20,6 +21,10 @@ from qamdt.audio import write_audio
 from qamdt.cpu_memory import keep_freed_memory
 from qamdt.embedded import EMBEDDED_MODEL_DIR, default_model
 from qamdt.shards import write_json
+
+
+if TYPE_CHECKING:
+    from pipelines.best_of import Judge
 
 
 @dataclass(frozen=True)
@@ -64,12 +69,21 @@ def generate(arguments: argparse.Namespace) -> None:
 
     keep_freed_memory()
     pipe = load_pipeline(settings["model"], settings["sampler"], arguments.device)
+    judge = None
+    if "best_of" in settings:
+        from pipelines.best_of import Judge  # transformers is imported only for who asks for the best of several
+
+        judge = Judge(settings["best_by"], scorer=settings["scorer"], device=pipe.device)
     for takes in tqdm(batches, desc="prompts", disable=len(batches) == 1):
-        waveforms = make(pipe, takes)
-        for take, waveform in zip(takes, waveforms, strict=True):
+        choices: list[dict] = [{} for _ in takes]
+        if judge is None:
+            waveforms = make(pipe, takes[0].settings, [take.settings["seed"] for take in takes])
+        else:
+            waveforms, choices = make_best(pipe, takes, judge)
+        for take, waveform, choice in zip(takes, waveforms, choices, strict=True):
             write_audio(take.path, waveform, pipe.sampling_rate)
             sound = {"sampling_rate": pipe.sampling_rate, "seconds": len(waveform) / pipe.sampling_rate}
-            write_json(take.record_path, {"settings": take.settings, "sound": sound, "versions": versions()})
+            write_json(take.record_path, {"settings": take.settings, "sound": sound, **choice, "versions": versions()})
             tqdm.write(str(take.path))
         if arguments.spectrogram is not None:
             from pipelines.spectrogram import draw_spectrograms
@@ -81,6 +95,11 @@ def collect_settings(arguments: argparse.Namespace) -> dict[str, Any]:
     """What decides how the music sounds, apart from prompt and seed."""
     model = arguments.model or default_model()
     is_paper = arguments.sampler == "paper"
+    best_of = {}
+    if arguments.best_of > 1:
+        # Where low quality is asked for, the best sounding candidate is not the one that does as asked.
+        criteria = arguments.best_by or (["quality", "clap"] if arguments.quality == "high" else ["clap"])
+        best_of = {"best_of": arguments.best_of, "best_by": criteria, "scorer": arguments.scorer}
     return {
         "model": EMBEDDED_MODEL_DIR.name if model == str(EMBEDDED_MODEL_DIR) else model,
         "quality": arguments.quality,
@@ -91,13 +110,21 @@ def collect_settings(arguments: argparse.Namespace) -> dict[str, Any]:
         "sampler": arguments.sampler,
         "eta": PAPER_SETTINGS["eta"] if is_paper else 0.0,
         "seed": arguments.seed,
+        **best_of,
     }
 
 
 def plan_takes(path: Path, prompt: str, num_takes: int, settings: dict[str, Any]) -> list[Take]:
-    """The takes of one prompt: `path`, or several of it that are numbered from 1, with seeds that count up."""
+    """The takes of one prompt: `path`, or several of it that are numbered from 1, with seeds that count up.
+
+    The seed of a take that is the best of several candidates is that of its first candidate.
+    """
     paths = [path] if num_takes == 1 else [path.with_stem(f"{path.stem}-{i + 1}") for i in range(num_takes)]
-    return [Take(path, {"prompt": prompt} | settings | {"seed": settings["seed"] + i}) for i, path in enumerate(paths)]
+    stride = settings.get("best_of", 1)
+    return [
+        Take(path, {"prompt": prompt} | settings | {"seed": settings["seed"] + i * stride})
+        for i, path in enumerate(paths)
+    ]
 
 
 def load_pipeline(model: str, sampler: str | None, device: str | None) -> QAMDTPipeline:
@@ -110,9 +137,27 @@ def load_pipeline(model: str, sampler: str | None, device: str | None) -> QAMDTP
     return pipe.to(device or ("cuda" if torch.cuda.is_available() else "cpu"))
 
 
-def make(pipe: QAMDTPipeline, takes: list[Take]) -> torch.Tensor:
-    """Generates the takes of one prompt together; each has its own seed, so it does not depend on the others."""
-    settings = takes[0].settings
+def make_best(pipe: QAMDTPipeline, takes: list[Take], judge: Judge) -> tuple[torch.Tensor, list[dict]]:
+    """Generates the candidates of each take; returns the best ones `(takes, samples)` and how they were chosen."""
+    from pipelines.best_of import generate_best_of
+
+    best = [
+        generate_best_of(
+            partial(make, pipe, take.settings),
+            take.settings["best_of"],
+            judge,
+            prompt=take.settings["prompt"],
+            sampling_rate=pipe.sampling_rate,
+            seed=take.settings["seed"],
+        )
+        for take in takes
+    ]
+    choices = [{"best_of": {"seed": kept.seed, "candidates": kept.candidates, **judge.describe()}} for kept in best]
+    return torch.stack([kept.waveform for kept in best]), choices
+
+
+def make(pipe: QAMDTPipeline, settings: dict[str, Any], seeds: list[int]) -> torch.Tensor:
+    """Generates a waveform for each seed `(seeds, samples)`; none depends on the others."""
     try:
         return pipe(
             settings["prompt"],
@@ -122,8 +167,8 @@ def make(pipe: QAMDTPipeline, takes: list[Take]) -> torch.Tensor:
             num_inference_steps=settings["steps"],
             guidance_scale=settings["guidance"],
             eta=settings["eta"],
-            num_waveforms_per_prompt=len(takes),
-            generator=[torch.Generator().manual_seed(take.settings["seed"]) for take in takes],
+            num_waveforms_per_prompt=len(seeds),
+            generator=[torch.Generator().manual_seed(seed) for seed in seeds],
             output_type="pt",
         ).audios.cpu()
     except ValueError as error:

@@ -1,0 +1,212 @@
+"""Turns raw scores and statistics into labels: a Parquet table, and the thresholds in the form that `qamdt` reads.
+
+Labels are a function of the score files and of one statistics file, so other thresholds need no new scoring, and new
+music that is labelled with the statistics of an earlier collection keeps what its levels mean.
+
+A level is 1 to 5, and 0 for a clip without score. `level_soft` shares a clip out to the two levels that its score lies
+between; its mean is the fractional level of `qamdt.quality.QualityStats`.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Iterable, Iterator, Sequence
+from itertools import islice
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from tqdm import tqdm
+
+from whisq.ratings import MAX_RATING, MIN_RATING
+from whisq.score_files import read_rows
+from whisq.score_stats import NUM_LEVELS, ScoreStats, Thresholds
+
+
+if TYPE_CHECKING:
+    import pyarrow
+
+ROWS_PER_GROUP = 8192
+
+
+def finalize(
+    scores: Sequence[str | Path],
+    stats: ScoreStats,
+    out: str | Path,
+    *,
+    method: str | None = None,
+    thresholds: Thresholds | None = None,
+    per_source: bool = False,
+) -> Path:
+    """Writes the labels of scored clips.
+
+    Args:
+        scores: Files of `whisq score`.
+        stats: Statistics of these scores, or of an earlier collection whose levels these clips shall be labelled with.
+        out: Parquet file to write.
+        method: "sigma" or "quantile"; the one that the statistics name when `None`.
+        thresholds: Thresholds to use instead of derived ones.
+        per_source: Whether clips are compared with their source and not with all clips.
+
+    Returns:
+        The JSON file with the thresholds, beside `out`, which `qamdt.quality.QualityStats.load` reads.
+    """
+    pyarrow, parquet = _import_pyarrow()
+    out = Path(out)
+    quality_stats = stats.quality_stats(method=method, thresholds=thresholds, per_source=per_source)
+    source_levels = {
+        source: int(assign_levels(np.array([distribution.mean]), quality_stats["edges"])[0])
+        for source, distribution in stats.sources.items()
+    }
+    schema = make_schema(pyarrow).with_metadata(
+        {"quality_stats": json.dumps(quality_stats), "stats_id": stats.stats_id, "scorer": quality_stats["scorer"]}
+    )
+    temporary = out.with_name(f".{out.name}.{os.getpid()}.tmp")
+    seen: set[str] = set()
+    try:
+        with parquet.ParquetWriter(temporary, schema, compression="zstd") as writer:
+            for rows in _read_in_groups(scores, stats.scorer, seen):
+                labels = label_rows(rows, stats, quality_stats, source_levels, per_source=per_source)
+                writer.write_table(pyarrow.Table.from_pylist(labels, schema))
+        os.replace(temporary, out)
+    finally:
+        temporary.unlink(missing_ok=True)
+    quality_path = quality_stats_path(out)
+    quality_path.write_text(json.dumps(quality_stats, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+    return quality_path
+
+
+def quality_stats_path(out: Path) -> Path:
+    """Where the thresholds of a label file stand."""
+    return out.with_suffix(".quality.json")
+
+
+def label_rows(
+    rows: Sequence[dict[str, Any]],
+    stats: ScoreStats,
+    quality_stats: dict[str, Any],
+    source_levels: dict[str, int],
+    *,
+    per_source: bool,
+) -> list[dict[str, Any]]:
+    """Adds to rows of a score file what follows from the statistics.
+
+    Args:
+        rows: The rows.
+        stats: Statistics of the collection.
+        quality_stats: What `stats.quality_stats` returned.
+        source_levels: Level of the mean score of each source.
+        per_source: Whether scores are standardized by their source.
+    """
+    distribution = stats.overall_quality_per_source if per_source else stats.overall_quality
+    edges, (low_edge, high_edge) = quality_stats["edges"], quality_stats["prefix_edges"]
+    labels = []
+    for row in rows:
+        label = row | {"stats_id": stats.stats_id, "level": 0, "prefix": "", "source_level": 0}
+        if row["status"] == "ok":
+            score, curve = judged_scores(row, stats, per_source=per_source)
+            frames = np.asarray(row["frame_overall_quality"])
+            label |= {
+                "quality_score": score,
+                "quality_frames": curve,
+                "z": (score - distribution.mean) / distribution.std if distribution.std else 0.0,
+                "percentile": float(distribution.percentile(np.array([score]))[0]),
+                "level": int(assign_levels(np.array([score]), edges)[0]),
+                "level_soft": soft_levels(score, edges),
+                "frame_level": assign_levels(np.asarray(curve), edges),
+                "source_level": source_levels.get(row.get("source", ""), 0),
+                "prefix": f"{'low' if score <= low_edge else 'high' if score >= high_edge else 'medium'} quality",
+                "overall_quality_min": float(frames.min()),
+                "overall_quality_p10": float(np.percentile(frames, 10)),
+            }
+            if row.get("text_alignment") is not None and stats.text_alignment is not None:
+                alignment = np.array([row["text_alignment"]])
+                label["text_alignment_percentile"] = float(stats.text_alignment.percentile(alignment)[0])
+        labels.append(label)
+    return labels
+
+
+def judged_scores(row: dict[str, Any], stats: ScoreStats, *, per_source: bool) -> tuple[float, list[float]]:
+    """Returns the score and the curve that levels are made of: the raw ones, or those standardized by their source."""
+    scores = np.array([row["overall_quality"], *row["frame_overall_quality"]])
+    if per_source:
+        scores = stats.standardize(scores, row.get("source", "")).round(4)
+    score, *curve = scores.tolist()
+    return score, curve
+
+
+def assign_levels(scores: np.ndarray, edges: Sequence[float]) -> np.ndarray:
+    """Levels 1 to 5 of scores `(n,)`: an edge belongs to the level above it."""
+    return 1 + np.searchsorted(edges, scores, side="right")
+
+
+def soft_levels(score: float, edges: Sequence[float]) -> list[float]:
+    """Shares a score out to the levels whose centres it lies between; the shares of the five levels add up to one."""
+    first, second, third, fourth = edges
+    lowest = min(first, max(2 * first - second, MIN_RATING))
+    highest = max(fourth, min(2 * fourth - third, MAX_RATING))
+    bounds = np.array([lowest, *edges, highest])
+    centres = (bounds[:-1] + bounds[1:]) / 2
+    place = np.interp(score, centres, np.arange(NUM_LEVELS))
+    return np.maximum(0.0, 1.0 - np.abs(np.arange(NUM_LEVELS) - place)).tolist()
+
+
+def make_schema(pyarrow: Any) -> pyarrow.Schema:
+    """The columns of a label file."""
+    text, single, byte = pyarrow.string(), pyarrow.float32(), pyarrow.int8()
+    return pyarrow.schema(
+        [
+            ("id", text),
+            ("path", text),
+            ("source", text),
+            ("prompt", text),
+            ("status", text),
+            ("error", text),
+            ("flags", pyarrow.list_(text)),
+            ("duration_in_s", single),
+            ("sampling_rate", pyarrow.int32()),
+            ("overall_quality", single),  # as scored, never changed
+            ("overall_quality_min", single),  # of the curve
+            ("overall_quality_p10", single),
+            ("text_alignment", single),
+            ("text_alignment_percentile", single),
+            ("quality_score", single),  # what level and prefix come from: as scored, or standardized by the source
+            ("z", single),
+            ("percentile", single),
+            ("level", byte),
+            ("level_soft", pyarrow.list_(single)),
+            ("prefix", text),
+            ("source_level", byte),
+            ("frame_hop_in_s", single),
+            ("frame_overall_quality", pyarrow.list_(single)),
+            ("quality_frames", pyarrow.list_(single)),
+            ("frame_level", pyarrow.list_(byte)),
+            ("scorer", text),
+            ("stats_id", text),
+        ]
+    )
+
+
+def _read_in_groups(scores: Iterable[str | Path], scorer: str, seen: set[str]) -> Iterator[list[dict[str, Any]]]:
+    rows = (row for path in scores for row in tqdm(read_rows(path), desc=Path(path).name, unit="clip"))
+    while group := list(islice(rows, ROWS_PER_GROUP)):
+        for row in group:
+            if row["scorer"] != scorer:
+                raise ValueError(
+                    f"clip {row['id']!r} was scored by {row['scorer']!r}, and the statistics are of {scorer!r}; "
+                    "take statistics of the same scorer."
+                )
+            if row["id"] in seen:
+                raise ValueError(f"clip {row['id']!r} has two rows; give each score file once.")
+            seen.add(row["id"])
+        yield group
+
+
+def _import_pyarrow() -> tuple[Any, Any]:
+    try:
+        import pyarrow
+        from pyarrow import parquet
+    except ImportError as error:
+        raise ImportError("Parquet files need pyarrow; install it with `pip install 'qamdt[labels]'`.") from error
+    return pyarrow, parquet

@@ -1,0 +1,282 @@
+"""Statistics of a scored collection, and the thresholds between quality levels that follow from them.
+
+One pass reads the rows and keeps their scores, eight bytes each. The result is a small JSON file: with it, more music
+of the same kind is labelled later without moving what a level means.
+
+Thresholds are derived in two ways. `sigma` puts them one and two standard deviations around the mean; `quantile` gives
+each of the five levels a fifth of the clips. Scores can be taken as they are, or `per_source`: each collection's scores
+are moved and stretched to the mean and deviation of all, so that a level compares clips within their collection.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from array import array
+from collections import defaultdict
+from collections.abc import Iterable
+from dataclasses import asdict, dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from tqdm import tqdm
+
+from whisq.ratings import MAX_RATING, MIN_RATING
+from whisq.score_files import read_rows
+
+
+NUM_LEVELS = 5
+NUM_BINS = 64
+METHODS = ("sigma", "quantile")
+PER_SOURCE_SUFFIX = ", per source"
+
+# A distribution too far from a bell leaves some sigma-rule level with less than this share of the clips.
+_MIN_SHARE_PER_LEVEL = 0.005
+_MIN_CLIPS_PER_SOURCE = 5
+
+
+@dataclass(frozen=True, kw_only=True)
+class Thresholds:
+    """Where levels 2 to 5 begin, and the scores up to which music is called low and from which it is called high."""
+
+    edges: tuple[float, ...]
+    prefix_edges: tuple[float, ...]
+
+    def __post_init__(self):
+        for name, count in (("edges", NUM_LEVELS - 1), ("prefix_edges", 2)):
+            values = tuple(map(float, getattr(self, name)))
+            object.__setattr__(self, name, values)
+            if len(values) != count or any(a >= b for a, b in zip(values, values[1:], strict=False)):
+                raise ValueError(f"`{name}` must be {count} increasing scores, got {list(values)}.")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Distribution:
+    """How scores are distributed.
+
+    Args:
+        num_clips: How many there are.
+        mean: Their mean.
+        std: Their standard deviation.
+        minimum: The smallest.
+        maximum: The largest.
+        percentiles: The scores below which 1, 2, … 99 per cent lie; empty for a source.
+        histogram: Clips in 64 equal bins between 1 and 5; empty for a source.
+        thresholds: Level thresholds by method; empty for a source and for text alignment.
+        method: The method to use unless another is asked for.
+    """
+
+    num_clips: int
+    mean: float
+    std: float
+    minimum: float
+    maximum: float
+    percentiles: tuple[float, ...] = ()
+    histogram: tuple[int, ...] = ()
+    thresholds: dict[str, Thresholds] = field(default_factory=dict)
+    method: str | None = None
+
+    @classmethod
+    def from_dict(cls, values: dict[str, Any]) -> Distribution:
+        """Builds a distribution from one that `dataclasses.asdict` took apart."""
+        lists = {name: tuple(values[name]) for name in ("percentiles", "histogram")}
+        thresholds = {name: Thresholds(**edges) for name, edges in values["thresholds"].items()}
+        return cls(**values | lists | {"thresholds": thresholds})
+
+    def percentile(self, scores: np.ndarray) -> np.ndarray:
+        """The share of clips, in per cent, that lie below each score."""
+        points = np.maximum.accumulate([self.minimum, *self.percentiles, self.maximum])
+        return np.interp(scores, points, np.arange(101.0))
+
+
+@dataclass(frozen=True, kw_only=True)
+class ScoreStats:
+    """Statistics of a scored collection.
+
+    Args:
+        stats_id: Names these statistics by their content; labels carry it.
+        scorer: What gave the scores.
+        num_errors: Clips without score.
+        overall_quality: Distribution of the clips' quality.
+        overall_quality_per_source: The same after every source was moved and stretched to the mean and deviation of all.
+        text_alignment: Distribution of text alignment; `None` when no clip has one.
+        sources: Distribution of the quality of each source.
+        created_from: SHA-256 of each score file.
+    """
+
+    stats_id: str
+    scorer: str
+    num_errors: int
+    overall_quality: Distribution
+    overall_quality_per_source: Distribution
+    text_alignment: Distribution | None
+    sources: dict[str, Distribution]
+    created_from: dict[str, str]
+
+    @classmethod
+    def load(cls, path: str | Path) -> ScoreStats:
+        """Reads the file that `save` wrote."""
+        try:
+            values = json.loads(Path(path).read_text(encoding="utf-8"))
+            alignment = values["text_alignment"]
+            parsed = {
+                "overall_quality": Distribution.from_dict(values["overall_quality"]),
+                "overall_quality_per_source": Distribution.from_dict(values["overall_quality_per_source"]),
+                "text_alignment": None if alignment is None else Distribution.from_dict(alignment),
+                "sources": {name: Distribution.from_dict(source) for name, source in values["sources"].items()},
+            }
+            return cls(**values | parsed)
+        except (json.JSONDecodeError, TypeError, KeyError) as error:
+            raise ValueError(f"{str(path)!r} is no file that `whisq stats` wrote: {error}.") from error
+
+    def save(self, path: str | Path) -> None:
+        """Writes the statistics as JSON."""
+        Path(path).write_text(json.dumps(asdict(self), indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+
+    def standardize(self, scores: np.ndarray, source: str) -> np.ndarray:
+        """Moves and stretches the scores of one source to the mean and deviation of all clips.
+
+        A source that the statistics do not know, or that has too few or only equal scores, keeps its scores.
+        """
+        known = self.sources.get(source)
+        if known is None:
+            return scores
+        return _stretch(scores, asdict(known), self.overall_quality.mean, self.overall_quality.std)
+
+    def quality_stats(
+        self, *, method: str | None = None, thresholds: Thresholds | None = None, per_source: bool = False
+    ) -> dict[str, Any]:
+        """Returns what `qamdt.quality.QualityStats` is built from.
+
+        Args:
+            method: "sigma" or "quantile"; the one that suits the distribution when `None`.
+            thresholds: Thresholds to use instead of derived ones.
+            per_source: Whether the scores are those that `standardize` returns.
+        """
+        distribution = self.overall_quality_per_source if per_source else self.overall_quality
+        if method is not None and thresholds is not None:
+            raise ValueError(f"give `method` or `thresholds`, got {method!r} and {thresholds}.")
+        method = "absolute" if thresholds is not None else method or distribution.method
+        thresholds = thresholds or distribution.thresholds.get(method)
+        if thresholds is None:
+            raise ValueError(
+                f"thresholds by {method!r} need at least {NUM_LEVELS} distinct scores, and "
+                f"{distribution.num_clips} clips do not have as many. Score more clips, or give thresholds."
+            )
+        return {
+            "mean": distribution.mean,
+            "std": distribution.std,
+            "edges": list(thresholds.edges),
+            "prefix_edges": list(thresholds.prefix_edges),
+            "scorer": self.scorer + PER_SOURCE_SUFFIX * per_source,
+            "num_clips": distribution.num_clips,
+            "method": method,
+        }
+
+
+def measure_scores(paths: Iterable[str | Path], *, method: str | None = None) -> ScoreStats:
+    """Reads score files once and returns their statistics.
+
+    Args:
+        paths: Files of `whisq score`.
+        method: What levels are derived by unless something else is asked for later; the one that suits when `None`.
+    """
+    if method not in (None, *METHODS):
+        raise ValueError(f"`method` must be one of {METHODS} or None, got {method!r}.")
+    by_source: dict[str, array] = defaultdict(lambda: array("d"))
+    alignment = array("d")
+    scorers, num_errors, created_from = set(), 0, {}
+    for path in map(Path, paths):
+        digest = hashlib.sha256()
+        for row in tqdm(read_rows(path, digest), desc=path.name, unit="clip"):
+            if row["status"] != "ok":
+                num_errors += 1
+                continue
+            scorers.add(row["scorer"])
+            by_source[row.get("source", "")].append(row["overall_quality"])
+            if row.get("text_alignment") is not None:
+                alignment.append(row["text_alignment"])
+        created_from[path.name] = digest.hexdigest()
+    if len(scorers) != 1:
+        raise ValueError(
+            f"scores must come from one scorer, got {sorted(scorers) or 'no scored clip at all'}; keep others apart."
+        )
+    scores = {source: np.asarray(values) for source, values in sorted(by_source.items())}
+    everything = np.concatenate(list(scores.values()))
+    moments = everything.mean(), everything.std()
+    standardized = np.concatenate([_stretch(values, _moments(values), *moments) for values in scores.values()])
+    facts = {
+        "scorer": scorers.pop(),
+        "num_errors": num_errors,
+        "overall_quality": _add_thresholds(_describe(everything), everything, method),
+        "overall_quality_per_source": _add_thresholds(_describe(standardized), standardized, method),
+        "text_alignment": _describe(np.asarray(alignment)) if alignment else None,
+        "sources": {source: Distribution(**_moments(values)) for source, values in scores.items()},
+        "created_from": created_from,
+    }
+    content = json.dumps({name: _plain(value) for name, value in facts.items()}, sort_keys=True)
+    return ScoreStats(stats_id=hashlib.sha256(content.encode()).hexdigest()[:12], **facts)
+
+
+def derive_thresholds(scores: np.ndarray, method: str) -> Thresholds | None:
+    """Derives thresholds from scores, or returns `None` when these have too few distinct values.
+
+    These are the rules of `qamdt.quality.QualityStats.from_scores`; a test keeps the two alike.
+    """
+    distinct = np.unique(scores)
+    if len(distinct) < NUM_LEVELS:
+        return None
+    if method == "sigma":
+        mean, std = scores.mean(), scores.std()
+        return Thresholds(
+            edges=mean + std * np.array([-2.0, -1.0, 1.0, 2.0]), prefix_edges=mean + std * np.array([-1.25, 1.25])
+        )
+    shares = [0.2, 1 / 3, 0.4, 0.6, 2 / 3, 0.8]
+    quantiles = np.quantile(scores, shares)
+    if not (np.diff(quantiles) > 0).all():  # ties, as when most clips are perfect
+        quantiles = np.quantile(distinct, shares)
+    first, low, second, third, high, fourth = quantiles
+    return Thresholds(edges=(first, second, third, fourth), prefix_edges=(low, high))
+
+
+def _describe(scores: np.ndarray) -> Distribution:
+    histogram, _ = np.histogram(scores, NUM_BINS, range=(MIN_RATING, MAX_RATING))
+    return Distribution(
+        **_moments(scores),
+        percentiles=tuple(np.percentile(scores, np.arange(1, 100)).tolist()),
+        histogram=tuple(histogram.tolist()),
+    )
+
+
+def _add_thresholds(distribution: Distribution, scores: np.ndarray, method: str | None) -> Distribution:
+    thresholds = {name: derived for name in METHODS if (derived := derive_thresholds(scores, name)) is not None}
+    if method is None and thresholds:
+        shares = np.histogram(scores, [-np.inf, *thresholds["sigma"].edges, np.inf])[0] / len(scores)
+        method = "sigma" if shares.min() >= _MIN_SHARE_PER_LEVEL else "quantile"
+    return replace(distribution, thresholds=thresholds, method=method)
+
+
+def _moments(scores: np.ndarray) -> dict[str, float]:
+    return {
+        "num_clips": len(scores),
+        "mean": float(scores.mean()),
+        "std": float(scores.std()),
+        "minimum": float(scores.min()),
+        "maximum": float(scores.max()),
+    }
+
+
+def _stretch(scores: np.ndarray, moments: dict[str, float], mean: float, std: float) -> np.ndarray:
+    """Moves scores of a source with `moments` to another mean and deviation; too few or equal ones stay as they are."""
+    if moments["num_clips"] < _MIN_CLIPS_PER_SOURCE or moments["std"] == 0:
+        return scores
+    return np.clip(mean + (scores - moments["mean"]) * (std / moments["std"]), MIN_RATING, MAX_RATING)
+
+
+def _plain(value: Any) -> Any:
+    if isinstance(value, Distribution):
+        return asdict(value)
+    if isinstance(value, dict):
+        return {key: _plain(item) for key, item in value.items()}
+    return value

@@ -1,0 +1,147 @@
+"""Clips as windows of at most thirty seconds, read one at a time, so that a file of hours needs no more memory.
+
+A clip up to 30 s is one window. A longer one is cut into windows of 30 s that begin every 15 s; the last ends with the
+clip. What is wrong with the audio is measured on the samples of the file, before channels are mixed and resampled.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import soundfile
+import torch
+
+from whisq.audio import SAMPLING_RATE, resample
+
+
+WINDOW_IN_S = 30.0
+WINDOW_HOP_IN_S = 15.0
+
+SILENT_PEAK = 10 ** (-70 / 20)  # -70 dB of full scale
+CLIPPED_LEVEL = 0.999
+CLIPPED_SHARE = 1e-3
+SHORT_IN_S = 1.0
+# Some samples more or less come from rounding and from headers of compressed files.
+TRUNCATION_TOLERANCE_IN_S = 0.1
+
+
+@dataclass(frozen=True, kw_only=True)
+class Window:
+    """A stretch of a clip as the encoder hears it, and what was measured on it.
+
+    Args:
+        waveform: 16 kHz mono samples `(samples,)`.
+        start_in_s: Where it begins in the clip.
+        duration_in_s: Its real length.
+        missing_in_s: How much the file lacks of what was asked for.
+        sampling_rate: Rate of the file in Hz.
+        num_channels: Channels of the file.
+        peak: Largest magnitude of any sample.
+        clipped_share: Share of the samples at full scale.
+        is_finite: Whether no sample is NaN or infinite.
+    """
+
+    waveform: torch.Tensor
+    start_in_s: float
+    duration_in_s: float
+    missing_in_s: float
+    sampling_rate: int
+    num_channels: int
+    peak: float
+    clipped_share: float
+    is_finite: bool
+
+
+def cut_windows(duration_in_s: float) -> list[tuple[float, float]]:
+    """Lists start and length, in seconds, of the windows of a clip."""
+    starts = [0.0]
+    while starts[-1] + WINDOW_IN_S < duration_in_s:
+        starts.append(starts[-1] + WINDOW_HOP_IN_S)
+    return [(start, min(WINDOW_IN_S, duration_in_s - start)) for start in starts]
+
+
+def make_window(
+    samples: np.ndarray, sampling_rate: int, *, start_in_s: float = 0.0, asked_in_s: float | None = None
+) -> Window:
+    """Measures samples `(samples, channels)`, averages the channels and brings them to 16 kHz.
+
+    Args:
+        samples: What a file holds of the window.
+        sampling_rate: Their rate in Hz.
+        start_in_s: Where the window begins in its clip.
+        asked_in_s: The length the window should have; all that there is when `None`.
+    """
+    magnitudes = np.abs(samples)
+    is_finite = bool(np.isfinite(magnitudes).all())
+    duration_in_s = len(samples) / sampling_rate
+    waveform = torch.from_numpy(samples.mean(axis=1, dtype=np.float32))
+    return Window(
+        waveform=resample(waveform, sampling_rate) if is_finite and len(samples) else waveform,
+        start_in_s=start_in_s,
+        duration_in_s=duration_in_s,
+        missing_in_s=0.0 if asked_in_s is None else max(asked_in_s - duration_in_s, 0.0),
+        sampling_rate=sampling_rate,
+        num_channels=samples.shape[1],
+        peak=float(magnitudes.max(initial=0.0)),
+        clipped_share=float((magnitudes >= CLIPPED_LEVEL).mean()) if magnitudes.size else 0.0,
+        is_finite=is_finite,
+    )
+
+
+def read_window(path: Path, *, clip_start_in_s: float, start_in_s: float, duration_in_s: float | None) -> Window:
+    """Reads one window of a clip; beyond the end of the file it is empty.
+
+    Args:
+        path: Sound file.
+        clip_start_in_s: Where the clip begins in the file.
+        start_in_s: Where the window begins in the clip.
+        duration_in_s: Length of the window; the rest of the file when `None`.
+
+    Raises:
+        FileNotFoundError: There is no such file.
+        ValueError: The file cannot be decoded.
+    """
+    if not path.is_file():
+        raise FileNotFoundError(f"there is no file {str(path)!r}.")
+    try:
+        with soundfile.SoundFile(path) as file:
+            rate = file.samplerate
+            file.seek(min(round((clip_start_in_s + start_in_s) * rate), file.frames))
+            count = -1 if duration_in_s is None else round(duration_in_s * rate)
+            samples = file.read(count, dtype="float32", always_2d=True)
+    except soundfile.LibsndfileError as error:
+        raise ValueError(f"{str(path)!r} is no readable wav, flac, ogg, mp3 or opus file: {error}") from error
+    return make_window(samples, rate, start_in_s=start_in_s, asked_in_s=duration_in_s)
+
+
+def find_flags(windows: Sequence[Window]) -> tuple[str, ...]:
+    """Names what is remarkable about a clip, given its windows.
+
+    `nan`: samples are not numbers. `silent`: nothing above -70 dB of full scale. `clipped`: more than a thousandth of
+    the samples at full scale. `short`: under a second. `truncated`: the file ends before the clip should.
+    `low_sampling_rate`: below the 16 kHz that the encoder hears. `multichannel`: more than two channels were averaged.
+    """
+    is_finite = all(window.is_finite for window in windows)
+    found = {
+        "nan": not is_finite,
+        "silent": is_finite and max(window.peak for window in windows) <= SILENT_PEAK,
+        "clipped": is_finite and _mean_by_length(windows, [w.clipped_share for w in windows]) > CLIPPED_SHARE,
+        "short": clip_duration(windows) < SHORT_IN_S,
+        "truncated": sum(window.missing_in_s for window in windows) > TRUNCATION_TOLERANCE_IN_S,
+        "low_sampling_rate": windows[0].sampling_rate < SAMPLING_RATE,
+        "multichannel": windows[0].num_channels > 2,
+    }
+    return tuple(flag for flag, is_set in found.items() if is_set)
+
+
+def clip_duration(windows: Iterable[Window]) -> float:
+    """The length of the clip that the windows cover, in seconds."""
+    return max(window.start_in_s + window.duration_in_s for window in windows)
+
+
+def _mean_by_length(windows: Sequence[Window], values: Sequence[float]) -> float:
+    lengths = [window.duration_in_s for window in windows]
+    return float(np.average(values, weights=lengths)) if sum(lengths) else 0.0
