@@ -124,7 +124,9 @@ class AudioTower(ModelMixin, ConfigMixin):
         return self.final_norm(hidden_states) * mask[:, :, None], mask
 
     @torch.no_grad()
-    def encode(self, waveforms: torch.Tensor, lengths: torch.Tensor | None = None) -> tuple[torch.Tensor, torch.Tensor]:
+    def encode(
+        self, waveforms: torch.Tensor, lengths: torch.Tensor | None = None
+    ) -> tuple[torch.Tensor, torch.Tensor]:
         """Encodes waveforms `(batch, samples)` of 16 kHz.
 
         Args:

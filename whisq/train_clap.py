@@ -1,0 +1,165 @@
+"""Trains the CLAP and its audio tower: `accelerate launch -m whisq.train_clap --manifest m.jsonl --output-dir clap`.
+
+Two losses at once: contrastive (each clip against the captions of the batch, and back), and the quality curve of each
+clip from its tokens. The second keeps in the tokens what the scorer will need, which captions say nothing about; its
+linear head is thrown away afterwards.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import math
+import time
+from pathlib import Path
+
+import torch
+from accelerate import Accelerator
+from torch import nn
+from tqdm import tqdm
+
+from whisq.clap_data import ClapBatch, ClapDataset
+from whisq.modeling_clap import MiniClap
+
+
+class ClapLoss(nn.Module):
+    """Contrastive loss plus the error of the quality curve.
+
+    Args:
+        clap: The model to train.
+        quality_weight: Weight of the Huber loss of each token's quality.
+        bf16: Whether the audio tower runs in bfloat16.
+    """
+
+    def __init__(self, clap: MiniClap, quality_weight: float, bf16: bool):
+        super().__init__()
+        self.clap = clap
+        self.quality_head = nn.Linear(clap.config.hidden_size, 1)
+        self.quality_weight = quality_weight
+        self.bf16 = bf16
+
+    def forward(self, batch: ClapBatch) -> dict[str, torch.Tensor]:
+        """Returns `loss` and its parts for a batch."""
+        frame_mask = torch.ones(batch.mel_spectrogram.shape[:2], dtype=torch.bool, device=batch.group.device)
+        with torch.autocast(batch.mel_spectrogram.device.type, torch.bfloat16, enabled=self.bf16):
+            hidden_states, mask = self.clap.audio_tower(batch.mel_spectrogram, frame_mask)
+        hidden_states = hidden_states.float()
+        has_caption = batch.has_caption
+        contrastive, accuracy = self._contrastive(
+            self.clap.project_audio(hidden_states[has_caption], mask[has_caption]),
+            self.clap.project_text(batch.sentence_embeddings[has_caption]),
+            batch.group[has_caption],
+        )
+        known = ~batch.quality.isnan()
+        predicted = 3.0 + self.quality_head(hidden_states)[:, :, 0]
+        quality_error = nn.functional.huber_loss(predicted[known], batch.quality[known]) if known.any() else 0.0
+        loss = contrastive + self.quality_weight * quality_error
+        parts = {"contrastive": contrastive, "quality_error": torch.as_tensor(quality_error), "accuracy": accuracy}
+        return {"loss": loss} | {name: value.detach() for name, value in parts.items()}
+
+    def _contrastive(
+        self, audio: torch.Tensor, text: torch.Tensor, group: torch.Tensor
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """Cross-entropy both ways between unit vectors `(B, E)`; clips of one group share their captions."""
+        logits = self.clap.logit_scale.clamp(max=4.6).exp() * audio @ text.T
+        matches = (group[:, None] == group[None]).float()
+        targets = matches / matches.sum(dim=1, keepdim=True)
+        loss = (nn.functional.cross_entropy(logits, targets) + nn.functional.cross_entropy(logits.T, targets)) / 2
+        accuracy = matches.gather(1, logits.argmax(dim=1, keepdim=True)).mean()
+        return loss, accuracy
+
+
+def learning_rate_share(step: int, num_steps: int, num_warmup_steps: int = 100) -> float:
+    """Linear warm-up, then cosine decay to zero."""
+    return min((step + 1) / num_warmup_steps, 0.5 * (1 + math.cos(math.pi * step / num_steps)))
+
+
+def parameter_groups(module: nn.Module, weight_decay: float) -> list[dict]:
+    """Matrices decay; biases, norms and scales do not."""
+    parameters = [parameter for parameter in module.parameters() if parameter.requires_grad]
+    return [
+        {"params": [p for p in parameters if p.ndim >= 2], "weight_decay": weight_decay},
+        {"params": [p for p in parameters if p.ndim < 2], "weight_decay": 0.0},
+    ]
+
+
+def fit(loss_module: ClapLoss, dataset: ClapDataset, arguments: argparse.Namespace) -> None:
+    """Trains, with a checkpoint every few minutes; goes on from the last one."""
+    accelerator = Accelerator()
+    optimizer = torch.optim.AdamW(parameter_groups(loss_module, 0.05), lr=arguments.learning_rate, betas=(0.9, 0.98))
+    checkpoint = arguments.output_dir / "checkpoint.pt"
+    first_step = 0
+    if checkpoint.is_file():
+        state = torch.load(checkpoint, map_location="cpu", weights_only=True)
+        loss_module.load_state_dict(state["model"])
+        optimizer.load_state_dict(state["optimizer"])
+        first_step = state["step"]
+    model, optimizer = accelerator.prepare(loss_module, optimizer)
+    seed = arguments.seed * 1009 + accelerator.process_index
+    batches = dataset.batches(arguments.batch_size, arguments.crop_in_s, seed, first_step)
+    progress = tqdm(
+        range(first_step, arguments.num_steps),
+        initial=first_step,
+        total=arguments.num_steps,
+        disable=not accelerator.is_main_process,
+    )
+    started = last_saved = time.monotonic()
+    for step in progress:
+        for group in optimizer.param_groups:
+            group["lr"] = arguments.learning_rate * learning_rate_share(step, arguments.num_steps)
+        batch = next(batches)
+        losses = model(ClapBatch(**{name: value.to(accelerator.device) for name, value in vars(batch).items()}))
+        accelerator.backward(losses["loss"])
+        accelerator.clip_grad_norm_(model.parameters(), 1.0)
+        optimizer.step()
+        optimizer.zero_grad()
+
+        is_last = step + 1 == arguments.num_steps or time.monotonic() - started > 60 * arguments.max_minutes
+        if accelerator.is_main_process and (step % 10 == 0 or is_last):
+            values = {name: round(value.item(), 4) for name, value in losses.items()}
+            progress.set_postfix(values)
+            with open(arguments.output_dir / "losses.jsonl", "a", encoding="utf-8") as file:
+                file.write(json.dumps({"step": step, **values}) + "\n")
+        if is_last or time.monotonic() - last_saved > 60 * arguments.checkpoint_minutes:
+            if accelerator.is_main_process:
+                _save(accelerator.unwrap_model(model), optimizer, step + 1, arguments.output_dir)
+            last_saved = time.monotonic()
+        if is_last:
+            break
+
+
+def _save(loss_module: ClapLoss, optimizer: torch.optim.Optimizer, step: int, output_dir: Path) -> None:
+    """Writes the checkpoint, whole or not at all, and the model folder."""
+    state = {"model": loss_module.state_dict(), "optimizer": optimizer.state_dict(), "step": step}
+    part = output_dir / "checkpoint.pt.part"
+    torch.save(state, part)
+    part.replace(output_dir / "checkpoint.pt")
+    loss_module.clap.save_pretrained(output_dir / "clap")
+
+
+def main(argv: list[str] | None = None) -> None:
+    """The command line."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--manifest", type=Path, nargs="+", required=True, help="JSONL manifests of the clips")
+    parser.add_argument("--output-dir", type=Path, required=True, help="receives cache, checkpoint, losses and model")
+    parser.add_argument("--num-steps", type=int, default=4000, help="length of the schedule (%(default)s)")
+    parser.add_argument("--batch-size", type=int, default=96, help="crops per step and process (%(default)s)")
+    parser.add_argument("--crop-in-s", type=float, default=7.68, help="length of a crop in seconds (%(default)s)")
+    parser.add_argument("--learning-rate", type=float, default=1e-3, help="peak value (%(default)s)")
+    parser.add_argument("--quality-weight", type=float, default=1.0, help="weight of the quality curve (%(default)s)")
+    parser.add_argument("--max-minutes", type=float, default=math.inf, help="stop in time; run again to go on")
+    parser.add_argument("--checkpoint-minutes", type=float, default=3.0, help="between checkpoints (%(default)s)")
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--bf16", action="store_true", help="run the audio tower in bfloat16")
+    arguments = parser.parse_args(argv)
+    arguments.output_dir.mkdir(parents=True, exist_ok=True)
+    torch.manual_seed(arguments.seed)
+
+    dataset = ClapDataset(arguments.manifest, arguments.output_dir / "cache")
+    sample = torch.from_numpy(dataset.mel_spectrograms[:: max(1, len(dataset.rows) // 200)].astype("float32"))
+    clap = MiniClap(mel_mean=round(sample.mean().item(), 3), mel_std=round(sample.std().item(), 3))
+    fit(ClapLoss(clap, arguments.quality_weight, arguments.bf16), dataset, arguments)
+
+
+if __name__ == "__main__":
+    main()
