@@ -1,0 +1,83 @@
+"""A manifest as rows that may be bad: each is read alone, so that one broken line does not stop the others."""
+
+import json
+from array import array
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+
+from qamdt.manifest import Record
+
+
+class ManifestRows:
+    """The lines of a manifest by position; in memory there are 8 bytes for each of them.
+
+    Args:
+        path: The JSONL file.
+    """
+
+    def __init__(self, path: str | Path):
+        self.path = Path(path)
+        if not self.path.is_file():
+            raise FileNotFoundError(f"there is no manifest at {str(path)!r}; give the path of a JSONL file.")
+        offsets, ids = array("Q"), array("q")
+        with self.path.open("rb") as file:
+            offset = 0
+            for line in file:
+                if line.strip():
+                    offsets.append(offset)
+                    ids.append(_hash_id(line))
+                offset += len(line)
+        if not offsets:
+            raise ValueError(f"the manifest {str(path)!r} holds no clip; it needs one JSON object a line.")
+        self._offsets = np.frombuffer(offsets, np.uint64)
+        self._duplicates = self._find_duplicates(np.frombuffer(ids, np.int64))
+        self._file = self.path.open("rb")
+
+    def __len__(self) -> int:
+        return len(self._offsets)
+
+    def read(self, position: int) -> Record:
+        """Reads one clip.
+
+        Raises:
+            ValueError: The line is no clip, or its id was used before; the message says why.
+        """
+        self._file.seek(int(self._offsets[position]))
+        try:
+            values = json.loads(self._file.readline().decode("utf-8"))
+            if not isinstance(values, dict):
+                raise ValueError(f"expected a JSON object, got {str(values)[:60]!r}.")
+            record = Record.from_dict(values)
+        except UnicodeDecodeError as error:
+            raise ValueError(f"the line is not UTF-8: {error}.") from error
+        except TypeError as error:
+            raise ValueError(str(error)) from error
+        if position in self._duplicates:
+            raise ValueError(f"the id {record.id!r} is used before, in clip {self._duplicates[position] + 1}.")
+        return record
+
+    def read_good(self, positions: Iterator[int] | range) -> Iterator[tuple[int, Record]]:
+        """Yields the clips at these positions that can be read."""
+        for position in positions:
+            try:
+                record = self.read(position)
+            except ValueError:
+                continue
+            yield position, record
+
+    def _find_duplicates(self, ids: np.ndarray) -> dict[int, int]:
+        """Maps each position whose id occurs before to the first position with that id."""
+        _, first, inverse = np.unique(ids, return_index=True, return_inverse=True)
+        positions = np.flatnonzero((first[inverse] != np.arange(len(ids))) & (ids != -1))
+        return {int(position): int(first[inverse[position]]) for position in positions}
+
+
+def _hash_id(line: bytes) -> int:
+    """Returns a number that stands for the id of a line, -1 where there is none."""
+    try:
+        row_id = json.loads(line)["id"]
+    except (ValueError, KeyError, TypeError):
+        return -1
+    return hash(row_id) if isinstance(row_id, str) else -1

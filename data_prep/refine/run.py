@@ -1,0 +1,205 @@
+"""One refinement of one manifest: what is done, what is to be done, and the files at its end."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from data_prep.refine.jobs import STEPS, Job, RefineSettings, make_keys, make_prompt_key
+from data_prep.refine.manifest_rows import ManifestRows
+from data_prep.refine.outcomes import Alignment, Fusion, Refinement
+from data_prep.refine.stages import apply_refinement
+from data_prep.refine.store import DONE, FAILED, RowStore
+from qamdt.manifest import Record, format_record
+
+
+@dataclass(frozen=True, kw_only=True)
+class Summary:
+    """How many clips came out how.
+
+    Args:
+        num_clips: Lines of the manifest, or of this process's shard of it.
+        num_refined: Clips in the refined manifest.
+        num_failed: Clips that failed, with their reasons in `failures.jsonl`.
+        num_pending: Clips that no run has come to yet.
+    """
+
+    num_clips: int
+    num_refined: int
+    num_failed: int
+    num_pending: int
+
+
+class RefineRun:
+    """Keeps the books of a refinement.
+
+    Args:
+        manifest: The clips.
+        folder: Where results go.
+        settings: What decides the outcome.
+        clap_name: Name of the CLAP model, with its version.
+        shard: Which part of the clips is this process's, as `(number from 0, how many)`.
+    """
+
+    def __init__(
+        self,
+        manifest: ManifestRows,
+        folder: Path,
+        settings: RefineSettings,
+        clap_name: str,
+        *,
+        shard: tuple[int, int] | None = None,
+    ):
+        self.manifest = manifest
+        self.folder = folder
+        self.settings = settings
+        self.clap_name = clap_name
+        self.shard = shard
+        self._prompt_key = make_prompt_key()
+        name = "" if shard is None else f"-{shard[0]:05d}-of-{shard[1]:05d}"
+        self.stores = {step: RowStore(folder / "steps", step, name) for step in STEPS}
+
+    def open(self) -> None:
+        """Claims the results for this process, so that no other one pays for the same."""
+        for store in self.stores.values():
+            store.open()
+
+    @property
+    def positions(self) -> range:
+        """Positions of the clips that are this process's."""
+        number, count = self.shard or (0, 1)
+        return range(number, len(self.manifest), count)
+
+    def make_keys(self, record: Record) -> dict[str, int]:
+        """Returns the keys of the steps of a clip."""
+        return make_keys(record, self.settings, self.clap_name, self._prompt_key)
+
+    def iterate_jobs(
+        self,
+        step: str,
+        *,
+        retry_failed: bool = False,
+        positions: Iterable[int] | None = None,
+        on_skip: Callable[[], object] = lambda: None,
+    ) -> Iterator[Job]:
+        """Yields the jobs of a step that are to be done and whose earlier steps are done.
+
+        Args:
+            step: Name of the step.
+            retry_failed: Whether jobs that failed before are to be done.
+            positions: Which clips; those of this process when `None`.
+            on_skip: Called for each clip that has no such job.
+        """
+        before = STEPS[: STEPS.index(step)]
+        for position in self.positions if positions is None else positions:
+            try:
+                record = self.manifest.read(position)
+            except ValueError:
+                on_skip()
+                continue
+            keys = self.make_keys(record)
+            is_ready = all(self.stores[earlier].status(keys[earlier]) == DONE for earlier in before)
+            if is_ready and self._is_open(step, keys, retry_failed):
+                inputs = {earlier: self.stores[earlier].read(keys[earlier]) for earlier in before}
+                yield Job(key=keys[step], record=record, inputs=inputs)
+            else:
+                on_skip()
+
+    def count_open(self, step: str, *, retry_failed: bool = False) -> int:
+        """Counts the clips that a step has yet to do, if all earlier steps succeed."""
+        records = self.manifest.read_good(self.positions)
+        return sum(self._is_open(step, self.make_keys(record), retry_failed) for record in records)
+
+    def _is_open(self, step: str, keys: dict[str, int], retry_failed: bool) -> bool:
+        status = self.stores[step].status(keys[step])
+        return status is None or (status == FAILED and retry_failed)
+
+    def refresh(self, step: str) -> None:
+        """Makes the rows that a step has written visible to the next one."""
+        self.stores[step].sync()
+        self.stores[step].refresh()
+
+    def finish(self, refined_manifest: Path) -> Summary:
+        """Writes the refined manifest, what happened to each clip, and the failures; each file whole or not at all.
+
+        While clips are pending, only the failures are written; and nothing by a process that does one shard.
+
+        Args:
+            refined_manifest: Where the refined manifest goes.
+        """
+        counts = {DONE: 0, FAILED: 0, None: 0}
+        with (
+            ReplacedFile(refined_manifest) as manifest,
+            ReplacedFile(self.folder / "refinements.jsonl") as refinements,
+            ReplacedFile(self.folder / "failures.jsonl") as failures,
+        ):
+            for position in self.positions:
+                outcome = self._find_outcome(position)
+                if isinstance(outcome, tuple):
+                    counts[DONE] += 1
+                    record, refinement = outcome
+                    manifest.write(format_record(apply_refinement(record, refinement)))
+                    refinements.write(json.dumps(refinement.to_dict(), ensure_ascii=False) + "\n")
+                elif outcome is not None:
+                    counts[FAILED] += 1
+                    failures.write(json.dumps({"clip": position + 1} | outcome, ensure_ascii=False) + "\n")
+                else:
+                    counts[None] += 1
+            failures.is_kept = self.shard is None
+            manifest.is_kept = refinements.is_kept = self.shard is None and not counts[None] and counts[DONE] > 0
+        return Summary(
+            num_clips=len(self.positions),
+            num_refined=counts[DONE],
+            num_failed=counts[FAILED],
+            num_pending=counts[None],
+        )
+
+    def _find_outcome(self, position: int) -> tuple[Record, Refinement] | dict[str, Any] | None:
+        """Returns a clip and its refinement, or why it failed, or `None` where it is pending."""
+        try:
+            record = self.manifest.read(position)
+        except ValueError as error:
+            return {"id": None, "step": "manifest", "reason": str(error)}
+        keys = self.make_keys(record)
+        for step in STEPS:
+            status = self.stores[step].status(keys[step]) if step in keys else None
+            if status is None:
+                return None
+            if status == FAILED:
+                return {"id": record.id, "step": step, "reason": self.stores[step].read(keys[step])["reason"]}
+        refinement = Refinement(
+            id=record.id,
+            original_captions=record.captions,
+            alignment=Alignment.from_dict(self.stores["align"].read(keys["align"])["alignment"]),
+            fusion=Fusion.from_dict(self.stores["check"].read(keys["check"])["fusion"]),
+        )
+        return record, refinement
+
+
+class ReplacedFile:
+    """A text file that takes the place of `path` when it is complete and `is_kept` is set, and vanishes otherwise."""
+
+    def __init__(self, path: Path):
+        self.path = path
+        self.is_kept = False
+        self._temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+
+    def __enter__(self) -> ReplacedFile:
+        # Lone surrogates, which JSON can hold and UTF-8 cannot, become escapes that JSON reads back.
+        self._file = self._temporary.open("w", encoding="utf-8", errors="backslashreplace")
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
+        self._file.close()
+        if self.is_kept and kind is None:
+            os.replace(self._temporary, self.path)
+        else:
+            self._temporary.unlink()
+
+    def write(self, text: str) -> None:
+        """Writes a piece of the file."""
+        self._file.write(text)
