@@ -126,7 +126,7 @@ class EmbeddedClap:
 
     def __init__(self, model: MiniClap):
         self.model = model.eval()
-        self.name = f"mini-clap@{fingerprint_weights(model)}"
+        self.name = f"{model.config.name}@{fingerprint_weights(model)}"
 
     @torch.inference_mode()
     def embed_audio(self, waveforms: Sequence[np.ndarray], sampling_rate: int) -> np.ndarray:
