@@ -28,7 +28,7 @@ from data_prep.refine.async_engine import answer_questions, iterate_questions
 from data_prep.refine.batch_engine import BatchEngine
 from data_prep.refine.clap import EMBEDDED
 from data_prep.refine.estimate import estimate
-from data_prep.refine.jobs import Job, RefineSettings, StepRunner
+from data_prep.refine.jobs import Job, RefineSettings
 from data_prep.refine.llm_client import KEY_VARIABLE, RESPONSE_FORMATS, LlmClient, ModelConfig, RunStopped, Server
 from data_prep.refine.local_engine import run_jobs
 from data_prep.refine.manifest_rows import ManifestRows
@@ -37,6 +37,7 @@ from data_prep.refine.own_thresholds import guess_thresholds, sample_positions, 
 from data_prep.refine.ray_engine import ask_on_ray, run_jobs_on_ray
 from data_prep.refine.run import RefineRun, Summary
 from data_prep.refine.spending import CostLimitReached, Prices, Spending
+from data_prep.refine.step_runner import StepRunner
 from qamdt.cpu_memory import keep_freed_memory
 
 

@@ -18,8 +18,6 @@ from data_prep.refine.fact_check import find_keys, find_tempi, names_instrument,
 if TYPE_CHECKING:
     from data_prep.refine.outcomes import FusionRequest
 
-# Changes with the text below; part of the fingerprint of stored results.
-FUSION_PROMPT_VERSION = 1
 FUSION_TASK = """\
 You merge several descriptions of one music recording into one caption for a music data set.
 

@@ -9,7 +9,8 @@ from itertools import islice
 from pathlib import Path
 from typing import Any
 
-from data_prep.refine.jobs import Job, RefineSettings, StepRunner
+from data_prep.refine.jobs import Job, RefineSettings
+from data_prep.refine.step_runner import StepRunner
 
 
 def run_jobs(

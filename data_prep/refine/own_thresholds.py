@@ -8,9 +8,9 @@ import numpy as np
 from data_prep.refine.align import MIN_CLIPS, Thresholds, derive_thresholds, read_thresholds, write_thresholds
 from data_prep.refine.clap import Clap
 from data_prep.refine.clean import clean_text, why_not_a_caption
-from data_prep.refine.jobs import read_embedding
 from data_prep.refine.manifest_rows import ManifestRows
 from data_prep.refine.run import RefineRun
+from data_prep.refine.step_runner import read_embedding
 from data_prep.refine.store import DONE, make_key
 from qamdt.audio import read_audio
 from qamdt.manifest import resolve_clip_path

@@ -17,9 +17,10 @@ from typing import Any
 import numpy as np
 
 from data_prep.refine.async_engine import answer_concurrently, iterate_questions
-from data_prep.refine.jobs import Job, RefineSettings, StepRunner
+from data_prep.refine.jobs import Job, RefineSettings
 from data_prep.refine.llm_client import LlmClient, RunStopped, Server
 from data_prep.refine.spending import CostLimitReached, Spending, Usage
+from data_prep.refine.step_runner import StepRunner
 
 
 JOBS_PER_DATASET = 20_000  # handed to the cluster at a time, which bounds the memory of this machine

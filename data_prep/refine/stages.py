@@ -43,8 +43,6 @@ if TYPE_CHECKING:
     from data_prep.refine.align import Thresholds
     from data_prep.refine.clap import Clap
 
-# Changes whenever the same input may be refined differently than before; part of the fingerprint of stored results.
-STAGES_VERSION = 1
 MAX_DROPPED_CHARACTERS = 200
 NO_SURVIVORS = "no candidate agrees with the audio"
 

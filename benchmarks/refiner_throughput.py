@@ -1,0 +1,136 @@
+"""Measures how many clips a second the caption refiner asks a language model about, its CPU time and its memory.
+
+    python -m benchmarks.refiner_throughput --num-clips 10000 --concurrency 64
+
+The server is `benchmarks.openai_server`, a process of its own that answers at once. The clips are made up and already
+through stage 2, so that asking alone is measured: reading the manifest and the earlier rows, writing the prompt, the
+request over a socket, checking the answer against its schema, storing it.
+"""
+
+import argparse
+import os
+import resource
+import subprocess
+import sys
+import tempfile
+import time
+from contextlib import contextmanager
+from dataclasses import asdict
+from pathlib import Path
+
+from data_prep.refine.align import Thresholds
+from data_prep.refine.async_engine import answer_questions, iterate_questions
+from data_prep.refine.jobs import RefineSettings, make_row
+from data_prep.refine.llm_client import LlmClient, ModelConfig, RunStopped, Server
+from data_prep.refine.manifest_rows import ManifestRows
+from data_prep.refine.outcomes import MEASURED, ORIGINAL, Alignment, KeptCandidate
+from data_prep.refine.run import RefineRun
+from data_prep.refine.spending import Spending
+from qamdt.manifest import Record, write_manifest
+
+
+SERVER = Path(__file__).with_name("openai_server.py")
+CLAP_NAME = "made-up"
+SETTINGS = RefineSettings(thresholds=Thresholds(audio_text=0.1), model=ModelConfig(model="local"))
+EMBEDDING = "A" * 1366  # 512 zeros in half precision, as base64
+
+
+@contextmanager
+def running_server(*options: str):
+    """Starts a server process and yields the address of its API."""
+    process = subprocess.Popen([sys.executable, str(SERVER), *options], stdout=subprocess.PIPE, text=True)
+    try:
+        yield f"http://127.0.0.1:{int(process.stdout.readline())}/v1"
+    finally:
+        process.kill()
+        process.wait()
+
+
+def write_prepared_corpus(folder: Path, num_clips: int) -> Path:
+    """Writes a manifest of made-up clips, with the rows of their first two steps, and returns its path."""
+    records = (
+        Record(
+            id=f"clip-{number:07d}",
+            path=f"audio/{number:07d}.flac",
+            duration_in_s=10.0,
+            captions=(f"slow sad jazz with piano and double bass, take {number}",),
+            tags={"style": "jazz", "instruments": ["piano", "double bass"], "tempo_bpm": 72},
+        )
+        for number in range(num_clips)
+    )
+    manifest = folder / "manifest.jsonl"
+    write_manifest(manifest, records)
+    run = open_run(manifest)
+    for _, record in run.manifest.read_good(run.positions):
+        keys = run.make_keys(record)
+        texts = ((record.captions[0], ORIGINAL), ("music in A minor at 72 bpm", MEASURED))
+        kept = tuple(KeptCandidate(text=text, source=source, similarity=0.3) for text, source in texts)
+        run.stores["generate"].append(
+            make_row(keys["generate"], record.id) | {"candidates": texts, "audio_embedding": EMBEDDING}
+        )
+        alignment = {"alignment": asdict(Alignment(kept=kept, dropped=()))}
+        run.stores["align"].append(make_row(keys["align"], record.id) | alignment)
+    return manifest
+
+
+def open_run(manifest: Path) -> RefineRun:
+    """Opens the books of a prepared corpus."""
+    return RefineRun(ManifestRows(manifest), manifest.with_name("refined"), SETTINGS, CLAP_NAME)
+
+
+def ask(manifest: Path, server: Server, *, retry_failed: bool = False) -> Spending:
+    """Asks about all clips that have no answer yet, and returns what it took."""
+    run = open_run(manifest)
+    run.open()
+    spending = Spending(usage=run.stores["fuse"].usage)
+    write = run.stores["fuse"].append
+    questions = iterate_questions(run.iterate_jobs("fuse", retry_failed=retry_failed), SETTINGS, write)
+    answer_questions(questions, LlmClient(SETTINGS.model, server, spending), write)
+    return spending
+
+
+def measure(manifest: Path, server: Server, num_clips: int) -> None:
+    """Asks about a fresh corpus and prints what it took."""
+    megabyte = 1024  # getrusage counts kilobytes
+    resident_before = _resident_in_mb()
+    started, started_cpu = time.perf_counter(), time.process_time()
+    spending = ask(manifest, server)
+    seconds, cpu_seconds = time.perf_counter() - started, time.process_time() - started_cpu
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / megabyte
+    assert spending.usage.requests == num_clips, "every clip takes one request"
+    print(
+        f"{num_clips} clips at concurrency {server.concurrency}: {num_clips / seconds:.0f} requests/s, "
+        f"{1000 * cpu_seconds / num_clips:.2f} CPU-ms a request ({num_clips / cpu_seconds:.0f} requests per CPU-second); "
+        f"memory {resident_before:.0f} MB before, {_resident_in_mb():.0f} MB after, {peak:.0f} MB at most; "
+        f"load average {os.getloadavg()[0]:.1f}"
+    )
+
+
+def _resident_in_mb() -> float:
+    pages = int(Path("/proc/self/statm").read_text().split()[1])
+    return pages * resource.getpagesize() / 2**20
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Runs the benchmark, or asks about a prepared corpus that is there already."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--num-clips", type=int, default=10_000)
+    parser.add_argument("--concurrency", type=int, default=64)
+    parser.add_argument("--manifest", type=Path, help="a prepared corpus to go on with, for tests of kills")
+    parser.add_argument("--base-url", help="its server")
+    options = parser.parse_args(argv)
+    if options.manifest is not None:
+        try:
+            ask(options.manifest, Server(base_url=options.base_url, concurrency=options.concurrency))
+        except RunStopped as error:
+            print(error, file=sys.stderr)
+            return 2
+        return 0
+    with tempfile.TemporaryDirectory() as folder, running_server() as base_url:
+        manifest = write_prepared_corpus(Path(folder), options.num_clips)
+        measure(manifest, Server(base_url=base_url, concurrency=options.concurrency), options.num_clips)
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
