@@ -105,3 +105,28 @@ def shaken(model: torch.nn.Module) -> torch.nn.Module:
         for parameter in model.parameters():
             parameter.add_(0.1 * torch.randn_like(parameter))
     return model.eval()
+
+
+@pytest.fixture(scope="session")
+def scorer_dir(tmp_path_factory):
+    """A folder with a WhisQ scorer of random weights, whose tiny encoders lie in folders of their own."""
+    from whisq.modeling_clap import MiniClap
+    from whisq.modeling_whisq import WhisQModel
+
+    folder = tmp_path_factory.mktemp("scorer")
+    torch.manual_seed(0)
+    clap = MiniClap(num_mel_bins=16, channels=(4, 4, 8), hidden_size=16, num_layers=1, embedding_size=8)
+    shaken(clap).save_pretrained(folder / "clap")
+    tokenizer, text_encoder = build_text_encoder()
+    tokenizer.save_pretrained(folder / "text")
+    shaken(text_encoder).save_pretrained(folder / "text")
+    model = WhisQModel(
+        audio_encoder=str(folder / "clap"),
+        text_encoder=str(folder / "text"),
+        audio_hidden_size=16,
+        text_hidden_size=16,
+        num_attention_heads=2,
+        head_hidden_sizes=(16,),
+    )
+    shaken(model).save_pretrained(folder / "whisq-tiny")
+    return folder / "whisq-tiny"

@@ -11,11 +11,10 @@ adds. A last line without its newline was left by a process that was killed; it 
 from __future__ import annotations
 
 import hashlib
-import heapq
 import json
 import os
 from collections.abc import Collection, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -51,13 +50,11 @@ class ScoreIndex:
         self._files = [Path(path).open("rb") for path in paths]
         self._places: dict[str, tuple[int, int]] = {}
         for number, path in enumerate(map(Path, paths)):
-            offset = 0
-            for line in _whole_lines(path):
+            for offset, line in _located_lines(path):
                 clip_id = _parse_row(line)["id"]
                 if clip_id in self._places:
                     raise ValueError(f"clip {clip_id!r} has two rows; give each score file once.")
                 self._places[clip_id] = (number, offset)
-                offset += len(line)
 
     def read(self, clip_id: str) -> dict[str, Any] | None:
         """Returns the row of a clip, `None` when there is none."""
@@ -89,18 +86,17 @@ def merge_parts(out: Path, order: Sequence[str]) -> None:
     if files in ([], [out]):
         return
     position = {clip_id: place for place, clip_id in enumerate(order)}
-
-    def keyed_lines(file: Path) -> Iterator[tuple[int, str, bytes]]:
-        for line in _whole_lines(file):
+    found: dict[str, tuple[int, int, int]] = {}  # where a clip belongs, and the file and the byte where its row begins
+    for number, file in enumerate(files):
+        for offset, line in _located_lines(file):
             clip_id = _parse_row(line)["id"]
-            yield position.get(clip_id, -1), clip_id, line
-
-    seen = set()
-    with _replacing(out) as merged:
-        for _, clip_id, line in heapq.merge(*map(keyed_lines, files), key=lambda keyed: keyed[0]):
-            if clip_id not in seen:
-                seen.add(clip_id)
-                merged.write(line)
+            found.setdefault(clip_id, (position.get(clip_id, -1), number, offset))
+    with ExitStack() as stack:
+        opened = [stack.enter_context(file.open("rb")) for file in files]
+        merged = stack.enter_context(_replacing(out))
+        for _, number, offset in sorted(found.values()):
+            opened[number].seek(offset)
+            merged.write(opened[number].readline())
     for file in files:
         if file != out:
             file.unlink()
@@ -155,7 +151,8 @@ def cut_torn_line(path: Path) -> None:
                 end = start + newline + 1
                 break
             end = start
-        file.truncate(end)
+        if end < content_length:
+            file.truncate(end)
 
 
 @contextmanager
@@ -171,13 +168,19 @@ def _replacing(path: Path) -> Iterator[BinaryIO]:
 
 
 def _whole_lines(path: Path) -> Iterator[bytes]:
-    """Yields lines as bytes, because a torn one may end inside a character."""
+    return (line for _, line in _located_lines(path))
+
+
+def _located_lines(path: Path) -> Iterator[tuple[int, bytes]]:
+    """Yields whole lines and where they begin, as bytes, because a torn one may end inside a character."""
     if not path.is_file():
         raise FileNotFoundError(f"there is no score file {str(path)!r}.")
+    offset = 0
     with path.open("rb") as file:
         for line in file:
             if line.endswith(b"\n"):
-                yield line
+                yield offset, line
+            offset += len(line)
 
 
 def _parse_row(line: bytes) -> dict[str, Any]:

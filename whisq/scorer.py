@@ -18,7 +18,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from whisq.encoders import AudioEncoder, TextEncoder, load_audio_encoder, load_text_encoder
+from whisq.encoders import AudioEncoder, TextEncoder, load_audio_encoder, load_text_encoder, locate
 from whisq.modeling_whisq import WhisQModel
 from whisq.ratings import MAX_RATING, MIN_RATING
 from whisq.windows import Window, clip_duration, cut_windows, find_flags, make_window
@@ -222,11 +222,11 @@ class WhisQScorer:
         flags = find_flags(windows)
         if prompt is not None and not prompt.strip():
             flags = (*flags, "empty_prompt")
-        error = _find_error(flags, windows)
+        error = find_error(flags, windows)
         quality = alignment = None
         curve: np.ndarray = np.zeros(0)
         if error is None:
-            lengths = [window.duration_in_s for window in windows if len(window.waveform)]
+            lengths = [window.duration_in_s for window in windows if window.duration_in_s > 0]
             quality = float(np.average([score.overall_quality for score in scores], weights=lengths))
             if scores[0].text_alignment is not None:
                 alignment = float(np.average([score.text_alignment for score in scores], weights=lengths))
@@ -247,7 +247,7 @@ class WhisQScorer:
         )
 
     def _is_scorable(self, windows: Sequence[Window]) -> bool:
-        return _find_error(find_flags(windows), windows) is None
+        return find_error(find_flags(windows), windows) is None
 
     def _join_curves(self, windows: Sequence[Window], scores: Sequence[WindowScore], mean: float) -> np.ndarray:
         """Reads the windows' curves on one grid over the clip, averages where they overlap, and shifts to `mean`."""
@@ -255,7 +255,7 @@ class WhisQScorer:
         num_frames = max(1, round(duration_in_s / self.frame_hop_in_s))
         times = (np.arange(num_frames) + 0.5) * self.frame_hop_in_s
         total, count = np.zeros(num_frames), np.zeros(num_frames)
-        heard = [window for window in windows if len(window.waveform)]
+        heard = [window for window in windows if window.duration_in_s > 0]
         for window, score in zip(heard, scores, strict=True):
             is_inside = (times >= window.start_in_s) & (times <= window.start_in_s + window.duration_in_s)
             is_inside |= num_frames == 1
@@ -277,7 +277,8 @@ def load_model(path_or_id: str | os.PathLike | None, *, revision: str | None = N
                 f"The embedded scorer is missing: {str(SCORER_DIR)!r} holds no config.json. Reinstall the package, or "
                 "name another scorer by folder or Hub id."
             )
-    model = WhisQModel.from_pretrained(path_or_id, revision=revision)
+    folder_or_id, commit, _ = locate(os.fspath(path_or_id), revision)
+    model = WhisQModel.from_pretrained(folder_or_id, revision=commit, use_safetensors=True)
     digest = hashlib.sha256()
     for key, value in sorted(model.state_dict().items()):
         digest.update(key.encode())
@@ -285,9 +286,9 @@ def load_model(path_or_id: str | os.PathLike | None, *, revision: str | None = N
     return model, f"{Path(path_or_id).name}@{digest.hexdigest()[:12]}"
 
 
-def _find_error(flags: Sequence[str], windows: Sequence[Window]) -> str | None:
+def find_error(flags: Sequence[str], windows: Sequence[Window]) -> str | None:
     """Why a clip with these flags has no score."""
-    if not any(len(window.waveform) for window in windows):
+    if clip_duration(windows) == 0:
         return "the file holds no samples of the clip"
     if "nan" in flags:
         return "the audio has samples that are not finite"

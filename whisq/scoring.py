@@ -13,59 +13,18 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import torch
-from torch.utils.data import DataLoader, Dataset
+from torch.utils.data import DataLoader
 from tqdm import tqdm
 
 from whisq.clips import Clip
 from whisq.score_files import check_settings, cut_torn_line, list_score_files, part_path, read_rows
 from whisq.scorer import ClipScore, WhisQScorer
-from whisq.windows import WINDOW_IN_S, Window, cut_windows, read_window
-
-
-@dataclass(frozen=True, kw_only=True)
-class WindowRequest:
-    """One window to read: of clip number `clip`, from `start_in_s` in the clip."""
-
-    clip: int
-    start_in_s: float
-    duration_in_s: float | None
-
-
-class WindowReader(Dataset):
-    """Reads batches of windows; `DataLoader` runs it in worker processes.
-
-    Args:
-        clips: The clips of the job.
-        batches: The windows of each batch.
-    """
-
-    def __init__(self, clips: Sequence[Clip], batches: Sequence[Sequence[WindowRequest]]):
-        self.clips = clips
-        self.batches = batches
-
-    def __len__(self) -> int:
-        return len(self.batches)
-
-    def __getitem__(self, index: int) -> list[Window | str]:
-        """Returns the windows of a batch, each of which may be an error message instead."""
-        return [self._read(request) for request in self.batches[index]]
-
-    def _read(self, request: WindowRequest) -> Window | str:
-        clip = self.clips[request.clip]
-        try:
-            return read_window(
-                clip.path,
-                clip_start_in_s=clip.start_in_s,
-                start_in_s=request.start_in_s,
-                duration_in_s=request.duration_in_s,
-            )
-        except (ValueError, OSError) as error:
-            return str(error)
+from whisq.windows import WINDOW_IN_S, Window, WindowReader, WindowRequest, cut_windows
 
 
 def score_collection(

@@ -13,8 +13,10 @@ from pathlib import Path
 import numpy as np
 import soundfile
 import torch
+from torch.utils.data import Dataset
 
 from whisq.audio import SAMPLING_RATE, resample
+from whisq.clips import Clip
 
 
 WINDOW_IN_S = 30.0
@@ -117,6 +119,47 @@ def read_window(path: Path, *, clip_start_in_s: float, start_in_s: float, durati
     return make_window(samples, rate, start_in_s=start_in_s, asked_in_s=duration_in_s)
 
 
+@dataclass(frozen=True, kw_only=True)
+class WindowRequest:
+    """One window to read: of clip number `clip`, from `start_in_s` in the clip."""
+
+    clip: int
+    start_in_s: float
+    duration_in_s: float | None
+
+
+class WindowReader(Dataset):
+    """Reads batches of windows; `DataLoader` runs it in worker processes.
+
+    Args:
+        clips: The clips of the job.
+        batches: The windows of each batch.
+    """
+
+    def __init__(self, clips: Sequence[Clip], batches: Sequence[Sequence[WindowRequest]]):
+        self.clips = clips
+        self.batches = batches
+
+    def __len__(self) -> int:
+        return len(self.batches)
+
+    def __getitem__(self, index: int) -> list[Window | str]:
+        """Returns the windows of a batch, each of which may be an error message instead."""
+        return [self._read(request) for request in self.batches[index]]
+
+    def _read(self, request: WindowRequest) -> Window | str:
+        clip = self.clips[request.clip]
+        try:
+            return read_window(
+                clip.path,
+                clip_start_in_s=clip.start_in_s,
+                start_in_s=request.start_in_s,
+                duration_in_s=request.duration_in_s,
+            )
+        except (ValueError, OSError) as error:
+            return str(error)
+
+
 def find_flags(windows: Sequence[Window]) -> tuple[str, ...]:
     """Names what is remarkable about a clip, given its windows.
 
@@ -127,7 +170,7 @@ def find_flags(windows: Sequence[Window]) -> tuple[str, ...]:
     is_finite = all(window.is_finite for window in windows)
     found = {
         "nan": not is_finite,
-        "silent": is_finite and max(window.peak for window in windows) <= SILENT_PEAK,
+        "silent": is_finite and clip_duration(windows) > 0 and max(window.peak for window in windows) <= SILENT_PEAK,
         "clipped": is_finite and _mean_by_length(windows, [w.clipped_share for w in windows]) > CLIPPED_SHARE,
         "short": clip_duration(windows) < SHORT_IN_S,
         "truncated": sum(window.missing_in_s for window in windows) > TRUNCATION_TOLERANCE_IN_S,
@@ -138,8 +181,10 @@ def find_flags(windows: Sequence[Window]) -> tuple[str, ...]:
 
 
 def clip_duration(windows: Iterable[Window]) -> float:
-    """The length of the clip that the windows cover, in seconds."""
-    return max(window.start_in_s + window.duration_in_s for window in windows)
+    """The length of the clip that the windows cover, in seconds; a window beyond the end of the file covers nothing."""
+    return max(
+        (window.start_in_s + window.duration_in_s for window in windows if window.duration_in_s > 0), default=0.0
+    )
 
 
 def _mean_by_length(windows: Sequence[Window], values: Sequence[float]) -> float:

@@ -1,0 +1,178 @@
+"""Scores joined to a manifest: what the readers of manifests, latents and statistics make of them."""
+
+import json
+import math
+
+import numpy as np
+import pytest
+import torch
+
+from data_prep.encode_latents import main as encode_latents
+from data_prep.label_quality import main
+from qamdt.audio import write_audio
+from qamdt.manifest import Record, read_manifest, write_manifest
+from qamdt.quality import QualityStats
+from qamdt.shards import LatentShards, read_index
+from whisq.cli import main as whisq
+
+
+SECONDS = 1.28
+
+
+@pytest.fixture
+def corpus(tmp_path):
+    """Eight clips with scores: each a little better, its second half one point above its first; one has no score."""
+    records, rows = [], []
+    for i in range(8):
+        times = torch.arange(round(SECONDS * 16_000)) / 16_000
+        write_audio(tmp_path / f"{i}.wav", 0.4 * torch.sin(2 * math.pi * 100 * (i + 1) * times), 16_000)
+        records.append(
+            Record(
+                id=f"clip-{i}",
+                path=f"{i}.wav",
+                duration_in_s=SECONDS,
+                captions=("song",),
+                source="folk" if i % 2 else "techno",
+                quality_score=4.5,
+                quality_frames=(4.5, 4.5),
+                quality_frame_rate=2.0,
+                quality_scorer="panel",
+                extra={"mood": "calm"},
+            )
+        )
+        score = 2.0 + 0.2 * i
+        row = {"id": f"clip-{i}", "source": records[-1].source, "scorer": "tiny@1", "flags": ["clipped"]}
+        row |= {"status": "ok", "error": None, "overall_quality": score, "text_alignment": 3.0, "frame_hop_in_s": 0.32}
+        rows.append(row | {"frame_overall_quality": [score - 0.5] * 2 + [score + 0.5] * 2})
+    rows[5] |= {"status": "error", "error": "the audio is silent", "overall_quality": None}
+    write_manifest(tmp_path / "manifest.jsonl", records)
+    (tmp_path / "scores.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    return tmp_path
+
+
+def label(corpus, *options):
+    arguments = ["--manifest", corpus / "manifest.jsonl", "--scores", corpus / "scores.jsonl"]
+    return main([*map(str, arguments), "--out", str(corpus / "labelled.jsonl"), *map(str, options)])
+
+
+def test_records_get_score_curve_level_and_prefix(corpus, capsys):
+    assert label(corpus) == 1
+    stats = QualityStats.load(corpus / "labelled.quality.json")
+    records = read_manifest(corpus / "labelled.jsonl")
+    assert [record.id for record in records] == [f"clip-{i}" for i in range(8)]
+    for i, record in enumerate(records):
+        if i == 5:
+            continue
+        assert record.quality_score == pytest.approx(2.0 + 0.2 * i)
+        assert record.quality_frames == pytest.approx([1.5 + 0.2 * i] * 2 + [2.5 + 0.2 * i] * 2)
+        assert (record.quality_frame_rate, record.quality_scorer) == (1 / 0.32, "tiny@1")
+        assert record.extra["quality_level"] == stats.level(record.quality_score)
+        assert record.extra["quality_prefix"] == stats.prefix(record.quality_score)
+        assert record.extra["text_alignment"] == 3.0
+        assert record.extra["quality_flags"] == ["clipped"]
+    unlabelled = records[5]
+    assert (unlabelled.quality_score, unlabelled.quality_frames, unlabelled.quality_scorer) == (None, None, None)
+    assert unlabelled.extra == {"mood": "calm"}
+    assert "1 clips without score, listed in" in capsys.readouterr().err
+    listed = [json.loads(line) for line in (corpus / "labelled.unlabelled.jsonl").read_text().splitlines()]
+    assert listed == [{"id": "clip-5", "path": "5.wav", "error": "the audio is silent"}]
+
+
+def test_the_curve_lands_on_the_latent_grid(corpus, tmp_path):
+    from diffusers import AutoencoderKL
+    from transformers import BertConfig, BertModel, BertTokenizerFast
+
+    label(corpus)
+    assert (
+        whisq(["stats", str(corpus / "scores.jsonl"), "-o", str(corpus / "stats.json"), "--method", "quantile"]) == 0
+    )
+    assert label(corpus, "--stats", corpus / "stats.json") == 1
+    torch.manual_seed(0)
+    AutoencoderKL(
+        latent_channels=2,
+        in_channels=1,
+        out_channels=1,
+        down_block_types=("DownEncoderBlock2D",) * 3,
+        up_block_types=("UpDecoderBlock2D",) * 3,
+        block_out_channels=(4, 4, 4),
+        norm_num_groups=2,
+        mid_block_add_attention=False,
+    ).save_pretrained(tmp_path / "vae")
+    words = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "song", "quality", "low", "high", "medium", ","]
+    BertTokenizerFast(vocab={word: i for i, word in enumerate(words)}).save_pretrained(tmp_path / "text")
+    config = BertConfig(
+        vocab_size=len(words), hidden_size=8, num_hidden_layers=1, num_attention_heads=2, intermediate_size=8
+    )
+    BertModel(config).save_pretrained(tmp_path / "text")
+    arguments = {
+        "manifest": corpus / "labelled.jsonl",
+        "quality-stats": corpus / "labelled.quality.json",
+        "vae": tmp_path / "vae",
+        "text-encoder": tmp_path / "text",
+        "out": tmp_path / "latents",
+    }
+    assert encode_latents([f"--{name}={path}" for name, path in arguments.items()]) == 0
+
+    index = read_index(tmp_path / "latents")
+    assert index["quality"] == QualityStats.load(corpus / "labelled.quality.json").to_dict()
+    assert index["quality"]["method"] == "quantile"
+    shards = LatentShards(tmp_path / "latents")
+    assert int(shards.lengths[0]) == 32  # 1.28 s at 25 latent frames a second
+    for number, record in enumerate(shards.records):
+        curve = shards.read(number, 0, 32)[2].numpy()
+        if record.id == "clip-5":
+            assert np.isnan(curve).all()
+            continue
+        low, high = record.quality_score - 0.5, record.quality_score + 0.5
+        assert curve[:12] == pytest.approx([low] * 12, abs=1e-5)  # up to the middle of the second value, 0.48 s
+        assert curve[20:] == pytest.approx([high] * 12, abs=1e-5)  # from the middle of the third, 0.8 s
+        assert (np.diff(curve) >= 0).all()
+        assert curve.mean() == pytest.approx(record.quality_score, abs=1e-5)
+
+
+def test_thresholds_of_another_scorer_are_refused(corpus, tmp_path, capsys):
+    label(corpus)
+    path = corpus / "labelled.quality.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | {"scorer": "tiny@2"}))
+    arguments = [
+        "--manifest",
+        corpus / "labelled.jsonl",
+        "--quality-stats",
+        path,
+        "--vae",
+        "none",
+        "--out",
+        tmp_path / "o",
+    ]
+    assert encode_latents([*map(str, arguments)]) == 2
+    assert "holds the thresholds of 'tiny@2'" in capsys.readouterr().err
+
+
+def test_labels_can_be_relative_to_the_source(corpus):
+    rows = [json.loads(line) for line in (corpus / "scores.jsonl").read_text().splitlines()]
+    rows[5] |= {"status": "ok", "error": None, "overall_quality": 3.0}
+    extra = [row | {"id": f"more-{i}-{row['id']}"} for i in range(3) for row in rows]  # sources need five clips
+    (corpus / "scores.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows + extra))
+    assert label(corpus, "--per-source") == 0
+    records = read_manifest(corpus / "labelled.jsonl")
+    means = [np.mean([r.quality_score for r in records if r.source == source]) for source in ("folk", "techno")]
+    assert means[0] == pytest.approx(means[1], abs=1e-3)
+    assert records[0].quality_scorer == "tiny@1, per source"
+    assert np.mean(records[0].quality_frames) == pytest.approx(records[0].quality_score, abs=0.01)
+
+
+def test_labelling_again_replaces_the_labels(corpus):
+    label(corpus)
+    once = (corpus / "labelled.jsonl").read_bytes()
+    (corpus / "manifest.jsonl").write_bytes(once)
+    assert label(corpus) == 1
+    assert (corpus / "labelled.jsonl").read_bytes() == once
+
+
+def test_what_does_not_fit_is_refused(corpus, tmp_path, capsys):
+    arguments = ["--manifest", corpus / "manifest.jsonl", "--scores", corpus / "scores.jsonl"]
+    (tmp_path / "elsewhere").mkdir()
+    assert main([*map(str, arguments), "--out", str(tmp_path / "elsewhere" / "m.jsonl")]) == 2
+    assert "must lie beside the manifest" in capsys.readouterr().err
+    assert label(corpus, "--edges", "2", "3", "4", "4.5") == 2
+    assert "--edges and --prefix-edges go together" in capsys.readouterr().err
