@@ -1,57 +1,75 @@
 """Trains QA-MDT on encoded music, from an empty folder to weights that the pipeline opens.
 
     accelerate launch train_qamdt.py
-    accelerate launch train_qamdt.py --config configs/qamdt/mini.yaml data.latents=LATENTS run.output_dir=runs/mini
+    accelerate launch train_qamdt.py --config configs/qamdt/small.yaml data.manifest=music/manifest.jsonl
+    accelerate launch train_qamdt.py --config configs/qamdt/lora.yaml data.manifest=music/manifest.jsonl lora.rank=16
 
-Without arguments it trains the tiny preset, on music it renders first. The same command again resumes. The run ends after
-`run.max_steps` updates or `run.max_minutes` minutes; SIGTERM or Ctrl-C ends it earlier, with a checkpoint.
+Without arguments it trains the tiny preset, on the corpus that ships with the project. The same command again resumes.
+The run ends after `run.max_steps` updates or `run.max_minutes` minutes; SIGTERM or Ctrl-C ends it earlier, with a
+checkpoint. `--dry-run` prints the settings, and what a run takes of memory and time.
 
     output_dir/config.yaml        the settings of the run
     output_dir/loss.jsonl         the loss, a line every few updates
-    output_dir/checkpoints/       what resuming needs
-    output_dir/export/            averaged weights: `transformer/`, `scheduler/`, `quality_stats.json`, `training.json`
+    output_dir/checkpoints/       what resuming needs, and in each a model that `QAMDTPipeline.from_pretrained` opens
+    output_dir/export/            the model of the newest checkpoint alone
+    output_dir/previews/          what the model plays along the way, if `preview.prompts` asks for that
 """
 
 import argparse
 import contextlib
 import dataclasses
 import json
-import os
+import math
 import shutil
-import signal
 import sys
 import time
+from datetime import timedelta
 from pathlib import Path
 
 import torch
 import yaml
 from accelerate import Accelerator
-from accelerate.utils import DistributedDataParallelKwargs, broadcast, set_seed
-from diffusers import DPMSolverMultistepScheduler
+from accelerate.utils import DistributedDataParallelKwargs, InitProcessGroupKwargs, set_seed
+from safetensors import SafetensorError
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.data import DataLoader
 from tqdm import tqdm
 
 from data_prep.encode_latents import encode_corpus
-from data_prep.render_corpus import render_corpus
+from data_prep.make_sample_corpus import SAMPLE_CORPUS_DIR
+from pipelines.checkpoint_model import check_autoencoder, render_previews, save_components, save_lora
+from qamdt.checkpoints import (
+    NOT_OF_THE_MODEL,
+    find_checkpoint,
+    link_tree,
+    read_state,
+    replace_folder,
+    resume_folder,
+    save_checkpoint,
+    set_aside,
+    store_trained_weights_alone,
+)
 from qamdt.config import TrainConfig, load_config
 from qamdt.cpu_memory import keep_freed_memory
-from qamdt.dataset import EpochSampler, LatentDataset, collate
-from qamdt.embedded import default_model_dir
-from qamdt.loss import NoiseSchedule, diffusion_loss, draw, passes_of_step, select_conditions
+from qamdt.dataset import LatentDataset, collate
+from qamdt.loss import NoiseSchedule, diffusion_loss, draw, make_scheduler, passes_of_step, select_conditions
 from qamdt.models.transformer_qamdt import QAMDTTransformer2DModel
-from qamdt.shards import INDEX_NAME
+from qamdt.run_control import Clock, StopSignal, agree, cut_loss_file, run_progress
+from qamdt.run_estimate import describe_run
+from qamdt.sampling import EpochSampler
+from qamdt.shards import INDEX_NAME, write_atomically
+from qamdt.tracking import Tracker, start_tracker
 from qamdt.training import (
     ExponentialAverage,
+    build_model,
     build_optimizers,
-    find_checkpoint,
+    check_fit,
     learning_rate_factor,
-    load_checkpoint,
-    save_checkpoint,
+    save_weights,
 )
 
 
-def train(config: TrainConfig, stop: "StopSignal") -> dict:
+def train(config: TrainConfig, stop: StopSignal) -> dict:
     """Runs the training and returns its last state.
 
     Args:
@@ -60,13 +78,7 @@ def train(config: TrainConfig, stop: "StopSignal") -> dict:
     """
     run = config.run
     output_dir = Path(run.output_dir)
-    # A full pass leaves the side interpolator without gradients, which DDP must be told.
-    ddp = DistributedDataParallelKwargs(find_unused_parameters=config.loss.passes in ("full", "alternate"))
-    # Without `cpu=True`, processes that torchrun started on a machine without a GPU would not find each other.
-    is_cpu = not torch.accelerator.is_available()
-    accelerator = Accelerator(cpu=is_cpu, mixed_precision=run.mixed_precision, kwargs_handlers=[ddp])
-    if is_cpu:
-        keep_freed_memory()
+    accelerator = make_accelerator(config)
     set_seed(run.seed)
 
     # Data.
@@ -77,29 +89,25 @@ def train(config: TrainConfig, stop: "StopSignal") -> dict:
     )
 
     # Model, optimizers, averaged weights.
-    model = QAMDTTransformer2DModel(**config.model)
+    model = build_model(config)
+    check_fit(dataset.index, model)
     if run.gradient_checkpointing:
         model.enable_gradient_checkpointing()
     if run.compile:
         model.compile_repeated_blocks()
     model.train()
-    grid_size = model.patch_embed.grid_size((config.data.crop_in_frames, model.config.sample_size[1]))
     optimizers = build_optimizers(model, config.optim)
     peak_rates = [[group["lr"] for group in optimizer.param_groups] for optimizer in optimizers]
     transformer, *optimizers = accelerator.prepare(model, *optimizers)
     average = ExponentialAverage(model, config.optim.ema_decay)
     schedule = NoiseSchedule(config.loss).to(accelerator.device)
-    say(
-        accelerator, f"{count_parameters(model) / 1e6:.2f} M parameters, {grid_size[0] * grid_size[1]} patches a crop."
-    )
+    say(accelerator, f"{count_trained(model) / 1e6:.2f} M parameters train.")
 
     # Resume.
-    state = {"step": 0, "samples": 0, "minutes": 0.0, "scaling_factor": dataset.scaling_factor}
-    checkpoint, faults = find_checkpoint(output_dir / "checkpoints")
-    for fault in faults:
-        say(accelerator, fault)
+    state = {"step": 0, "taken": None, "minutes": 0.0, "scaling_factor": dataset.scaling_factor, "losses": []}
+    checkpoint = choose_checkpoint(accelerator, output_dir / "checkpoints")
     if checkpoint is not None:
-        state = load_checkpoint(accelerator, average, checkpoint)
+        state = load_checkpoint(accelerator, average, checkpoint, config)
         say(accelerator, f"Resuming from {checkpoint}.")
         if state["scaling_factor"] != dataset.scaling_factor:
             raise ValueError(
@@ -107,30 +115,40 @@ def train(config: TrainConfig, stop: "StopSignal") -> dict:
                 f"{dataset.scaling_factor}; set `data.scaling_factor` to the former or start a new `run.output_dir`."
             )
     if accelerator.is_main_process:
-        output_dir.mkdir(parents=True, exist_ok=True)
-        (output_dir / "config.yaml").write_text(format_config(config))
-        cut_loss_file(output_dir / "loss.jsonl", state["step"])
+        prepare_output(config, dataset, state["step"])
     sampler = EpochSampler(
-        len(dataset),
+        dataset.buckets(),
         batch_size=run.batch_size,
         seed=run.seed,
-        start=state["samples"],
+        weights=dataset.weights(),
+        shards=dataset.shards(),
+        window_in_shards=config.data.window_in_shards,
+        taken=state["taken"],
         rank=accelerator.process_index,
         num_ranks=accelerator.num_processes,
     )
-    batches = iter(DataLoader(dataset, batch_sampler=sampler, collate_fn=collate, num_workers=config.data.num_workers))
+    state["taken"] = list(sampler.taken)
+    loader = DataLoader(
+        dataset,
+        batch_sampler=sampler,
+        collate_fn=collate,
+        num_workers=config.data.num_workers,
+        generator=torch.Generator(),  # so that starting workers draws nothing from the run's own generator
+    )
+    batches = iter(loader)
+    tracker = start_tracker(config, dataclasses.asdict(config)) if accelerator.is_main_process else Tracker()
 
     # Train.
     clock = Clock(state["minutes"])
     saved_at, saved_step = state["minutes"], state["step"] if checkpoint else None
-    logged: list[torch.Tensor] = []
-    log_start, log_samples = time.monotonic(), state["samples"]
+    losses = [torch.tensor(loss, device=accelerator.device) for loss in state["losses"]]  # since the last logged line
+    log_start, log_samples = time.monotonic(), sum(state["taken"])
     progress_bar = tqdm(
         total=run.max_steps, initial=state["step"], disable=not accelerator.is_main_process, unit="step"
     )
     while True:
         state["minutes"], is_stopping = agree(accelerator, clock.minutes(), stop.is_requested)
-        progress = run_progress(config, state["step"], state["minutes"])
+        progress = run_progress(run, state["step"], state["minutes"])
         if progress >= 1 or is_stopping:
             break
         factor = learning_rate_factor(config.optim, state["step"], progress)
@@ -143,17 +161,20 @@ def train(config: TrainConfig, stop: "StopSignal") -> dict:
         share = 1 / (len(passes) * run.gradient_accumulation_steps)
         for micro_step in range(run.gradient_accumulation_steps):
             batch = select_conditions(next(batches).to(accelerator.device), model.config)
-            draws = draw(batch, grid_size[0] * grid_size[1], config.loss)
+            state["taken"] = sampler.advance(state["taken"])
+            num_patches = math.prod(model.patch_embed.grid_size(batch.latents.shape[2:]))
+            draws = draw(batch, num_patches, config.loss, mask_seed=run.seed + state["step"])
             for number, is_masked in enumerate(passes):
                 is_last = micro_step == run.gradient_accumulation_steps - 1 and number == len(passes) - 1
                 with attention_kernel(accelerator), sync_gradients(accelerator, transformer, is_last):
                     loss = diffusion_loss(transformer, batch, draws, schedule, config.loss, is_masked=is_masked)
                     accelerator.backward(loss * share)
-                logged.append(loss.detach())
+                losses.append(loss.detach())
 
         # Update.
         grad_norm = accelerator.clip_grad_norm_(transformer.parameters(), config.optim.max_grad_norm)
-        if not torch.isfinite(grad_norm):
+        # In fp16 gradients may overflow now and then; the scaler leaves such updates out.
+        if not torch.isfinite(grad_norm) and accelerator.scaler is None:
             raise RuntimeError(
                 f"the gradient is not finite after {state['step']} updates (loss {loss.item()}); "
                 "lower `optim.learning_rate` and run again: the run resumes from its last checkpoint."
@@ -162,35 +183,39 @@ def train(config: TrainConfig, stop: "StopSignal") -> dict:
             optimizer.step()
             optimizer.zero_grad()
         state["step"] += 1
-        state["samples"] += run.batch_size * run.gradient_accumulation_steps * accelerator.num_processes
         average.update(model, state["step"])
         progress_bar.update()
 
-        # Log and save.
+        # Log, save and listen.
         if state["step"] % run.log_steps == 0:
-            clips_per_s = (state["samples"] - log_samples) / (time.monotonic() - log_start)
+            num_samples = sum(state["taken"])
             line = {
                 "step": state["step"],
                 "minutes": round(state["minutes"], 3),
-                "epoch": round(state["samples"] / len(dataset), 3),
-                "loss": accelerator.gather(torch.stack(logged)).mean().item(),
+                "epoch": round(num_samples / len(dataset), 3),
+                "loss": accelerator.gather(torch.stack(losses)).mean().item(),
                 "grad_norm": grad_norm.item(),
                 "learning_rate": peak_rates[-1][0] * factor,
-                "clips_per_s": round(clips_per_s, 2),
+                "clips_per_s": round((num_samples - log_samples) / (time.monotonic() - log_start), 2),
             }
             if accelerator.is_main_process:
                 with (output_dir / "loss.jsonl").open("a") as file:
                     file.write(json.dumps(line) + "\n")
-            progress_bar.set_postfix(loss=f"{line['loss']:.4f}", clips_per_s=f"{clips_per_s:.1f}")
-            logged, log_start, log_samples = [], time.monotonic(), state["samples"]
+            tracker.log(line)
+            progress_bar.set_postfix(loss=f"{line['loss']:.4f}", clips_per_s=line["clips_per_s"])
+            losses, log_start, log_samples = [], time.monotonic(), num_samples
+        is_preview = bool(config.preview.prompts) and state["step"] % config.preview.steps == 0
         is_due = state["minutes"] - saved_at >= run.checkpoint_minutes
-        if is_due or (run.checkpoint_steps is not None and state["step"] % run.checkpoint_steps == 0):
-            save(accelerator, average, state, config, dataset)
+        if is_due or is_preview or (run.checkpoint_steps is not None and state["step"] % run.checkpoint_steps == 0):
+            save(accelerator, model, average, {**state, "losses": mean_over_ranks(accelerator, losses)}, config)
             saved_at, saved_step = state["minutes"], state["step"]
+        if is_preview:
+            preview(accelerator, config, state["step"], tracker)
     progress_bar.close()
 
     if state["step"] != saved_step:
-        save(accelerator, average, state, config, dataset)
+        save(accelerator, model, average, {**state, "losses": mean_over_ranks(accelerator, losses)}, config)
+    tracker.close()
     say(
         accelerator,
         f"Stopped after {state['step']} steps and {state['minutes']:.1f} minutes; weights in {output_dir / 'export'}.",
@@ -198,57 +223,137 @@ def train(config: TrainConfig, stop: "StopSignal") -> dict:
     return state
 
 
-def render_latents(folder: Path, num_pieces: int) -> None:
-    """Makes a small corpus and encodes it with the embedded autoencoder, unless that was done before."""
-    print(
-        f"There are no latents in {folder}: composing, rendering and encoding {num_pieces} pieces first.",
-        file=sys.stderr,
-    )
-    manifest = render_corpus(folder.parent / "corpus", num_pieces=num_pieces)
-    encode_corpus(manifest, default_model_dir() / "vae", folder)
+def make_accelerator(config: TrainConfig) -> Accelerator:
+    """Returns what distributes the run over the processes that `accelerate launch` or `torchrun` started."""
+    # A full pass leaves the side interpolator without gradients, which DDP must be told.
+    ddp = DistributedDataParallelKwargs(find_unused_parameters=config.loss.passes in ("full", "alternate"))
+    patience = InitProcessGroupKwargs(timeout=timedelta(hours=2))  # the others wait while one writes or renders
+    # Without `cpu=True`, processes that torchrun started on a machine without a GPU would not find each other.
+    is_cpu = not torch.accelerator.is_available()
+    accelerator = Accelerator(cpu=is_cpu, mixed_precision=config.run.mixed_precision, kwargs_handlers=[ddp, patience])
+    if is_cpu:
+        keep_freed_memory()
+    if config.lora is not None:
+        store_trained_weights_alone(accelerator)
+    return accelerator
+
+
+def choose_checkpoint(accelerator: Accelerator, folder: Path) -> Path | None:
+    """Returns the newest whole checkpoint; newer ones that are damaged are named and set aside."""
+    checkpoint, damaged, faults = find_checkpoint(folder)
+    accelerator.wait_for_everyone()
+    for fault in faults:
+        say(accelerator, fault)
+    if accelerator.is_main_process:
+        for damaged_checkpoint in damaged:
+            set_aside(damaged_checkpoint)
+    accelerator.wait_for_everyone()
+    return checkpoint
+
+
+def load_checkpoint(
+    accelerator: Accelerator, average: ExponentialAverage, checkpoint: Path, config: TrainConfig
+) -> dict:
+    """Restores model, optimizers, random generators and averages, and returns the state that was saved with them."""
+    accelerator.load_state(str(resume_folder(checkpoint)), strict=config.lora is None)
+    average.load(checkpoint)
+    state = read_state(checkpoint)
+    if "samples" in state:  # of a run that knew one length of crops alone
+        state["taken"] = [state.pop("samples")]
+    return {"losses": [], **state}
+
+
+def prepare_output(config: TrainConfig, dataset: LatentDataset, step: int) -> None:
+    """Writes what the run's folder holds from the beginning: its settings, and the parts that checkpoints share."""
+    output_dir = Path(config.run.output_dir)
+    output_dir.mkdir(parents=True, exist_ok=True)
+    write_atomically(output_dir / "config.yaml", lambda file: file.write_text(format_config(config)))
+    cut_loss_file(output_dir / "loss.jsonl", step)
+    components = output_dir / ".components.tmp"
+    shutil.rmtree(components, ignore_errors=True)
+    components.mkdir()
+    scheduler, stats = make_scheduler(config.loss), dataset.stats
+    if config.run.pipeline is None or config.lora is not None:
+        scheduler.save_pretrained(components / "scheduler")
+    if config.run.pipeline is not None:
+        check_autoencoder(config.run.pipeline, dataset.folder)
+    if config.run.pipeline is not None and config.lora is None:
+        save_components(
+            config.run.pipeline,
+            components,
+            scheduler=scheduler,
+            scaling_factor=dataset.scaling_factor,
+            quality_stats=None if stats is None else stats.to_dict(),
+        )
+    if stats is not None:
+        stats.save(components / "quality_stats.json")
+    shutil.copyfile(output_dir / "config.yaml", components / "config.yaml")
+    replace_folder(components, output_dir / "components")
 
 
 def save(
-    accelerator: Accelerator, average: ExponentialAverage, state: dict, config: TrainConfig, dataset: LatentDataset
+    accelerator: Accelerator,
+    model: QAMDTTransformer2DModel,
+    average: ExponentialAverage,
+    state: dict,
+    config: TrainConfig,
 ) -> None:
-    """Writes a checkpoint and exports the averaged weights."""
+    """Writes a checkpoint, and the model in it once more as `export`."""
     output_dir = Path(config.run.output_dir)
-    save_checkpoint(
-        accelerator, average, state, output_dir / "checkpoints", num_checkpoints=config.run.num_checkpoints
+    averages = average.gather()
+
+    def write_model(folder: Path) -> None:
+        link_tree(output_dir / "components", folder)
+        save_weights(model, averages, folder)
+        if config.lora is not None:
+            save_lora(model, averages, folder)
+        (folder / "training.json").write_text(json.dumps(state, indent=2) + "\n")
+
+    checkpoint = save_checkpoint(
+        accelerator,
+        state,
+        output_dir / "checkpoints",
+        num_checkpoints=config.run.num_checkpoints,
+        write_model=write_model,
     )
     if accelerator.is_main_process:
-        export(average, state, config, dataset, output_dir / "export")
+        export = output_dir / ".export.tmp"
+        shutil.rmtree(export, ignore_errors=True)
+        link_tree(checkpoint, export, without=NOT_OF_THE_MODEL)
+        replace_folder(export, output_dir / "export")
 
 
-def export(
-    average: ExponentialAverage, state: dict, config: TrainConfig, dataset: LatentDataset, folder: Path
-) -> None:
-    """Writes the folder of averaged weights that `QAMDTTransformer2DModel.from_pretrained` opens, all at once."""
-    temporary = folder.with_name(f".{folder.name}.tmp")
-    shutil.rmtree(temporary, ignore_errors=True)
-    temporary.mkdir(parents=True)
-    transformer = QAMDTTransformer2DModel(**config.model)
-    average.copy_to(transformer)
-    transformer.save_pretrained(temporary / "transformer")
-    DPMSolverMultistepScheduler(
-        num_train_timesteps=config.loss.num_train_timesteps,
-        beta_start=config.loss.beta_start,
-        beta_end=config.loss.beta_end,
-        beta_schedule="scaled_linear",
-        prediction_type=config.loss.prediction_type,
-    ).save_pretrained(temporary / "scheduler")
-    if dataset.stats is not None:
-        dataset.stats.save(temporary / "quality_stats.json")
-    (temporary / "training.json").write_text(json.dumps(state, indent=2) + "\n")
-    (temporary / "config.yaml").write_text(format_config(config))
+def preview(accelerator: Accelerator, config: TrainConfig, step: int, tracker: Tracker) -> None:
+    """Plays the prompts with the model of the newest checkpoint, as a user would, while other processes wait."""
+    if accelerator.is_main_process:
+        output_dir = Path(config.run.output_dir)
+        folder = output_dir / "previews" / f"step-{step:08d}"
+        with torch.random.fork_rng():
+            waveforms, sampling_rate = render_previews(output_dir / "export", config, folder, accelerator.device)
+        tracker.log_previews(config.preview.prompts, waveforms, sampling_rate, folder / "spectrograms.png", step)
+    accelerator.wait_for_everyone()
 
-    # A folder cannot replace another in one step, so for a moment there is none.
-    outdated = folder.with_name(f".{folder.name}.old")
-    shutil.rmtree(outdated, ignore_errors=True)
-    if folder.exists():
-        os.replace(folder, outdated)
-    os.replace(temporary, folder)
-    shutil.rmtree(outdated, ignore_errors=True)
+
+def mean_over_ranks(accelerator: Accelerator, losses: list[torch.Tensor]) -> list[float]:
+    """Returns each loss, averaged over processes."""
+    if not losses:
+        return []
+    return accelerator.gather(torch.stack(losses)).view(accelerator.num_processes, -1).mean(dim=0).tolist()
+
+
+def encode_manifest(config: TrainConfig) -> TrainConfig:
+    """Encodes `data.manifest` unless that was done before, and returns the settings with `data.latents` filled in."""
+    data = config.data
+    if data.latents is None and data.manifest is None:
+        raise ValueError("`data.manifest` or `data.latents` must say what to train on; both are null.")
+    manifest = SAMPLE_CORPUS_DIR / "manifest.jsonl" if data.manifest == "sample" else data.manifest
+    latents = data.latents or str(Path(manifest).parent / "latents")
+    if manifest is not None and "://" not in latents and not (Path(latents) / INDEX_NAME).is_file():
+        print(f"Encoding {manifest} to {latents} first.", file=sys.stderr)
+        num_bad_clips = encode_corpus(manifest, out=latents)
+        if num_bad_clips:
+            print(f"{num_bad_clips} bad clips are left out, listed in {latents}/bad_clips.jsonl.", file=sys.stderr)
+    return dataclasses.replace(config, data=dataclasses.replace(data, latents=latents))
 
 
 def attention_kernel(accelerator: Accelerator) -> contextlib.AbstractContextManager:
@@ -270,61 +375,7 @@ def sync_gradients(
     return contextlib.nullcontext() if is_last else accelerator.no_sync(transformer)
 
 
-class Clock:
-    """Minutes of training, counted on from those of earlier runs."""
-
-    def __init__(self, minutes_before: float):
-        self._start = time.monotonic() - 60 * minutes_before
-
-    def minutes(self) -> float:
-        return (time.monotonic() - self._start) / 60
-
-
-class StopSignal:
-    """Notices SIGTERM and Ctrl-C, so that the loop can end after its step; a second one ends the process at once."""
-
-    def __init__(self):
-        self.is_requested = False
-        self._handlers: dict[int, object] = {}
-
-    def __enter__(self) -> "StopSignal":
-        self._handlers = {number: signal.signal(number, self._request) for number in (signal.SIGTERM, signal.SIGINT)}
-        return self
-
-    def __exit__(self, *exception: object) -> None:
-        for number, handler in self._handlers.items():
-            signal.signal(number, handler)
-
-    def _request(self, number: int, frame: object) -> None:
-        self.is_requested = True
-        signal.signal(number, signal.SIG_DFL)
-
-
-def run_progress(config: TrainConfig, step: int, minutes: float) -> float:
-    """Returns how much of a run is done, from 0 to 1."""
-    by_steps = step / config.run.max_steps if config.run.max_steps else 0.0
-    by_minutes = minutes / config.run.max_minutes if config.run.max_minutes else 0.0
-    return max(by_steps, by_minutes)
-
-
-def agree(accelerator: Accelerator, minutes: float, is_stopping: bool) -> tuple[float, bool]:
-    """Returns what the first process says, so that all of them do the same although their clocks differ."""
-    if accelerator.num_processes == 1:
-        return minutes, is_stopping
-    said = broadcast(torch.tensor([minutes, float(is_stopping)], device=accelerator.device))
-    return said[0].item(), bool(said[1])
-
-
-def cut_loss_file(path: Path, step: int) -> None:
-    """Removes the lines after `step`, which a resumed run will write again."""
-    if path.is_file():
-        lines = [
-            line for line in path.read_text().splitlines() if line.endswith("}") and json.loads(line)["step"] <= step
-        ]
-        path.write_text("".join(line + "\n" for line in lines))
-
-
-def count_parameters(model: torch.nn.Module) -> int:
+def count_trained(model: torch.nn.Module) -> int:
     """Returns how many weights train."""
     return sum(parameter.numel() for parameter in model.parameters() if parameter.requires_grad)
 
@@ -340,35 +391,23 @@ def say(accelerator: Accelerator, text: str) -> None:
         tqdm.write(text, file=sys.stderr)
 
 
-def describe(config: TrainConfig) -> str:
-    """Returns what `--dry-run` prints: the settings, the size of the model and the memory its training takes."""
-    with torch.device("meta"):
-        model = QAMDTTransformer2DModel(**config.model)
-    num_parameters = count_parameters(model)
-    # Weights, gradients, two moments and the average, four bytes each.
-    return (
-        f"{format_config(config)}\n{num_parameters / 1e6:.2f} M parameters; weights, gradients, optimizer and "
-        f"averaged weights take {num_parameters * 4 * 5 / 2**30:.2f} GiB, activations come on top."
-    )
-
-
 def main(argv: list[str] | None = None) -> int:
     """Runs the command and returns its exit status."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--config", default="tiny", help="YAML file or preset (default: tiny)")
-    parser.add_argument("--dry-run", action="store_true", help="print settings, size and memory, and stop")
+    parser.add_argument("--dry-run", action="store_true", help="print settings, size, memory and speed, and stop")
     parser.add_argument("overrides", nargs="*", metavar="key=value", help="settings that replace those of the file")
     arguments = parser.parse_args(argv)
     try:
         config = load_config(arguments.config, arguments.overrides)
         if arguments.dry_run:
-            print(describe(config))
+            print(format_config(config))
+            print(describe_run(config))
             return 0
-        if not (Path(config.data.latents) / INDEX_NAME).is_file() and config.data.num_pieces_to_render:
-            render_latents(Path(config.data.latents), config.data.num_pieces_to_render)
+        config = encode_manifest(config)
         with StopSignal() as stop:
             train(config, stop)
-    except (ValueError, OSError, RuntimeError) as error:
+    except (ValueError, OSError, RuntimeError, ImportError, SafetensorError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
     return 0

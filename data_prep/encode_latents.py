@@ -1,22 +1,26 @@
 """Encodes the clips of a manifest once, so that training never runs the autoencoder or the text encoder.
 
-    python -m data_prep.encode_latents --manifest corpus/manifest.jsonl --vae VAE_FOLDER --out corpus/latents
+    python -m data_prep.encode_latents --manifest corpus/manifest.jsonl
+    accelerate launch data_prep/encode_latents.py --manifest corpus/manifest.jsonl --vae VAE_FOLDER --out corpus/latents
 
-For each clip: mean and standard deviation of the VAE posterior (training samples from it) and the quality curve at one
+With `accelerate launch` or `torchrun`, every process encodes its share on its own device. For each clip: mean and standard deviation of the VAE posterior (training samples from it) and the quality curve at one
 value per latent frame. For each distinct text that training can ask for: the states of the text encoder. The command may
 be killed at any moment; the same command again does what is missing. Clips that cannot be encoded are counted, listed
 in `bad_clips.jsonl`, and make the exit status 1.
 """
 
 import argparse
-import hashlib
+import itertools
 import json
 import math
 import sys
 from collections.abc import Iterator
+from datetime import timedelta
 from pathlib import Path
 
+import numpy as np
 import torch
+from accelerate import PartialState
 from diffusers import AutoencoderKL
 from tqdm import tqdm
 from transformers import AutoModel, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
@@ -30,9 +34,14 @@ from qamdt.shards import (
     INDEX_NAME,
     LatentShards,
     TextShards,
+    digest_weights,
     list_shards,
+    next_shard_number,
+    open_folder,
+    read_offsets,
     read_shard_moments,
     round_score,
+    write_atomically,
     write_json,
     write_latent_shard,
     write_text_shard,
@@ -45,8 +54,8 @@ DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 
 def encode_corpus(
     manifest: str | Path,
-    vae: str | Path,
-    out: str | Path,
+    vae: str | Path | None = None,
+    out: str | Path | None = None,
     *,
     text_encoder: str | Path | None = None,
     quality_stats: str | Path | None = None,
@@ -56,16 +65,18 @@ def encode_corpus(
     text_batch_size: int = 128,
     max_text_tokens: int = 128,
     clips_per_shard: int = 512,
-    device: str = "cpu",
+    device: str | None = None,
     dtype: torch.dtype = torch.float32,
     limit: int | None = None,
 ) -> int:
     """Encodes a corpus into a folder of shards and returns the number of bad clips.
 
+    Under `accelerate launch` or `torchrun` the processes share the work; all of them return the same number.
+
     Args:
         manifest: The manifest of the corpus.
-        vae: Folder of the `AutoencoderKL`.
-        out: Folder of shards to write or to complete.
+        vae: Folder of the `AutoencoderKL`; the embedded one when `None`.
+        out: Folder of shards to write or to complete; `latents` beside the manifest when `None`.
         text_encoder: Folder or Hub id with a tokenizer and a text encoder; the embedded sentence encoder when `None`.
         quality_stats: JSON file of quality statistics whose thresholds to keep, so that a level means the same in every
             data set that a scorer rated; thresholds are derived from the clips' own scores when `None`.
@@ -75,38 +86,80 @@ def encode_corpus(
         text_batch_size: Texts encoded at once.
         max_text_tokens: Where longer texts are cut.
         clips_per_shard: Clips in a file; at most this many are encoded again after a kill.
-        device: Where to compute.
+        device: Where to compute; the accelerator of this process, if there is one, when `None`.
         dtype: What the autoencoder computes in.
         limit: Only so many clips, for a trial.
     """
-    out = Path(out)
+    vae = embedded.default_model_dir() / "vae" if vae is None else Path(vae)
+    out = Path(manifest).parent / "latents" if out is None else Path(out)
+    # A process that is done early waits for the others, however long that takes.
+    processes = PartialState(cpu=not torch.accelerator.is_available(), timeout=timedelta(days=7))
+    rank, num_ranks = processes.process_index, processes.num_processes
+    device = processes.device if device is None else device
+    records = _choose_records(manifest, split, limit)
+    stats = _choose_stats(records, quality_stats)
+
+    out.mkdir(parents=True, exist_ok=True)
+    if processes.is_main_process:
+        for leftover in [*out.glob(".*.tmp"), *out.glob(".bad_clips-*.jsonl")]:
+            leftover.unlink()
+        _check_settings(out, vae, str(text_encoder or "embedded"))
+    processes.wait_for_everyone()
+
+    # Clips: what is done is the same for every process, as none has written yet.
+    done = {record.id for record in LatentShards(out).records} if list_shards(out, "latents") else set()
+    missing = [record for record in records if record.id not in done]
+    numbers = itertools.count(next_shard_number(out, "latents") + rank, num_ranks)
+    processes.wait_for_everyone()
+    autoencoder = AutoencoderKL.from_pretrained(vae, torch_dtype=dtype).to(device).eval()
+    bad_clips = _encode_clips(
+        missing[rank::num_ranks],
+        Path(manifest),
+        autoencoder,
+        out,
+        numbers,
+        batch_size=batch_size,
+        clips_per_shard=clips_per_shard,
+        show_progress=processes.is_main_process,
+    )
+    del autoencoder
+    bad_clips = _gather_bad_clips(out, bad_clips, processes)
+    if not list_shards(out, "latents"):
+        raise ValueError(f"none of the {len(records)} clips could be encoded; see {out / 'bad_clips.jsonl'}.")
+
+    # Texts, in the same way.
+    texts = sorted({text for record in records for text in list_training_texts(record, stats, max_captions)})
+    cached = TextShards(out)
+    missing_texts = sorted((text for text in texts if text not in cached), key=len)  # alike lengths pad little
+    numbers = itertools.count(next_shard_number(out, "text") + rank, num_ranks)
+    processes.wait_for_everyone()
+    tokenizer, encoder = load_text_encoder(text_encoder)
+    _encode_texts(
+        missing_texts[rank::num_ranks],
+        tokenizer,
+        encoder.to(device),
+        out,
+        numbers,
+        batch_size=text_batch_size,
+        max_tokens=max_text_tokens,
+        show_progress=processes.is_main_process,
+    )
+    processes.wait_for_everyone()
+    if processes.is_main_process:
+        write_json(out / INDEX_NAME, _describe(out, vae, stats, max_captions))
+    processes.wait_for_everyone()
+    return len(bad_clips)
+
+
+def _choose_records(manifest: str | Path, split: str | None, limit: int | None) -> list[Record]:
+    """Returns the clips to encode."""
     records = read_manifest(manifest)
     if split is not None:
         records = [record for record in records if record.tags.get("split") == split]
     records = records[:limit]
     if not records:
         raise ValueError(f"no clip of {str(manifest)!r} is left to encode (`split` is {split!r}).")
-    stats = _choose_stats(records, quality_stats)
-
-    out.mkdir(parents=True, exist_ok=True)
-    for leftover in out.glob(".*.tmp"):
-        leftover.unlink()
-    autoencoder = AutoencoderKL.from_pretrained(vae, torch_dtype=dtype).to(device).eval()
-    _check_settings(out, Path(vae), str(text_encoder or "embedded"))
-    bad_clips = _encode_clips(
-        records, Path(manifest), autoencoder, out, batch_size=batch_size, clips_per_shard=clips_per_shard
-    )
-    del autoencoder
-    if not list_shards(out, "latents"):
-        _write_bad_clips(out, bad_clips)
-        raise ValueError(f"none of the {len(records)} clips could be encoded; see {out / 'bad_clips.jsonl'}.")
-
-    texts = sorted({text for record in records for text in list_training_texts(record, stats, max_captions)})
-    tokenizer, encoder = load_text_encoder(text_encoder)
-    _encode_texts(texts, tokenizer, encoder.to(device), out, batch_size=text_batch_size, max_tokens=max_text_tokens)
-    _write_bad_clips(out, bad_clips)
-    write_json(out / INDEX_NAME, _describe(out, Path(vae), stats, max_captions))
-    return len(bad_clips)
+    return records
 
 
 def _choose_stats(records: list[Record], path: str | Path | None) -> QualityStats | None:
@@ -170,9 +223,7 @@ def resample_curve(record: Record, num_frames: int) -> torch.Tensor:
 
 def _check_settings(out: Path, vae: Path, text_encoder: str) -> None:
     """Refuses to add to a folder that another autoencoder or text encoder filled."""
-    weights = sorted(vae.glob("*.safetensors"))
-    digest = hashlib.sha256(b"".join(hashlib.sha256(file.read_bytes()).digest() for file in weights)).hexdigest()
-    settings = {"vae_sha256": digest, "text_encoder": text_encoder}
+    settings = {"vae_sha256": digest_weights(vae), "text_encoder": text_encoder}
     path = out / "settings.json"
     if path.is_file() and json.loads(path.read_text()) != settings:
         raise ValueError(
@@ -183,18 +234,24 @@ def _check_settings(out: Path, vae: Path, text_encoder: str) -> None:
 
 @torch.inference_mode()
 def _encode_clips(
-    records: list[Record], manifest: Path, vae: AutoencoderKL, out: Path, *, batch_size: int, clips_per_shard: int
+    records: list[Record],
+    manifest: Path,
+    vae: AutoencoderKL,
+    out: Path,
+    numbers: Iterator[int],
+    *,
+    batch_size: int,
+    clips_per_shard: int,
+    show_progress: bool,
 ) -> list[dict[str, str]]:
-    """Writes a shard for every `clips_per_shard` clips that have none yet, and returns the clips that failed."""
-    done = {record.id for record in LatentShards(out).records} if list_shards(out, "latents") else set()
-    missing = [record for record in records if record.id not in done]
+    """Writes a shard for every `clips_per_shard` clips, and returns the clips that failed."""
     bad_clips: list[dict[str, str]] = []
     kept: list[Record] = []
     means, stds, curves = [], [], []
     log_mel = LogMel().to(vae.device)
 
-    progress = tqdm(total=len(records), initial=len(records) - len(missing), desc="clips", unit="clip")
-    for batch, waveforms in _read_batches(missing, manifest, batch_size, _reduction(vae), bad_clips):
+    progress = tqdm(total=len(records), desc="clips", unit="clip", disable=not show_progress)
+    for batch, waveforms in _read_batches(records, manifest, batch_size, _reduction(vae), bad_clips):
         mel = log_mel(normalize_waveform(waveforms.to(vae.device))).to(vae.dtype)  # (B, 1, frames, mel_bins)
         posterior = vae.encode(mel).latent_dist
         for record, mean, std in zip(batch, posterior.mean.float().cpu(), posterior.std.float().cpu(), strict=True):
@@ -207,10 +264,10 @@ def _encode_clips(
             curves.append(resample_curve(record, mean.shape[1]))
         progress.update(len(batch))
         if len(kept) >= clips_per_shard:
-            write_latent_shard(out, kept, means, stds, curves)
+            write_latent_shard(out, kept, means, stds, curves, number=next(numbers))
             kept, means, stds, curves = [], [], [], []
     if kept:
-        write_latent_shard(out, kept, means, stds, curves)
+        write_latent_shard(out, kept, means, stds, curves, number=next(numbers))
     progress.close()
     return bad_clips
 
@@ -255,17 +312,17 @@ def _encode_texts(
     tokenizer: PreTrainedTokenizerBase,
     encoder: PreTrainedModel,
     out: Path,
+    numbers: Iterator[int],
     *,
     batch_size: int,
     max_tokens: int,
+    show_progress: bool,
     texts_per_shard: int = 4096,
 ) -> None:
-    """Writes the encoder states of all texts that have none yet, a shard at a time."""
-    done = TextShards(out)
-    missing = sorted((text for text in texts if text not in done), key=len)  # alike lengths pad little
-    progress = tqdm(total=len(texts), initial=len(texts) - len(missing), desc="texts", unit="text")
-    for shard_start in range(0, len(missing), texts_per_shard):
-        shard = missing[shard_start : shard_start + texts_per_shard]
+    """Writes the encoder states of texts, a shard at a time."""
+    progress = tqdm(total=len(texts), desc="texts", unit="text", disable=not show_progress)
+    for shard_start in range(0, len(texts), texts_per_shard):
+        shard = texts[shard_start : shard_start + texts_per_shard]
         states = []
         for start in range(0, len(shard), batch_size):
             batch = shard[start : start + batch_size]
@@ -275,20 +332,30 @@ def _encode_texts(
             lengths = tokens["attention_mask"].sum(dim=1).tolist()
             states += [state[:length] for state, length in zip(hidden_states, lengths, strict=True)]
             progress.update(len(batch))
-        write_text_shard(out, shard, states)
+        write_text_shard(out, shard, states, number=next(numbers))
     progress.close()
 
 
-def _write_bad_clips(out: Path, bad_clips: list[dict[str, str]]) -> None:
+def _gather_bad_clips(out: Path, bad_clips: list[dict[str, str]], processes: PartialState) -> list[dict[str, str]]:
+    """Writes `bad_clips.jsonl` and returns the bad clips of all processes."""
     lines = [json.dumps(clip, ensure_ascii=False) + "\n" for clip in bad_clips]
-    (out / "bad_clips.jsonl").write_text("".join(lines), encoding="utf-8")
+    (out / f".bad_clips-{processes.process_index:05d}.jsonl").write_text("".join(lines), encoding="utf-8")
+    processes.wait_for_everyone()
+    if processes.is_main_process:
+        parts = sorted(out.glob(".bad_clips-*.jsonl"))
+        lines = "".join(part.read_text(encoding="utf-8") for part in parts)
+        write_atomically(out / "bad_clips.jsonl", lambda file: file.write_text(lines, encoding="utf-8"))
+        for part in parts:
+            part.unlink()
+    processes.wait_for_everyone()
+    return [json.loads(line) for line in (out / "bad_clips.jsonl").read_text(encoding="utf-8").splitlines()]
 
 
 def _describe(out: Path, vae: Path, stats: QualityStats | None, max_captions: int | None) -> dict:
     """Returns what `index.json` holds."""
-    shards = LatentShards(out)
+    shards, texts, folder = LatentShards(out), TextShards(out), open_folder(out)
     mean, _, _ = shards.read(0, 0, int(shards.lengths[0]))
-    moments = [read_shard_moments(path) for path in shards.paths]
+    moments = [read_shard_moments(out / name) for name in shards.names]
     total = {key: sum(moment[key] for moment in moments) for key in moments[0]}
     config = json.loads((vae / "config.json").read_text())
     return {
@@ -302,14 +369,20 @@ def _describe(out: Path, vae: Path, stats: QualityStats | None, max_captions: in
         "latent_frames_per_second": SAMPLING_RATE / HOP_LENGTH / 2 ** (len(config["block_out_channels"]) - 1),
         "scaling_factor": _scaling_factor(total),
         "vae_scaling_factor": config["scaling_factor"],
-        "num_texts": len(TextShards(out)),
-        "text_dim": TextShards(out).read("").shape[1],
+        "num_texts": len(texts),
+        "text_dim": texts.read("").shape[1],
         "max_captions": max_captions,
         "quality": None if stats is None else stats.to_dict(),
         "shards": [
-            {"file": path.name, "scaling_factor": _scaling_factor(moment), "num_values": int(moment["num_values"])}
-            for path, moment in zip(shards.paths, moments, strict=True)
+            {"file": name, "scaling_factor": _scaling_factor(moment), "num_values": int(moment["num_values"])}
+            for name, moment in zip(shards.names, moments, strict=True)
         ],
+        # Frames of each clip and tokens of each text, so that a reader from afar need not open every shard at once.
+        "lengths": {
+            name: np.diff(read_offsets(out / name)).tolist()
+            for kind in ("latents", "text")
+            for name in folder.list_shards(kind)
+        },
     }
 
 
@@ -323,15 +396,15 @@ def main(argv: list[str] | None = None) -> int:
     """Runs the command and returns its exit status."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--manifest", required=True, help="manifest of the corpus")
-    parser.add_argument("--vae", required=True, help="folder of the AutoencoderKL")
-    parser.add_argument("--out", required=True, help="folder of shards to write or complete")
+    parser.add_argument("--vae", help="folder of the AutoencoderKL (default: the embedded one)")
+    parser.add_argument("--out", help="folder of shards to write or complete (default: latents beside the manifest)")
     parser.add_argument("--text-encoder", help="folder or Hub id of a text encoder (default: the embedded one)")
     parser.add_argument("--quality-stats", help="quality statistics whose thresholds to keep (default: these clips')")
     parser.add_argument("--split", help="only clips whose tag `split` has this value")
     parser.add_argument("--max-captions", type=int, help="captions of a clip to use at most (default: all)")
     parser.add_argument("--batch-size", type=int, default=16)
     parser.add_argument("--clips-per-shard", type=int, default=512)
-    parser.add_argument("--device", default="cpu")
+    parser.add_argument("--device", help="where to compute (default: this process's accelerator, else the CPU)")
     parser.add_argument("--dtype", choices=DTYPES, default="float32")
     parser.add_argument("--limit", type=int, help="only so many clips, for a trial")
     arguments = vars(parser.parse_args(argv))
@@ -342,13 +415,15 @@ def main(argv: list[str] | None = None) -> int:
     except (ValueError, OSError, RuntimeError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
-    index = json.loads((Path(arguments["out"]) / INDEX_NAME).read_text())
-    print(
-        f"{index['num_clips']} clips and {index['num_texts']} texts in {arguments['out']}; "
-        f"scaling factor {index['scaling_factor']:.5f} (the autoencoder's config says {index['vae_scaling_factor']:.5f})."
-    )
-    if num_bad_clips:
-        print(f"{num_bad_clips} bad clips, listed in {Path(arguments['out']) / 'bad_clips.jsonl'}.", file=sys.stderr)
+    out = Path(arguments["out"] or Path(arguments["manifest"]).parent / "latents")
+    if PartialState().is_main_process:
+        index = open_folder(out).index
+        print(
+            f"{index['num_clips']} clips and {index['num_texts']} texts in {out}; scaling factor "
+            f"{index['scaling_factor']:.5f} (the autoencoder's config says {index['vae_scaling_factor']:.5f})."
+        )
+        if num_bad_clips:
+            print(f"{num_bad_clips} bad clips, listed in {out / 'bad_clips.jsonl'}.", file=sys.stderr)
     return int(num_bad_clips > 0)
 
 

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-import os
+import dataclasses
+import json
 from pathlib import Path
 from typing import Any
 
@@ -10,18 +11,35 @@ import torch
 from diffusers import SchedulerMixin
 
 from pipelines.pipeline_qamdt import QAMDTPipeline
-from qamdt.config import PreviewConfig
+from pipelines.spectrogram import draw_spectrograms
+from qamdt.audio import write_audio
+from qamdt.config import TrainConfig
 from qamdt.embedded import default_model_dir
 from qamdt.models.transformer_qamdt import QAMDTTransformer2DModel
+from qamdt.shards import ShardFolder, digest_weights
+from qamdt.training import build_model
 
 
-def find_model(name: str) -> str:
-    """Returns the folder or Hub id that a setting names; `embedded` is the model that ships."""
-    return str(default_model_dir()) if name == "embedded" else name
+def find_pipeline(name: str) -> Path:
+    """Returns the folder of the pipeline that a setting names by folder, by Hub id, or as `embedded`."""
+    if name == "embedded":
+        return default_model_dir()
+    return Path(name if Path(name).is_dir() else QAMDTPipeline.download(name))
+
+
+def check_autoencoder(pipeline: str, latents: ShardFolder) -> None:
+    """Refuses a pipeline with another autoencoder than the one that made the latents."""
+    settings = json.loads(latents.file("settings.json").read_text(encoding="utf-8"))
+    vae = find_pipeline(pipeline) / "vae"
+    if digest_weights(vae) != settings["vae_sha256"]:
+        raise ValueError(
+            f"the latents in {latents.name!r} were made by another autoencoder than the one in {str(vae)!r}; set "
+            "`run.pipeline` to the pipeline that has it, or to null to save transformer and scheduler alone."
+        )
 
 
 def save_components(
-    model: str,
+    pipeline: str,
     folder: Path,
     *,
     scheduler: SchedulerMixin,
@@ -31,13 +49,14 @@ def save_components(
     """Writes all of a pipeline but the transformer, which a training run adds.
 
     Args:
-        model: Folder or Hub id of a pipeline with the autoencoder that made the latents.
+        pipeline: Folder or Hub id of a pipeline with the autoencoder that made the latents, or `embedded`.
         folder: Folder to write to.
         scheduler: Fits the training's noise schedule.
         scaling_factor: What the training multiplies latents with.
         quality_stats: `QualityStats.to_dict()` of the training set.
     """
-    pipe = QAMDTPipeline.from_pretrained(model, scheduler=scheduler, quality_stats=quality_stats)
+    pipe = QAMDTPipeline.from_pretrained(find_pipeline(pipeline), scheduler=scheduler)
+    pipe.register_to_config(quality_stats=quality_stats)
     pipe.vae.register_to_config(scaling_factor=scaling_factor)
     if pipe.config.text_encoder_package is not None:
         pipe.register_modules(text_encoder=None, tokenizer=None)
@@ -47,32 +66,53 @@ def save_components(
             component.save_pretrained(folder / name)
 
 
-def open_checkpoint(checkpoint: Path, pipeline: str, base: QAMDTTransformer2DModel | None) -> QAMDTPipeline:
-    """Opens a checkpoint as a pipeline.
+def save_lora(model: QAMDTTransformer2DModel, averages: dict[str, torch.Tensor], folder: Path) -> None:
+    """Writes averaged adapters so that `load_lora_weights` finds them."""
+    from peft import get_peft_model_state_dict
 
-    Args:
-        checkpoint: The checkpoint; the adapter of one is read as `load_lora_weights` does.
-        pipeline: Folder or Hub id of the pipeline that an adapter is for.
-        base: The network that an adapter is for; `None` for a checkpoint with a whole network.
-    """
-    if base is None:
-        return QAMDTPipeline.from_pretrained(checkpoint)
-    pipe = QAMDTPipeline.from_pretrained(pipeline, transformer=base)
-    pipe.load_lora_weights(checkpoint)
+    QAMDTPipeline.save_lora_weights(
+        folder,
+        get_peft_model_state_dict(model, state_dict=averages),
+        transformer_lora_adapter_metadata=model.peft_config["default"].to_dict(),
+    )
+
+
+def open_export(export: Path, config: TrainConfig) -> QAMDTPipeline:
+    """Opens what a run exported as a user would: a whole pipeline, or an adapter on top of the one it was made for."""
+    if config.lora is None:
+        return QAMDTPipeline.from_pretrained(export)
+    base = build_model(dataclasses.replace(config, lora=None))
+    pipe = QAMDTPipeline.from_pretrained(find_pipeline(config.run.pipeline), transformer=base)
+    pipe.load_lora_weights(export)
     return pipe
 
 
-@torch.no_grad()
-def render_previews(pipe: QAMDTPipeline, config: PreviewConfig, device: str | os.PathLike) -> torch.Tensor:
-    """Plays every prompt, each from the same noise at every call; returns waveforms `(prompts, samples)`."""
-    pipe.to(device).set_progress_bar_config(disable=True)
-    generators = [torch.Generator().manual_seed(config.seed + number) for number in range(len(config.prompts))]
-    return pipe(
-        config.prompts,
-        quality=config.quality,
-        audio_length_in_s=config.audio_length_in_s,
-        num_inference_steps=config.num_inference_steps,
-        guidance_scale=config.guidance_scale,
-        generator=generators,
+def render_previews(export: Path, config: TrainConfig, folder: Path, device: torch.device) -> tuple[torch.Tensor, int]:
+    """Plays every prompt of `preview` and writes sound files and their spectrograms.
+
+    Args:
+        export: What the run exported.
+        config: The settings of the run.
+        folder: Where the files go.
+        device: Where to compute.
+
+    Returns:
+        Waveforms `(prompts, samples)`, each made from the same noise at every call, and their sampling rate.
+    """
+    wanted = config.preview
+    pipe = open_export(export, config).to(device)
+    pipe.set_progress_bar_config(disable=True)
+    waveforms = pipe(
+        wanted.prompts,
+        quality=wanted.quality,
+        audio_length_in_s=wanted.audio_length_in_s,
+        num_inference_steps=wanted.num_inference_steps,
+        guidance_scale=wanted.guidance_scale,
+        generator=[torch.Generator().manual_seed(wanted.seed + number) for number in range(len(wanted.prompts))],
         output_type="pt",
     ).audios.cpu()
+    folder.mkdir(parents=True, exist_ok=True)
+    for number, waveform in enumerate(waveforms):
+        write_audio(folder / f"{number:02d}.wav", waveform, pipe.sampling_rate)
+    draw_spectrograms(folder / "spectrograms.png", waveforms, pipe.sampling_rate)
+    return waveforms, pipe.sampling_rate

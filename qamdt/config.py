@@ -19,8 +19,12 @@ class DataConfig:
     """What a training sample is made of.
 
     Args:
-        latents: Folder of shards that `data_prep.encode_latents` wrote.
-        crop_in_frames: Latent frames of a crop; shorter clips are left out.
+        latents: Folder or fsspec URL of shards that `data_prep.encode_latents` wrote; `latents` beside the manifest
+            when null.
+        manifest: What is encoded into `latents` first, with the embedded autoencoder, when that is not there yet; the
+            word `sample` is the corpus that ships with the project.
+        crop_in_frames: Latent frames of a crop, or a list of lengths: each clip then gives crops of the longest that
+            fits, and a batch holds crops of one length. Clips shorter than all of them are left out.
         scaling_factor: What latents are multiplied with; what the autoencoder's config says when null.
         prefix_probability: How often a caption gets its quality prefix ("high quality, …").
         text_dropout: How often the text is replaced by the empty one.
@@ -29,13 +33,17 @@ class DataConfig:
         frame_quality_dropout: How often, beyond that, the curve is left out.
         global_quality_dropout: How often, beyond that, the global level is left out.
         global_quality_from: Whose mean score is the global level: the whole "clip"'s or its "source"'s.
+        level_weights: How often clips of quality level 1 to 5 are drawn, relative to each other; alike when null.
+            Clips without a score have weight 1.
+        window_in_shards: How many shards, drawn anew each epoch, are mixed at a time; all when null. With few, a run
+            can begin before all shards of a URL have arrived.
+        cache_dir: Where shards of a URL are kept.
         num_workers: Processes that read ahead.
-        num_pieces_to_render: When `latents` does not exist, so many pieces are composed, rendered and encoded there
-            first (0: that is an error).
     """
 
-    latents: str
-    crop_in_frames: int = 128
+    latents: str | None = None
+    manifest: str | None = None
+    crop_in_frames: int | list[int] = 128
     scaling_factor: float | None = None
     prefix_probability: float = 0.5
     text_dropout: float = 0.1
@@ -44,8 +52,27 @@ class DataConfig:
     frame_quality_dropout: float = 0.3
     global_quality_dropout: float = 0.3
     global_quality_from: Literal["clip", "source"] = "clip"
+    level_weights: list[float] | None = None
+    window_in_shards: int | None = None
+    cache_dir: str = "data/cache"
     num_workers: int = 0
-    num_pieces_to_render: int = 0
+
+    def __post_init__(self):
+        if min(self.crop_lengths) < 1:
+            raise ValueError(f"`data.crop_in_frames` must be at least 1, got {self.crop_in_frames}.")
+        weights = self.level_weights
+        if weights is not None and (len(weights) != 5 or min(weights) < 0 or max(weights) <= 0):
+            raise ValueError(
+                f"`data.level_weights` must be five numbers, not negative and not all zero, got {weights}."
+            )
+        if self.window_in_shards is not None and self.window_in_shards < 1:
+            raise ValueError(f"`data.window_in_shards` must be at least 1, got {self.window_in_shards}.")
+
+    @property
+    def crop_lengths(self) -> list[int]:
+        """The lengths of crops, shortest first."""
+        lengths = self.crop_in_frames if isinstance(self.crop_in_frames, list) else [self.crop_in_frames]
+        return sorted(set(lengths))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -53,28 +80,42 @@ class LossConfig:
     """The diffusion process and its loss.
 
     Args:
-        prediction_type: What the network predicts.
-        num_train_timesteps: Steps of the diffusion.
+        prediction_type: What the network predicts: the noise ("epsilon"), the velocity of a variance-preserving
+            diffusion ("v_prediction"), or the velocity of a straight path from data to noise ("flow_prediction",
+            rectified flow).
+        num_train_timesteps: Steps of the diffusion; a flow has continuous times from 0 to this.
         beta_start: First noise variance; the square roots of the variances are evenly spaced.
         beta_end: Last noise variance.
         min_snr_gamma: Where min-SNR weighting caps the signal-to-noise ratio; no weighting when null.
         passes: "full" trains the network as it is used; "masked" hides patches from its encoder (the published
             training); "both" does one pass of each a step and averages the losses (MDT); "alternate" takes turns,
             at about half the cost of "both".
-        min_mask_ratio: Share of the patches that a masked pass hides at least; drawn anew for each batch.
+        timestep_sampling: How the times are drawn: "uniform", or "logit_normal", more of them in the middle
+            (Esser et al. 2024).
+        flow_shift: Moves the times of a flow towards noise, in training and in the exported scheduler.
+        min_mask_ratio: Share of the patches that a masked pass hides at least; drawn anew for each update.
         max_mask_ratio: Share of the patches that it hides at most.
     """
 
-    prediction_type: Literal["epsilon", "v_prediction"] = "v_prediction"
+    prediction_type: Literal["epsilon", "v_prediction", "flow_prediction"] = "v_prediction"
     num_train_timesteps: int = 1000
     beta_start: float = 0.0015
     beta_end: float = 0.0195
     min_snr_gamma: float | None = 5.0
     passes: Literal["full", "masked", "both", "alternate"] = "both"
+    timestep_sampling: Literal["uniform", "logit_normal"] = "uniform"
+    flow_shift: float = 1.0
     min_mask_ratio: float = 0.3
     max_mask_ratio: float = 0.5
 
     def __post_init__(self):
+        if self.prediction_type != "flow_prediction" and self.flow_shift != 1.0:
+            raise ValueError(
+                f"`loss.flow_shift` is {self.flow_shift}, but only `loss.prediction_type=flow_prediction` has a flow; "
+                "leave it at 1.0."
+            )
+        if self.flow_shift <= 0:
+            raise ValueError(f"`loss.flow_shift` must be above 0, got {self.flow_shift}.")
         if not 0 <= self.min_mask_ratio <= self.max_mask_ratio < 1:
             raise ValueError(
                 "`loss.min_mask_ratio` and `loss.max_mask_ratio` must satisfy 0 <= min <= max < 1, "
@@ -87,7 +128,8 @@ class OptimConfig:
     """How the weights are updated.
 
     Args:
-        optimizer: "adamw" for every weight, or "muon" for the hidden matrices and AdamW for the rest.
+        optimizer: "adamw" for every weight; "adamw8bit" with its moments in eight bits (needs the package
+            `bitsandbytes`); or "muon" for the hidden matrices and AdamW for the rest.
         learning_rate: Peak rate of AdamW; Muon's updates are scaled to match, so it takes the same rate
             unless `muon_learning_rate` is set.
         muon_learning_rate: Peak rate of Muon.
@@ -99,9 +141,11 @@ class OptimConfig:
         decay_share: Share of the run that the last part of the trapezoid takes.
         max_grad_norm: Where the gradient's norm is clipped.
         ema_decay: Decay of the averaged weights, which are the ones exported.
+        posthoc_ema_steps: Updates between the snapshots from which `qamdt.posthoc_ema` makes averages of any length
+            afterwards; no snapshots when null.
     """
 
-    optimizer: Literal["adamw", "muon"] = "adamw"
+    optimizer: Literal["adamw", "adamw8bit", "muon"] = "adamw"
     learning_rate: float = 1.0e-4
     muon_learning_rate: float | None = None
     beta1: float = 0.9
@@ -112,6 +156,53 @@ class OptimConfig:
     decay_share: float = 0.25
     max_grad_norm: float = 1.0
     ema_decay: float = 0.9999
+    posthoc_ema_steps: int | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class LoraConfig:
+    """Low-rank adapters that train in place of the weights of `run.init_from` (needs the extra `lora`).
+
+    Args:
+        rank: Rank of each adapter's product.
+        alpha: Scale of its effect; the effect is multiplied by `alpha / rank`. The rank when null.
+        dropout: Share of its input that is dropped in training.
+        target_modules: Which linear layers get one, by the ends of their names.
+    """
+
+    rank: int = 16
+    alpha: float | None = None
+    dropout: float = 0.0
+    target_modules: list[str] = field(
+        default_factory=lambda: ["to_q", "to_k", "to_v", "to_out", "ff.net.0.proj", "ff.net.2"]
+    )
+
+    def __post_init__(self):
+        if self.rank < 1:
+            raise ValueError(f"`lora.rank` must be at least 1, got {self.rank}.")
+
+
+@dataclass(frozen=True, kw_only=True)
+class PreviewConfig:
+    """Music that the run renders along the way, through the pipeline that ships, with the averaged weights.
+
+    Args:
+        prompts: What to play; nothing is rendered without prompts.
+        quality: The quality that is asked for.
+        steps: Updates between renderings; each comes with a checkpoint.
+        audio_length_in_s: Length of the clips; what the network was built for when null.
+        num_inference_steps: Denoising steps.
+        guidance_scale: How far to move away from the empty prompt.
+        seed: Seed of the noise, the same each time.
+    """
+
+    prompts: list[str] = field(default_factory=list)
+    quality: str = "high"
+    steps: int = 1000
+    audio_length_in_s: float | None = None
+    num_inference_steps: int = 25
+    guidance_scale: float = 3.5
+    seed: int = 0
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -120,33 +211,41 @@ class RunConfig:
 
     Args:
         output_dir: Folder of checkpoints, exports and logs; the same folder resumes the run.
+        init_from: Folder or Hub id of the model whose weights a new run starts from; `embedded` is the one that ships.
+        pipeline: Folder or Hub id of a pipeline with the autoencoder that made the latents; `embedded` is the one that
+            ships. Its other parts go into each checkpoint, so that the pipeline opens it. Without, a checkpoint holds
+            transformer and scheduler alone.
         batch_size: Crops per process and forward pass.
         gradient_accumulation_steps: Forward passes per update.
         max_steps: Updates after which the run ends; no limit when null.
         max_minutes: Minutes of training, over all resumptions, after which the run ends; no limit when null.
         seed: Everything random hangs on it.
-        mixed_precision: "no" or "bf16".
+        mixed_precision: "no", "bf16" or, on a GPU, "fp16".
         compile: Whether the blocks are compiled by torch.compile.
         gradient_checkpointing: Whether activations are computed again in the backward pass, to save memory.
         checkpoint_minutes: Minutes between checkpoints.
         checkpoint_steps: Updates between checkpoints; only the minutes count when null.
         num_checkpoints: How many checkpoints to keep.
         log_steps: Updates between lines of the loss file.
+        log_with: Where losses and previews go besides files: "tensorboard" or "wandb".
     """
 
     output_dir: str
+    init_from: str | None = None
+    pipeline: str | None = None
     batch_size: int = 32
     gradient_accumulation_steps: int = 1
     max_steps: int | None = None
     max_minutes: float | None = None
     seed: int = 0
-    mixed_precision: Literal["no", "bf16"] = "no"
+    mixed_precision: Literal["no", "bf16", "fp16"] = "no"
     compile: bool = False
     gradient_checkpointing: bool = False
     checkpoint_minutes: float = 10.0
     checkpoint_steps: int | None = None
     num_checkpoints: int = 2
     log_steps: int = 10
+    log_with: Literal["tensorboard", "wandb"] | None = None
 
     def __post_init__(self):
         if self.max_steps is None and self.max_minutes is None:
@@ -155,13 +254,23 @@ class RunConfig:
 
 @dataclass(frozen=True, kw_only=True)
 class TrainConfig:
-    """A whole run; `model` holds the arguments of `QAMDTTransformer2DModel`."""
+    """A whole run; `model` holds the arguments of `QAMDTTransformer2DModel`, null for those of `run.init_from`."""
 
-    data: DataConfig
-    model: dict[str, Any]
     run: RunConfig
+    data: DataConfig = field(default_factory=DataConfig)
+    model: dict[str, Any] | None = None
     loss: LossConfig = field(default_factory=LossConfig)
     optim: OptimConfig = field(default_factory=OptimConfig)
+    lora: LoraConfig | None = None
+    preview: PreviewConfig = field(default_factory=PreviewConfig)
+
+    def __post_init__(self):
+        if self.model is None and self.run.init_from is None:
+            raise ValueError("`model` must give the network's arguments, or `run.init_from` a model to start from.")
+        if self.lora is not None and self.run.init_from is None:
+            raise ValueError("`lora` needs `run.init_from`, the model that the adapters are for; it is null.")
+        if self.preview.prompts and self.run.pipeline is None:
+            raise ValueError("`preview.prompts` needs `run.pipeline`, which decodes the latents; it is null.")
 
 
 def load_config(path: str | Path, overrides: list[str] | None = None) -> TrainConfig:
@@ -224,13 +333,20 @@ def _check(value: Any, kind: Any, name: str) -> Any:
             raise ValueError(f"`{name}` must be one of {list(get_args(kind))}, got {value!r}.")
         return value
     if get_origin(kind) in (Union, types.UnionType):
-        return None if value is None else _check(value, get_args(kind)[0], name)
+        kinds = [option for option in get_args(kind) if option is not types.NoneType]
+        if value is None and len(kinds) < len(get_args(kind)):
+            return None
+        fitting = [option for option in kinds if type(value) is (get_origin(option) or option)]
+        return _check(value, (fitting or kinds)[0], name)
+    item_kind = get_args(kind)[0] if get_origin(kind) is list else None
     kind = get_origin(kind) or kind
     if kind is float and type(value) is int:
         return float(value)
     if type(value) is not kind:
         hint = " (YAML reads 1e-4 as text; write 1.0e-4)" if kind is float and isinstance(value, str) else ""
         raise ValueError(f"`{name}` must be of type {kind.__name__}, got {value!r}{hint}.")
+    if item_kind is not None:
+        return [_check(item, item_kind, f"{name}[{index}]") for index, item in enumerate(value)]
     return value
 
 

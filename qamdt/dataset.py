@@ -1,7 +1,7 @@
 """Training samples from encoded music: a crop of one clip, with that clip's captions and that crop's quality.
 
-Every random choice about a sample (crop, caption, what is left out, noise) hangs on the run's seed, the epoch and the
-clip alone. So the order of the data does not depend on how many processes read it, and a resumed run continues with the
+Every random choice about a sample (crop, caption, what is left out, noise) hangs on the run's seed, the epoch, the clip
+and how often the epoch had it before. So the order of the data does not depend on how many processes read it, and a resumed run continues with the
 very samples that an uninterrupted one would have drawn.
 
 Shapes: B batch, C latent channels, T latent frames, F latent bins, L text tokens, D text dim.
@@ -9,20 +9,16 @@ Shapes: B batch, C latent channels, T latent frames, F latent bins, L text token
 
 import math
 from collections import defaultdict
-from collections.abc import Iterator
 from dataclasses import dataclass, fields
-from pathlib import Path
 
 import numpy as np
 import torch
-from torch.utils.data import Dataset, Sampler
+from torch.utils.data import Dataset
 
 from qamdt.config import DataConfig
 from qamdt.quality import QualityStats
-from qamdt.shards import LatentShards, TextShards, read_index, round_score
-
-
-Draw = tuple[int, int]  # epoch and clip
+from qamdt.sampling import Draw
+from qamdt.shards import LatentShards, TextShards, open_folder, round_score
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -81,20 +77,21 @@ class LatentDataset(Dataset):
     """
 
     def __init__(self, config: DataConfig, *, seed: int):
-        index = read_index(config.latents)
+        self.folder = open_folder(config.latents, config.cache_dir)
+        self.index = index = self.folder.index
         self.config = config
         self.seed = seed
         self.scaling_factor = _choose_scaling_factor(index, config)
         self.stats = None if index["quality"] is None else QualityStats.from_dict(index["quality"])
         self.max_captions = index["max_captions"]
-        self.latents = LatentShards(config.latents)
-        self.texts = TextShards(config.latents)
-        self.clips = np.flatnonzero(self.latents.lengths >= config.crop_in_frames)
+        self.latents = LatentShards(self.folder)
+        self.texts = TextShards(self.folder)
+        self.clips = np.flatnonzero(self.latents.lengths >= config.crop_lengths[0])
         self.num_short_clips = len(self.latents) - len(self.clips)
         if len(self.clips) == 0:
             raise ValueError(
                 f"`data.crop_in_frames` is {config.crop_in_frames}, but the longest clip in "
-                f"{str(Path(config.latents))!r} has {int(self.latents.lengths.max())} latent frames."
+                f"{str(config.latents)!r} has {int(self.latents.lengths.max())} latent frames."
             )
         self._global_levels = self._find_global_levels()
 
@@ -102,18 +99,19 @@ class LatentDataset(Dataset):
         return len(self.clips)
 
     def __getitem__(self, draw: Draw) -> Sample:
-        epoch, number = draw
+        epoch, number, occurrence = draw
         clip = int(self.clips[number])
         record = self.latents.records[clip]
-        rng = np.random.default_rng([self.seed, epoch, clip])
+        rng = np.random.default_rng([self.seed, epoch, clip, *([occurrence] if occurrence else [])])
+        num_frames = self._crop_length(clip)
 
         # Every choice is drawn in every case, so that changing one probability leaves the other choices alone.
-        start = int(rng.integers(self.latents.lengths[clip] - self.config.crop_in_frames + 1))
+        start = int(rng.integers(self.latents.lengths[clip] - num_frames + 1))
         caption_draw, prefix_draw, text_draw, quality_draw, clip_draw, frame_draw, global_draw = rng.random(7)
         latent_seed, seed = (int(value) for value in rng.integers(2**62, size=2))
         knows_quality = quality_draw >= self.config.quality_dropout
 
-        mean, std, curve = self.latents.read(clip, start, self.config.crop_in_frames)
+        mean, std, curve = self.latents.read(clip, start, num_frames)
         noise = torch.randn(mean.shape, generator=torch.Generator().manual_seed(latent_seed))
         score = round_score(curve.mean())
 
@@ -137,6 +135,30 @@ class LatentDataset(Dataset):
             * (knows_quality and global_draw >= self.config.global_quality_dropout),
             seed=seed,
         )
+
+    def buckets(self) -> list[np.ndarray]:
+        """Returns, for each length of crops, shortest first, the numbers of the clips that give crops of it."""
+        lengths = np.array([self._crop_length(clip) for clip in self.clips])
+        return [np.flatnonzero(lengths == length) for length in np.unique(lengths)]
+
+    def weights(self) -> np.ndarray:
+        """Returns how often each clip is to be drawn, relative to the others."""
+        if self.config.level_weights is None:
+            return np.ones(len(self.clips))
+        if self.stats is None:
+            raise ValueError(
+                f"`data.level_weights` is set, but the clips in {self.config.latents!r} have no quality scores; score "
+                "them before they are encoded, or leave it null."
+            )
+        by_level = np.array([1.0, *self.config.level_weights])
+        return by_level[[self.stats.level(self.latents.records[clip].quality_score) for clip in self.clips]]
+
+    def shards(self) -> np.ndarray:
+        """Returns the number of the shard that holds each clip."""
+        return self.latents.shards[self.clips]
+
+    def _crop_length(self, clip: int) -> int:
+        return max(length for length in self.config.crop_lengths if length <= self.latents.lengths[clip])
 
     def _prefix(self, score: float) -> str:
         return "" if self.stats is None or math.isnan(score) else self.stats.prefix(score)
@@ -191,43 +213,3 @@ def collate(samples: list[Sample]) -> Batch:
         global_quality=torch.tensor([sample.global_quality for sample in samples]),
         seeds=[sample.seed for sample in samples],
     )
-
-
-class EpochSampler(Sampler[list[Draw]]):
-    """Yields batches of draws without end: epoch after epoch, each in an order of its own.
-
-    The order is one long row of draws. Update after update takes the next `num_ranks * batch_size` of it, and each rank
-    its part of those, so no clip is lost or doubled, and a place in the row is all that resuming needs.
-
-    Args:
-        num_clips: Clips in an epoch.
-        batch_size: Draws per batch of one rank.
-        seed: The run's seed.
-        start: Draws that were taken before, by all ranks together.
-        rank: This process.
-        num_ranks: Number of processes.
-    """
-
-    def __init__(
-        self, num_clips: int, *, batch_size: int, seed: int, start: int = 0, rank: int = 0, num_ranks: int = 1
-    ):
-        self.num_clips = num_clips
-        self.batch_size = batch_size
-        self.seed = seed
-        self.start = start
-        self.rank = rank
-        self.num_ranks = num_ranks
-
-    def __iter__(self) -> Iterator[list[Draw]]:
-        place = self.start + self.rank * self.batch_size
-        orders: dict[int, np.ndarray] = {}
-        while True:
-            batch = []
-            for position in range(place, place + self.batch_size):
-                epoch, number = divmod(position, self.num_clips)
-                if epoch not in orders:
-                    orders = {e: order for e, order in orders.items() if e == epoch - 1}
-                    orders[epoch] = np.random.default_rng([self.seed, epoch]).permutation(self.num_clips)
-                batch.append((epoch, int(orders[epoch][number])))
-            yield batch
-            place += self.num_ranks * self.batch_size

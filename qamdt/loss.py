@@ -6,6 +6,7 @@ Shapes: B batch, C latent channels, T latent frames, F latent bins, N patches, K
 from dataclasses import dataclass, replace
 
 import torch
+from diffusers import DPMSolverMultistepScheduler, FlowMatchEulerDiscreteScheduler, SchedulerMixin
 from diffusers.configuration_utils import FrozenDict
 from torch import nn
 
@@ -18,10 +19,10 @@ class DiffusionDraws:
     """What is random in one step.
 
     Args:
-        timesteps: Of shape `(batch,)`.
+        timesteps: Of shape `(batch,)`; whole numbers for a diffusion, fractions for a flow.
         noise: Shaped like the latents.
         mask_noise: Uniform, of shape `(batch, patches)`; orders the patches for hiding.
-        mask_ratio: Share of the patches to hide, one for the batch.
+        mask_ratio: Share of the patches to hide, one for the update.
     """
 
     timesteps: torch.Tensor
@@ -30,18 +31,24 @@ class DiffusionDraws:
     mask_ratio: float
 
 
-def draw(batch: Batch, num_patches: int, config: LossConfig) -> DiffusionDraws:
-    """Draws timesteps (uniform), noise and mask noise, each sample's from its own seed.
+def draw(batch: Batch, num_patches: int, config: LossConfig, *, mask_seed: int) -> DiffusionDraws:
+    """Draws timesteps, noise and mask noise, each sample's from its own seed.
 
-    So a sample meets the same noise whichever batch, rank or resumed run it lands in. The ratio hangs on the batch.
+    So a sample meets the same noise whichever batch, rank or resumed run it lands in.
+
+    Args:
+        batch: Samples.
+        num_patches: Patches of a sample.
+        config: How timesteps and the share of hidden patches are drawn.
+        mask_seed: What that share hangs on; the same for all batches of an update, on all ranks.
     """
     timesteps, noises, mask_noises = [], [], []
     for seed in batch.seeds:
         generator = torch.Generator().manual_seed(seed)
-        timesteps.append(torch.randint(config.num_train_timesteps, (), generator=generator))
+        timesteps.append(_draw_timestep(config, generator))
         noises.append(torch.randn(batch.latents.shape[1:], generator=generator))
         mask_noises.append(torch.rand(num_patches, generator=generator))
-    ratio = torch.rand((), generator=torch.Generator().manual_seed(sum(batch.seeds) % 2**62)).item()
+    ratio = torch.rand((), generator=torch.Generator().manual_seed(mask_seed)).item()
     device = batch.latents.device
     return DiffusionDraws(
         timesteps=torch.stack(timesteps).to(device),
@@ -49,6 +56,17 @@ def draw(batch: Batch, num_patches: int, config: LossConfig) -> DiffusionDraws:
         mask_noise=torch.stack(mask_noises).to(device),
         mask_ratio=config.min_mask_ratio + ratio * (config.max_mask_ratio - config.min_mask_ratio),
     )
+
+
+def _draw_timestep(config: LossConfig, generator: torch.Generator) -> torch.Tensor:
+    if config.timestep_sampling == "uniform" and config.prediction_type != "flow_prediction":
+        return torch.randint(config.num_train_timesteps, (), generator=generator)
+    is_uniform = config.timestep_sampling == "uniform"
+    place = torch.rand((), generator=generator) if is_uniform else torch.randn((), generator=generator).sigmoid()
+    if config.prediction_type != "flow_prediction":
+        return (place * config.num_train_timesteps).long().clamp(max=config.num_train_timesteps - 1)
+    shifted = config.flow_shift * place / (1 + (config.flow_shift - 1) * place)
+    return shifted * config.num_train_timesteps
 
 
 def sample_keep_ids(mask_noise: torch.Tensor, mask_ratio: float) -> torch.Tensor:
@@ -66,38 +84,70 @@ def sample_keep_ids(mask_noise: torch.Tensor, mask_ratio: float) -> torch.Tensor
 
 
 class NoiseSchedule(nn.Module):
-    """The forward diffusion: `scaled_linear` variances, as the schedulers of inference have them.
+    """The forward process, as the schedulers of inference have it.
+
+    Noisy latents are `signal * latents + sigma * noise`: for a diffusion with `scaled_linear` variances on a quarter
+    circle, for a flow on the straight line `signal = 1 - sigma`.
 
     Args:
-        config: Number of steps and the ends of the schedule.
+        config: What the network predicts, the number of steps and the ends of the schedule.
     """
 
     def __init__(self, config: LossConfig):
         super().__init__()
+        self.prediction_type = config.prediction_type
+        self.num_train_timesteps = config.num_train_timesteps
         betas = torch.linspace(config.beta_start**0.5, config.beta_end**0.5, config.num_train_timesteps) ** 2
         self.register_buffer("alphas_cumprod", torch.cumprod(1 - betas, dim=0), persistent=False)
 
+    def levels(self, timesteps: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        """Returns the shares of signal and of noise at `timesteps`, each `(batch,)`."""
+        if self.prediction_type == "flow_prediction":
+            sigma = timesteps / self.num_train_timesteps
+            return 1 - sigma, sigma
+        alpha = self.alphas_cumprod[timesteps]
+        return alpha.sqrt(), (1 - alpha).sqrt()
+
     def add_noise(self, latents: torch.Tensor, noise: torch.Tensor, timesteps: torch.Tensor) -> torch.Tensor:
-        """Returns the latents at `timesteps` of the diffusion."""
-        alpha = self.alphas_cumprod[timesteps].view(-1, 1, 1, 1)
-        return alpha.sqrt() * latents + (1 - alpha).sqrt() * noise
+        """Returns the latents at `timesteps`."""
+        signal, sigma = (level.view(-1, 1, 1, 1) for level in self.levels(timesteps))
+        return signal * latents + sigma * noise
 
-    def target(
-        self, prediction_type: str, latents: torch.Tensor, noise: torch.Tensor, timesteps: torch.Tensor
-    ) -> torch.Tensor:
+    def target(self, latents: torch.Tensor, noise: torch.Tensor, timesteps: torch.Tensor) -> torch.Tensor:
         """Returns what the network should predict."""
-        if prediction_type == "epsilon":
+        if self.prediction_type == "epsilon":
             return noise
-        alpha = self.alphas_cumprod[timesteps].view(-1, 1, 1, 1)
-        return alpha.sqrt() * noise - (1 - alpha).sqrt() * latents
+        if self.prediction_type == "flow_prediction":
+            return noise - latents
+        signal, sigma = (level.view(-1, 1, 1, 1) for level in self.levels(timesteps))
+        return signal * noise - sigma * latents
 
-    def weights(self, prediction_type: str, min_snr_gamma: float | None, timesteps: torch.Tensor) -> torch.Tensor:
-        """Returns the min-SNR weight of each sample `(batch,)` (Hang et al. 2023, https://arxiv.org/abs/2303.09556)."""
+    def weights(self, min_snr_gamma: float | None, timesteps: torch.Tensor) -> torch.Tensor:
+        """Returns the min-SNR weight of each sample `(batch,)` (Hang et al. 2023, https://arxiv.org/abs/2303.09556).
+
+        The weight of an error in the clean latents is the signal-to-noise ratio, capped; what that error is in the
+        prediction depends on what is predicted.
+        """
         if min_snr_gamma is None:
             return torch.ones_like(timesteps, dtype=torch.float32)
-        alpha = self.alphas_cumprod[timesteps]
-        snr = alpha / (1 - alpha)
-        return snr.clamp(max=min_snr_gamma) / (snr if prediction_type == "epsilon" else snr + 1)
+        signal, sigma = self.levels(timesteps)
+        snr = (signal / sigma).square()
+        # An error of one in the latents is an error of so much, squared, in the prediction.
+        error = {"epsilon": snr, "v_prediction": snr + 1, "flow_prediction": 1 / sigma.square()}[self.prediction_type]
+        return snr.clamp(max=min_snr_gamma) / error
+
+
+def make_scheduler(config: LossConfig) -> SchedulerMixin:
+    """Returns a scheduler of diffusers that samples what was trained with these settings."""
+    if config.prediction_type == "flow_prediction":
+        return FlowMatchEulerDiscreteScheduler(num_train_timesteps=config.num_train_timesteps, shift=config.flow_shift)
+    return DPMSolverMultistepScheduler(
+        num_train_timesteps=config.num_train_timesteps,
+        beta_start=config.beta_start,
+        beta_end=config.beta_end,
+        beta_schedule="scaled_linear",
+        prediction_type=config.prediction_type,
+    )
 
 
 def diffusion_loss(
@@ -131,9 +181,9 @@ def diffusion_loss(
         keep_ids=sample_keep_ids(draws.mask_noise, draws.mask_ratio) if is_masked else None,
         return_dict=False,
     )[0]  # (B, C, T, F)
-    target = schedule.target(config.prediction_type, batch.latents, draws.noise, draws.timesteps)
+    target = schedule.target(batch.latents, draws.noise, draws.timesteps)
     errors = (model_output.float() - target).square().mean(dim=(1, 2, 3))  # (B,)
-    return (errors * schedule.weights(config.prediction_type, config.min_snr_gamma, draws.timesteps)).mean()
+    return (errors * schedule.weights(config.min_snr_gamma, draws.timesteps)).mean()
 
 
 def select_conditions(batch: Batch, model_config: FrozenDict) -> Batch:

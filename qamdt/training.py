@@ -1,31 +1,111 @@
-"""What a training run needs beside the model: optimizers, learning rate, averaged weights, checkpoints."""
+"""What a training run needs beside the loop: the model to train, optimizers, learning rate, averaged weights."""
 
-import hashlib
-import json
 import math
-import os
-import shutil
 from pathlib import Path
 
 import torch
-from accelerate import Accelerator
+from diffusers.utils import SAFETENSORS_WEIGHTS_NAME as WEIGHTS_FILE
 from safetensors.torch import load_file, save_file
 from torch import nn
+from torch.distributed.tensor import DTensor, distribute_tensor
 
-from qamdt.config import OptimConfig
+from qamdt.config import LoraConfig, OptimConfig, TrainConfig
+from qamdt.embedded import default_model_dir
+from qamdt.models.transformer_qamdt import QAMDTTransformer2DModel
+
+
+AVERAGES_FILE = "ema.safetensors"  # of adapters, whose weights have other names in the file that pipelines read
+
+
+def build_model(config: TrainConfig) -> QAMDTTransformer2DModel:
+    """Returns the network to train: a fresh one, or that of `run.init_from`, with adapters if `lora` asks for them."""
+    if config.run.init_from is None:
+        return QAMDTTransformer2DModel(**config.model)
+    source, subfolder = _find_network(config.run.init_from)
+    arguments = read_model_config(config)
+    model = QAMDTTransformer2DModel.from_pretrained(source, subfolder=subfolder, torch_dtype=torch.float32)
+    differing = {
+        key: model.config[key] for key, value in arguments.items() if _plain(model.config[key]) != _plain(value)
+    }
+    if differing:
+        raise ValueError(
+            f"the network in `run.init_from` has {differing}, which `model` contradicts; set `model: null` or those values."
+        )
+    if config.lora is not None:
+        add_adapter(model, config.lora)
+    return model
+
+
+def read_model_config(config: TrainConfig) -> dict:
+    """Returns the arguments of the network to train, from `model` or else from `run.init_from`."""
+    if config.model is not None:
+        return config.model
+    source, subfolder = _find_network(config.run.init_from)
+    try:
+        arguments = QAMDTTransformer2DModel.load_config(source, subfolder=subfolder)
+    except OSError as error:
+        raise FileNotFoundError(
+            f"`run.init_from` must be a folder or Hub id with a network or a pipeline, got {source!r}: {error}"
+        ) from error
+    return {key: value for key, value in arguments.items() if not key.startswith("_")}
+
+
+def _find_network(source: str) -> tuple[str, str | None]:
+    """Returns the folder or Hub id that `run.init_from` names, and the folder in it that holds the network."""
+    source = str(default_model_dir()) if source == "embedded" else source
+    # A pipeline keeps the network in a folder of its own.
+    return source, None if (Path(source) / "config.json").is_file() else "transformer"
+
+
+def _plain(value: object) -> object:
+    """Returns a list as the tuple that it stands for, or anything else as it is."""
+    return tuple(value) if isinstance(value, list) else value
+
+
+def add_adapter(model: QAMDTTransformer2DModel, config: LoraConfig) -> None:
+    """Freezes a network and gives it low-rank adapters, which train instead."""
+    try:
+        import peft
+    except ImportError as error:
+        raise ImportError("`lora` needs the package peft; install it with `pip install peft`.") from error
+    model.requires_grad_(False)
+    model.add_adapter(
+        peft.LoraConfig(
+            r=config.rank,
+            lora_alpha=config.rank if config.alpha is None else config.alpha,
+            lora_dropout=config.dropout,
+            target_modules=config.target_modules,
+        )
+    )
+
+
+def check_fit(index: dict, model: QAMDTTransformer2DModel) -> None:
+    """Refuses latents and texts of other sizes than the network takes."""
+    for key, option, wanted in (
+        ("latent_channels", "in_channels", model.config.in_channels),
+        ("latent_bins", "sample_size[1]", model.config.sample_size[1]),
+        ("text_dim", "cross_attention_dim", model.config.cross_attention_dim),
+    ):
+        if index.get(key, wanted) != wanted:
+            raise ValueError(
+                f"the data has `{key}` {index[key]}, but the network's `{option}` is {wanted}; change `model.{option}` "
+                "or encode with another autoencoder or text encoder."
+            )
 
 
 def build_optimizers(model: nn.Module, config: OptimConfig) -> list[torch.optim.Optimizer]:
-    """Returns AdamW over all weights, or Muon over the hidden matrices and AdamW over the rest.
+    """Returns AdamW over all weights that train, or Muon over the hidden matrices and AdamW over the rest.
 
     Only matrices of the blocks have weight decay: not biases, norms, embeddings and tables, and not the input and
     output layers. Muon orthogonalises the updates of the same matrices.
     """
     hidden, others = split_parameters(model)
     betas = (config.beta1, config.beta2)
-    if config.optimizer == "adamw":
+    if config.optimizer != "muon":
         groups = [{"params": hidden, "weight_decay": config.weight_decay}, {"params": others, "weight_decay": 0.0}]
-        return [torch.optim.AdamW(groups, lr=config.learning_rate, betas=betas)]
+        groups = [group for group in groups if group["params"]]
+        adamw = torch.optim.AdamW if config.optimizer == "adamw" else _eight_bit_adamw()
+        return [adamw(groups, lr=config.learning_rate, betas=betas)]
     if not hasattr(torch.optim, "Muon"):
         raise RuntimeError(f"`optim.optimizer=muon` needs PyTorch 2.9 or newer, this is {torch.__version__}.")
     muon = torch.optim.Muon(
@@ -34,7 +114,19 @@ def build_optimizers(model: nn.Module, config: OptimConfig) -> list[torch.optim.
         weight_decay=config.weight_decay,
         adjust_lr_fn="match_rms_adamw",
     )
+    if not others:
+        return [muon]
     return [muon, torch.optim.AdamW(others, lr=config.learning_rate, betas=betas, weight_decay=0.0)]
+
+
+def _eight_bit_adamw() -> type[torch.optim.Optimizer]:
+    try:
+        from bitsandbytes.optim import AdamW8bit
+    except ImportError as error:
+        raise ImportError(
+            "`optim.optimizer=adamw8bit` needs the package bitsandbytes; install it with `pip install bitsandbytes`."
+        ) from error
+    return AdamW8bit
 
 
 def split_parameters(model: nn.Module) -> tuple[list[nn.Parameter], list[nn.Parameter]]:
@@ -70,121 +162,55 @@ class ExponentialAverage:
     """Averaged weights: an exponential moving average whose decay rises towards its final value at the start.
 
     Args:
-        model: The model to follow; its weights are the first average.
+        model: The model to follow; the weights of it that train are the first average.
         decay: Decay per update.
     """
 
     def __init__(self, model: nn.Module, decay: float):
         self.decay = decay
-        self.averages = {name: p.detach().float().clone() for name, p in model.named_parameters()}
+        self.averages = {
+            name: parameter.detach().float().clone()
+            for name, parameter in model.named_parameters()
+            if parameter.requires_grad
+        }
 
     @torch.no_grad()
     def update(self, model: nn.Module, step: int) -> None:
         """Moves the average towards the weights after update number `step`."""
         decay = min(self.decay, (1 + step) / (10 + step))
-        weights = [parameter.detach().float() for parameter in model.parameters()]
+        weights = [parameter.detach().float() for parameter in model.parameters() if parameter.requires_grad]
         torch._foreach_lerp_(list(self.averages.values()), weights, 1 - decay)
 
-    @torch.no_grad()
-    def copy_to(self, model: nn.Module) -> None:
-        """Overwrites the weights of `model` by the averages."""
-        for name, parameter in model.named_parameters():
-            parameter.copy_(self.averages[name])
+    def gather(self) -> dict[str, torch.Tensor]:
+        """Returns whole averages, also where FSDP has spread them; every process must call it."""
+        return {
+            name: average.full_tensor() if isinstance(average, DTensor) else average
+            for name, average in self.averages.items()
+        }
 
-    def save(self, path: Path) -> None:
-        """Writes the averages to a safetensors file."""
-        save_file(self.averages, path)
-
-    def load(self, path: Path) -> None:
-        """Reads the averages that `save` wrote."""
-        averages = load_file(path)
+    def load(self, checkpoint: Path) -> None:
+        """Reads the averages that `save_weights` wrote into a checkpoint."""
+        path = checkpoint / "transformer" / WEIGHTS_FILE
+        averages = load_file(path if path.is_file() else checkpoint / AVERAGES_FILE)
         for name, average in self.averages.items():
-            average.copy_(averages[name])
+            value = averages[name].to(average.device)
+            if isinstance(average, DTensor):
+                value = distribute_tensor(value, average.device_mesh, average.placements)
+            average.copy_(value)
 
 
-def save_checkpoint(
-    accelerator: Accelerator, average: ExponentialAverage, state: dict, folder: Path, *, num_checkpoints: int
-) -> Path:
-    """Writes all that resuming needs to `folder/step-…` and removes the oldest checkpoints.
-
-    The files go to a temporary folder that is renamed once it is whole, with a digest of each of them in `state.json`.
+def save_weights(model: QAMDTTransformer2DModel, averages: dict[str, torch.Tensor], folder: Path) -> None:
+    """Writes averaged weights: the folder `transformer` of a whole network, or only its adapter.
 
     Args:
-        accelerator: Holds model, optimizers and the state of the random generators.
-        average: The averaged weights.
-        state: How far the run is, at least its `step`.
-        folder: Folder of the checkpoints.
-        num_checkpoints: How many to keep.
+        model: The network that trains.
+        averages: What `ExponentialAverage.gather` returned.
+        folder: Folder to write to.
     """
-    target = folder / f"step-{state['step']:08d}"
-    temporary = folder / f".{target.name}.tmp"
-    if accelerator.is_main_process:
-        shutil.rmtree(temporary, ignore_errors=True)
-        temporary.mkdir(parents=True)
-    accelerator.wait_for_everyone()
-    accelerator.save_state(str(temporary))
-    if accelerator.is_main_process:
-        average.save(temporary / "ema.safetensors")
-        digests = {
-            str(file.relative_to(temporary)): _digest(file) for file in sorted(temporary.rglob("*")) if file.is_file()
-        }
-        (temporary / "state.json").write_text(json.dumps({**state, "sha256": digests}, indent=2) + "\n")
-        for file in temporary.rglob("*"):
-            _flush_to_disk(file)
-        if target.exists():
-            shutil.rmtree(target)
-        os.replace(temporary, target)
-        _flush_to_disk(folder)
-        for outdated in list_checkpoints(folder)[num_checkpoints:]:
-            shutil.rmtree(outdated)
-    accelerator.wait_for_everyone()
-    return target
-
-
-def list_checkpoints(folder: Path) -> list[Path]:
-    """Returns the checkpoints in a folder, newest first."""
-    return sorted(folder.glob("step-[0-9]*"), reverse=True)
-
-
-def find_checkpoint(folder: Path) -> tuple[Path | None, list[str]]:
-    """Returns the newest checkpoint that is whole, and what is wrong with each newer one."""
-    faults = []
-    for checkpoint in list_checkpoints(folder):
-        fault = _find_fault(checkpoint)
-        if fault is None:
-            return checkpoint, faults
-        faults.append(f"{checkpoint} is damaged and passed over: {fault}.")
-    return None, faults
-
-
-def load_checkpoint(accelerator: Accelerator, average: ExponentialAverage, checkpoint: Path) -> dict:
-    """Restores model, optimizers, random generators and averages, and returns the state that was saved with them."""
-    accelerator.load_state(str(checkpoint))
-    average.load(checkpoint / "ema.safetensors")
-    state = json.loads((checkpoint / "state.json").read_text())
-    return {key: value for key, value in state.items() if key != "sha256"}
-
-
-def _find_fault(checkpoint: Path) -> str | None:
-    try:
-        digests = json.loads((checkpoint / "state.json").read_text())["sha256"]
-        for name, digest in digests.items():
-            if _digest(checkpoint / name) != digest:
-                return f"{name} is not what was written"
-    except (OSError, ValueError, KeyError) as error:
-        return f"{type(error).__name__}: {error}"
-    return None
-
-
-def _digest(file: Path) -> str:
-    with file.open("rb") as stream:
-        return hashlib.file_digest(stream, "sha256").hexdigest()
-
-
-def _flush_to_disk(path: Path) -> None:
-    """Waits until a file or folder is on the disk, so that a power cut after the rename loses nothing."""
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
+    averages = {name: average.cpu().contiguous() for name, average in averages.items()}
+    if not hasattr(model, "peft_config"):
+        (folder / "transformer").mkdir()
+        model.save_config(folder / "transformer")
+        save_file(averages, folder / "transformer" / WEIGHTS_FILE, metadata={"format": "pt"})
+        return
+    save_file(averages, folder / AVERAGES_FILE)

@@ -36,7 +36,7 @@ def test_overrides_replace_settings(tmp_path):
         ("run.compile=1", "`run.compile` must be of type bool, got 1"),
         (
             "loss.prediction_type=flow",
-            r"`loss.prediction_type` must be one of \['epsilon', 'v_prediction'\], got 'flow'",
+            r"`loss.prediction_type` must be one of \['epsilon', 'v_prediction', 'flow_prediction'\], got 'flow'",
         ),
         ("loss=3", "`loss` must be a mapping, got 3"),
         ("run.max_steps=null", "both are null"),
@@ -51,8 +51,8 @@ def test_a_wrong_setting_is_named(tmp_path, override, message):
 
 
 def test_a_missing_key_and_broken_yaml_are_named(tmp_path):
-    with pytest.raises(ValueError, match="config.yaml: the key `data.latents` is missing"):
-        load_config(write_config(tmp_path, {**MINIMAL, "data": {}}))
+    with pytest.raises(ValueError, match="config.yaml: the key `run.output_dir` is missing"):
+        load_config(write_config(tmp_path, {**MINIMAL, "run": {}}))
     with pytest.raises(ValueError, match="is no valid YAML"):
         load_config(write_config(tmp_path, text="a: [1"))
 

@@ -6,14 +6,15 @@ import pytest
 import torch
 
 from qamdt.config import DataConfig
-from qamdt.dataset import EpochSampler, LatentDataset, collate
+from qamdt.dataset import LatentDataset, collate
 from qamdt.manifest import Record
 from qamdt.quality import QualityStats
+from qamdt.sampling import EpochSampler
 from qamdt.shards import (
     INDEX_NAME,
     LatentShards,
     list_shards,
-    read_index,
+    open_folder,
     write_json,
     write_latent_shard,
     write_text_shard,
@@ -67,7 +68,7 @@ def test_audio_caption_and_quality_of_a_draw_belong_to_one_clip(shards):
     dataset = make_dataset(shards, quality_dropout=0, clip_quality_dropout=0, frame_quality_dropout=0, text_dropout=0)
     for epoch in range(20):
         for number in range(NUM_CLIPS):
-            sample = dataset[epoch, number]
+            sample = dataset[epoch, number, 0]
             clip = int(sample.id.removeprefix("clip-"))
             score = 1 + clip / 4
             assert math.floor(sample.latents.min()) == clip
@@ -86,7 +87,7 @@ def test_the_score_of_a_crop_is_the_mean_of_its_own_frames(tmp_path, shards):
     dataset = make_dataset(shards, quality_dropout=0, clip_quality_dropout=0, frame_quality_dropout=0, text_dropout=0)
     starts = set()
     for epoch in range(30):
-        sample = dataset[epoch, NUM_CLIPS]
+        sample = dataset[epoch, NUM_CLIPS, 0]
         start = round(sample.latents[0, 0, 0].item())
         starts.add(start)
         assert sample.quality_score == pytest.approx(curve[start : start + 8].mean().item(), abs=1e-3)
@@ -97,7 +98,7 @@ def test_the_score_of_a_crop_is_the_mean_of_its_own_frames(tmp_path, shards):
 
 def test_conditions_are_left_out_each_by_itself_and_as_often_as_asked(shards):
     dataset = make_dataset(shards, prefix_probability=0.5)
-    samples = [dataset[epoch, number] for epoch in range(100) for number in range(NUM_CLIPS)]
+    samples = [dataset[epoch, number, 0] for epoch in range(100) for number in range(NUM_CLIPS)]
 
     def share(is_left_out):
         return np.mean([is_left_out(sample) for sample in samples])
@@ -113,7 +114,7 @@ def test_conditions_are_left_out_each_by_itself_and_as_often_as_asked(shards):
 
 def test_text_without_quality_has_no_prefix(shards):
     dataset = make_dataset(shards, quality_dropout=1.0, prefix_probability=1.0)
-    samples = [dataset[0, number] for number in range(NUM_CLIPS)]
+    samples = [dataset[0, number, 0] for number in range(NUM_CLIPS)]
     assert not any("quality" in sample.text for sample in samples)
     assert all(sample.quality_level == sample.global_quality == 0 for sample in samples)
 
@@ -121,8 +122,8 @@ def test_text_without_quality_has_no_prefix(shards):
 def test_a_draw_does_not_depend_on_what_was_drawn_before(shards):
     first, second = make_dataset(shards), make_dataset(shards)
     for number in range(NUM_CLIPS):
-        first[0, number]
-    a, b = first[3, 5], second[3, 5]
+        first[0, number, 0]
+    a, b = first[3, 5, 0], second[3, 5, 0]
     assert (a.text, a.seed, a.quality_level) == (b.text, b.seed, b.quality_level)
     torch.testing.assert_close(a.latents, b.latents)
 
@@ -130,41 +131,25 @@ def test_a_draw_does_not_depend_on_what_was_drawn_before(shards):
 def test_global_quality_can_be_that_of_the_source(shards):
     dataset = make_dataset(shards, global_quality_from="source", quality_dropout=0, global_quality_dropout=0)
     means = {"first": np.mean([1 + i / 4 for i in range(6)]), "second": np.mean([1 + i / 4 for i in range(6, 12)])}
-    assert dataset[0, 0].global_quality == STATS.level(means["first"])
-    assert dataset[0, 11].global_quality == STATS.level(means["second"])
+    assert dataset[0, 0, 0].global_quality == STATS.level(means["first"])
+    assert dataset[0, 11, 0].global_quality == STATS.level(means["second"])
 
 
 def test_collate_pads_texts_and_marks_the_padding(shards):
     dataset = make_dataset(shards)
-    samples = [dataclasses.replace(dataset[0, i], encoder_hidden_states=torch.ones(i + 1, TEXT_DIM)) for i in range(3)]
+    samples = [
+        dataclasses.replace(dataset[0, i, 0], encoder_hidden_states=torch.ones(i + 1, TEXT_DIM)) for i in range(3)
+    ]
     batch = collate(samples)
     assert batch.encoder_hidden_states.shape == (3, 3, TEXT_DIM)
     assert batch.encoder_attention_mask.tolist() == [[True, False, False], [True, True, False], [True, True, True]]
     assert batch.encoder_hidden_states.sum(dim=(1, 2)).tolist() == [TEXT_DIM, 2 * TEXT_DIM, 3 * TEXT_DIM]
 
 
-def test_no_clip_is_lost_or_doubled_over_ranks_and_epochs():
-    draws = []
-    for rank in range(2):
-        batches = iter(EpochSampler(30, batch_size=5, seed=1, rank=rank, num_ranks=2))
-        draws += [draw for _ in range(6) for draw in next(batches)]
-    assert sorted(draws) == [(epoch, number) for epoch in range(2) for number in range(30)]
-
-
-def test_epochs_differ_in_order_and_resuming_takes_up_the_row():
-    def take(num_batches, start=0):
-        batches = iter(EpochSampler(7, batch_size=3, seed=1, start=start))
-        return [draw for _ in range(num_batches) for draw in next(batches)]
-
-    row = take(14)
-    assert row[:7] != [(0, number) for _, number in row[7:14]]
-    assert take(9, start=15) == row[15:42]
-
-
 def test_workers_read_what_one_process_reads(shards):
     def read(num_workers):
         dataset = make_dataset(shards)
-        sampler = EpochSampler(len(dataset), batch_size=4, seed=0)
+        sampler = EpochSampler(dataset.buckets(), batch_size=4, seed=0)
         loader = torch.utils.data.DataLoader(
             dataset, batch_sampler=sampler, collate_fn=collate, num_workers=num_workers
         )
@@ -206,7 +191,7 @@ def test_latents_that_are_not_finite_are_named(shards):
 
 
 def test_latents_are_scaled_as_the_autoencoder_says_unless_that_is_far_off(shards):
-    index = read_index(shards)
+    index = open_folder(shards).index
     write_json(shards / INDEX_NAME, {**index, "scaling_factor": 0.46, "vae_scaling_factor": 0.45})
     assert make_dataset(shards).scaling_factor == 0.45
     write_json(shards / INDEX_NAME, {**index, "scaling_factor": 0.46, "vae_scaling_factor": 0.18215})

@@ -14,7 +14,7 @@ from qamdt.config import DataConfig
 from qamdt.dataset import LatentDataset
 from qamdt.manifest import Record, write_manifest
 from qamdt.quality import QualityStats
-from qamdt.shards import LatentShards, TextShards, list_shards, read_index
+from qamdt.shards import LatentShards, TextShards, list_shards, open_folder
 
 
 STATS = QualityStats(mean=3, std=1, edges=(2, 2.5, 3, 4), prefix_edges=(2.2, 3.8), scorer="test", num_clips=7)
@@ -76,7 +76,7 @@ def run(manifest, models, out, *options):
 def test_latents_are_the_posterior_of_the_clip(manifest, models, tmp_path):
     assert run(manifest, models, tmp_path / "latents") == 0
     shards = LatentShards(tmp_path / "latents")
-    index = read_index(tmp_path / "latents")
+    index = open_folder(tmp_path / "latents").index
     assert (len(shards), index["num_clips"], index["num_latent_frames"]) == (7, 7, 56)
     vae = AutoencoderKL.from_pretrained(models / "vae")
     means, stds = [], []
@@ -92,7 +92,7 @@ def test_latents_are_the_posterior_of_the_clip(manifest, models, tmp_path):
         stds.append(std)
     variance = torch.stack(means).var(correction=0) + torch.stack(stds).square().mean()
     assert index["scaling_factor"] == pytest.approx(1 / variance.sqrt().item(), rel=1e-3)
-    assert [shard["file"] for shard in index["shards"]] == [path.name for path in shards.paths]
+    assert [shard["file"] for shard in index["shards"]] == shards.names
 
 
 def test_the_data_set_finds_every_text_that_it_draws(manifest, models, tmp_path):
@@ -100,8 +100,8 @@ def test_the_data_set_finds_every_text_that_it_draws(manifest, models, tmp_path)
     dataset = LatentDataset(
         DataConfig(latents=str(tmp_path / "latents"), crop_in_frames=4, scaling_factor=1.0), seed=0
     )
-    drawn = {dataset[epoch, number].text for epoch in range(60) for number in range(len(dataset))}
-    assert drawn == {text for path in dataset.texts.paths for text in read_texts(path)}
+    drawn = {dataset[epoch, number, 0].text for epoch in range(60) for number in range(len(dataset))}
+    assert drawn == {text for path in list_shards(tmp_path / "latents", "text") for text in read_texts(path)}
 
 
 def read_texts(shard):
@@ -139,10 +139,10 @@ def test_a_killed_run_is_completed_and_equals_an_unbroken_one(manifest, models, 
 def interrupted_after(num_calls, function):
     calls = iter(range(num_calls))
 
-    def interrupted(*arguments):
+    def interrupted(*arguments, **options):
         if next(calls, None) is None:
             raise KeyboardInterrupt
-        return function(*arguments)
+        return function(*arguments, **options)
 
     return interrupted
 

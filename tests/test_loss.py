@@ -4,7 +4,7 @@ from diffusers import DDPMScheduler
 
 from qamdt.config import LossConfig
 from qamdt.dataset import Batch
-from qamdt.loss import NoiseSchedule, diffusion_loss, draw, passes_of_step, sample_keep_ids
+from qamdt.loss import NoiseSchedule, diffusion_loss, draw, make_scheduler, passes_of_step, sample_keep_ids
 from qamdt.models.transformer_qamdt import QAMDTTransformer2DModel
 
 
@@ -47,38 +47,68 @@ def test_noise_and_targets_are_those_of_the_schedulers_of_inference():
     expected = SCHEDULER.add_noise(latents, noise, timesteps)
     torch.testing.assert_close(schedule.add_noise(latents, noise, timesteps), expected)
     velocity = SCHEDULER.get_velocity(latents, noise, timesteps)
-    torch.testing.assert_close(schedule.target("v_prediction", latents, noise, timesteps), velocity)
-    assert schedule.target("epsilon", latents, noise, timesteps) is noise
+    torch.testing.assert_close(schedule.target(latents, noise, timesteps), velocity)
+    assert NoiseSchedule(LossConfig(prediction_type="epsilon")).target(latents, noise, timesteps) is noise
+
+
+def test_a_flow_is_the_one_of_its_scheduler():
+    config = LossConfig(prediction_type="flow_prediction", flow_shift=3.0)
+    schedule, scheduler = NoiseSchedule(config), make_scheduler(config)
+    scheduler.set_timesteps(10)
+    latents, noise = torch.randn(1, 2, 4, 4), torch.randn(1, 2, 4, 4)
+    sample = noise
+    for timestep, following in zip(scheduler.timesteps, [*scheduler.timesteps[1:], torch.tensor(0.0)], strict=True):
+        torch.testing.assert_close(sample, schedule.add_noise(latents, noise, timestep[None]))
+        sample = scheduler.step(schedule.target(latents, noise, timestep[None]), timestep, sample).prev_sample
+        torch.testing.assert_close(sample, schedule.add_noise(latents, noise, following[None]))
+    torch.testing.assert_close(sample, latents, atol=1e-5, rtol=1e-5)
 
 
 def test_min_snr_weighs_the_same_error_in_the_clean_latents_alike():
     """A prediction of noise or of velocity that implies the same latents has the same weighted loss."""
-    schedule = NoiseSchedule(LossConfig())
-    timesteps = torch.arange(0, 1000, 37)
-    alpha = schedule.alphas_cumprod[timesteps]
-    snr = alpha / (1 - alpha)
-    # An error of one in the latents is an error of sqrt(snr) in the noise and of sqrt(snr + 1) in the velocity.
-    epsilon = schedule.weights("epsilon", 5.0, timesteps) * snr
-    velocity = schedule.weights("v_prediction", 5.0, timesteps) * (snr + 1)
-    torch.testing.assert_close(epsilon, velocity)
-    torch.testing.assert_close(epsilon, snr.clamp(max=5.0))
-    assert schedule.weights("epsilon", None, timesteps).unique().tolist() == [1.0]
+    timesteps = torch.arange(1, 1000, 37)
+    # An error of one in the latents is an error of sqrt(snr) in the noise, of sqrt(snr + 1) in the velocity of a
+    # diffusion, and of 1 / sigma in that of a flow.
+    for prediction_type, error in (
+        ("epsilon", lambda snr, sigma: snr),
+        ("v_prediction", lambda snr, sigma: snr + 1),
+        ("flow_prediction", lambda snr, sigma: 1 / sigma**2),
+    ):
+        schedule = NoiseSchedule(LossConfig(prediction_type=prediction_type))
+        signal, sigma = schedule.levels(timesteps)
+        snr = (signal / sigma) ** 2
+        weights = schedule.weights(5.0, timesteps) * error(snr, sigma)
+        torch.testing.assert_close(weights, snr.clamp(max=5.0), rtol=1e-4, atol=1e-6)
+        assert schedule.weights(None, timesteps).unique().tolist() == [1.0]
 
 
 def test_a_sample_meets_the_same_noise_in_every_batch():
-    together = draw(make_batch(4, seeds=[3, 1, 4, 5]), 8, LossConfig())
-    alone = draw(make_batch(1, seeds=[4]), 8, LossConfig())
+    together = draw(make_batch(4, seeds=[3, 1, 4, 5]), 8, LossConfig(), mask_seed=0)
+    alone = draw(make_batch(1, seeds=[4]), 8, LossConfig(), mask_seed=0)
     assert together.timesteps[2] == alone.timesteps[0]
     torch.testing.assert_close(together.noise[2], alone.noise[0])
     torch.testing.assert_close(together.mask_noise[2], alone.mask_noise[0])
 
 
 def test_timesteps_are_uniform():
-    timesteps = draw(make_batch(4000), 1, LossConfig()).timesteps
+    timesteps = draw(make_batch(4000), 1, LossConfig(), mask_seed=0).timesteps
     assert timesteps.min() < 5
     assert timesteps.max() > 994
     counts = torch.histc(timesteps.float(), bins=4, min=0, max=1000)
     assert counts.min() > 900
+
+
+def test_times_of_a_flow_are_fractions_and_can_lie_in_the_middle_or_towards_noise():
+    def times(**settings):
+        config = LossConfig(prediction_type="flow_prediction", **settings)
+        return draw(make_batch(2000), 1, config, mask_seed=0).timesteps / 1000
+
+    assert times().mean() == pytest.approx(0.5, abs=0.03)
+    assert (times() * 1000 % 1).std() > 0.2
+    assert times(timestep_sampling="logit_normal").std() < 0.8 * times().std()
+    assert times(flow_shift=3.0).mean() > 0.6
+    with pytest.raises(ValueError, match="only `loss.prediction_type=flow_prediction` has a flow"):
+        LossConfig(flow_shift=3.0)
 
 
 def test_keep_ids_are_distinct_and_as_many_as_asked():
@@ -88,7 +118,7 @@ def test_keep_ids_are_distinct_and_as_many_as_asked():
 
 
 def test_mask_ratio_spans_its_range():
-    ratios = [draw(make_batch(1, seeds=[seed]), 8, LossConfig()).mask_ratio for seed in range(200)]
+    ratios = [draw(make_batch(1), 8, LossConfig(), mask_seed=seed).mask_ratio for seed in range(200)]
     assert 0.3 <= min(ratios) < 0.32
     assert 0.48 < max(ratios) <= 0.5
 
@@ -97,7 +127,7 @@ def test_masked_pass_differs_from_the_full_one_and_trains_the_side_interpolator(
     torch.manual_seed(0)
     transformer, batch = make_transformer(), make_batch()
     config = LossConfig()
-    schedule, draws = NoiseSchedule(config), draw(batch, 8, LossConfig())
+    schedule, draws = NoiseSchedule(config), draw(batch, 8, LossConfig(), mask_seed=0)
     full = diffusion_loss(transformer, batch, draws, schedule, config, is_masked=False)
     full.backward()
     assert transformer.mask_token.grad is None
@@ -111,13 +141,17 @@ def test_loss_of_a_batch_is_the_mean_over_its_samples():
     torch.manual_seed(0)
     transformer, batch, config = make_transformer(), make_batch(2, seeds=[8, 9]), LossConfig()
     schedule = NoiseSchedule(config)
-    both = diffusion_loss(transformer, batch, draw(batch, 8, LossConfig()), schedule, config, is_masked=False)
+    both = diffusion_loss(
+        transformer, batch, draw(batch, 8, LossConfig(), mask_seed=0), schedule, config, is_masked=False
+    )
     singles = []
     for i in range(2):
         values = {name: getattr(batch, name) for name in batch.__dataclass_fields__}
         single = Batch(**{name: value if value is None else value[i : i + 1] for name, value in values.items()})
         singles.append(
-            diffusion_loss(transformer, single, draw(single, 8, LossConfig()), schedule, config, is_masked=False)
+            diffusion_loss(
+                transformer, single, draw(single, 8, LossConfig(), mask_seed=0), schedule, config, is_masked=False
+            )
         )
     torch.testing.assert_close(both, torch.stack(singles).mean())
 

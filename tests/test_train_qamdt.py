@@ -10,11 +10,12 @@ from accelerate.state import AcceleratorState
 from safetensors.torch import load_file
 
 import train_qamdt
+from qamdt.checkpoints import list_checkpoints
 from qamdt.config import TrainConfig, build
 from qamdt.manifest import Record
 from qamdt.models.transformer_qamdt import QAMDTTransformer2DModel
 from qamdt.shards import INDEX_NAME, write_json, write_latent_shard, write_text_shard
-from qamdt.training import build_optimizers, learning_rate_factor, list_checkpoints, split_parameters
+from qamdt.training import build_optimizers, learning_rate_factor, split_parameters
 
 
 MODEL = {
@@ -85,7 +86,8 @@ def read_losses(folder):
 
 def assert_same_run(first, second):
     assert read_losses(first) == read_losses(second)
-    for name in ("checkpoints/step-00000006/model.safetensors", "checkpoints/step-00000006/ema.safetensors"):
+    for name in ("resume/model.safetensors", "transformer/diffusion_pytorch_model.safetensors"):
+        name = f"checkpoints/step-00000006/{name}"
         tensors, others = load_file(first / name), load_file(second / name)
         assert tensors.keys() == others.keys()
         assert all(torch.equal(tensor, others[key]) for key, tensor in tensors.items())
@@ -109,12 +111,12 @@ def test_a_damaged_checkpoint_is_named_and_the_one_before_taken(latents, tmp_pat
     config = make_config(latents, tmp_path / "run", run={"checkpoint_steps": 2})
     train_qamdt.train(config, StopAfter(4))
     newest, older = list_checkpoints(tmp_path / "run" / "checkpoints")
-    weights = newest / "model.safetensors"
+    weights = newest / "resume" / "model.safetensors"
     weights.write_bytes(weights.read_bytes()[:-7])
     shutil.copytree(older, tmp_path / "run" / "checkpoints" / ".step-00000006.tmp")  # as a kill while saving leaves it
     train_qamdt.train(config, StopAfter())
     messages = capsys.readouterr().err
-    assert f"{newest} is damaged and passed over: model.safetensors is not what was written." in messages
+    assert f"{newest} is damaged and passed over: resume/model.safetensors is not what was written." in messages
     assert f"Resuming from {older}." in messages
     assert_same_run(tmp_path / "straight", tmp_path / "run")
 
@@ -135,7 +137,8 @@ def test_a_few_clips_can_be_learnt_by_heart(latents, tmp_path):
 def test_exported_weights_open_and_are_the_averages(latents, tmp_path):
     train_qamdt.train(make_config(latents, tmp_path), StopAfter())
     transformer = QAMDTTransformer2DModel.from_pretrained(tmp_path / "export" / "transformer")
-    averages = load_file(tmp_path / "checkpoints" / "step-00000006" / "ema.safetensors")
+    weights = "step-00000006/transformer/diffusion_pytorch_model.safetensors"
+    averages = load_file(tmp_path / "checkpoints" / weights)
     state_dict = transformer.state_dict()
     assert all(torch.equal(state_dict[name], average) for name, average in averages.items())
     scheduler = json.loads((tmp_path / "export" / "scheduler" / "scheduler_config.json").read_text())

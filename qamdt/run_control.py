@@ -1,0 +1,67 @@
+"""When a training run ends: the clock, the signals, and what processes agree on."""
+
+import json
+import signal
+import time
+from pathlib import Path
+
+import torch
+from accelerate import Accelerator
+from accelerate.utils import broadcast
+
+from qamdt.config import RunConfig
+from qamdt.shards import write_atomically
+
+
+class Clock:
+    """Minutes of training, counted on from those of earlier runs."""
+
+    def __init__(self, minutes_before: float):
+        self._start = time.monotonic() - 60 * minutes_before
+
+    def minutes(self) -> float:
+        return (time.monotonic() - self._start) / 60
+
+
+class StopSignal:
+    """Notices SIGTERM and Ctrl-C, so that the loop can end after its step; a second one ends the process at once."""
+
+    def __init__(self):
+        self.is_requested = False
+        self._handlers: dict[int, object] = {}
+
+    def __enter__(self) -> "StopSignal":
+        self._handlers = {number: signal.signal(number, self._request) for number in (signal.SIGTERM, signal.SIGINT)}
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        for number, handler in self._handlers.items():
+            signal.signal(number, handler)
+
+    def _request(self, number: int, frame: object) -> None:
+        self.is_requested = True
+        signal.signal(number, signal.SIG_DFL)
+
+
+def run_progress(config: RunConfig, step: int, minutes: float) -> float:
+    """Returns how much of a run is done, from 0 to 1."""
+    by_steps = step / config.max_steps if config.max_steps else 0.0
+    by_minutes = minutes / config.max_minutes if config.max_minutes else 0.0
+    return max(by_steps, by_minutes)
+
+
+def agree(accelerator: Accelerator, minutes: float, is_stopping: bool) -> tuple[float, bool]:
+    """Returns what the first process says, so that all of them do the same although their clocks differ."""
+    if accelerator.num_processes == 1:
+        return minutes, is_stopping
+    said = broadcast(torch.tensor([minutes, float(is_stopping)], device=accelerator.device))
+    return said[0].item(), bool(said[1])
+
+
+def cut_loss_file(path: Path, step: int) -> None:
+    """Removes the lines after `step`, which a resumed run will write again, and a line that is not whole."""
+    if path.is_file():
+        lines = [
+            line for line in path.read_text().splitlines() if line.endswith("}") and json.loads(line)["step"] <= step
+        ]
+        write_atomically(path, lambda file: file.write_text("".join(line + "\n" for line in lines)))
