@@ -1,0 +1,274 @@
+"""The settings of a training run: a YAML file becomes frozen dataclasses, and anything unknown or mistyped is refused."""
+
+from __future__ import annotations
+
+import dataclasses
+import types
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
+
+import yaml
+
+
+_PACKAGE_DIR = Path(__file__).resolve().parent
+# Presets lie in configs/whisq/ in a checkout and are copied into the package by the wheel build.
+CONFIG_DIR = next(
+    folder for folder in (_PACKAGE_DIR / "configs", _PACKAGE_DIR.parent / "configs" / "whisq") if folder.is_dir()
+)
+
+
+@dataclass(frozen=True, kw_only=True)
+class DataConfig:
+    """Which clips the scorer learns from, and how they are split and heard. One of `musiceval` and `manifest` is set.
+
+    Args:
+        musiceval: Folder of a MusicEval release.
+        manifest: Manifest (JSONL) of clips with quality scores and true captions; alignment targets are planned.
+        features: Folder of cached hidden states, which runs may share; `features` beside the runs when null.
+        max_seconds: Longer clips are cut to this length.
+        split: "official" follows the lists or the tag `split`; "systems" leaves whole systems out of training.
+        num_folds: Folds that the systems are dealt into when `split` is "systems".
+        fold: Which of them is the test set.
+        dev_share: Share of a manifest's training pieces that is held out for early stopping.
+        system_tag: Tag of a manifest's records that takes the place of the system; an object's `kind` counts.
+        max_captions: Captions of a manifest's clip to draw from, at most.
+        matched_share: Share of planned prompts that are the clip's own; half of the others come from similar clips.
+        window_loss: Weight of the second hearing, of one random window of each clip; none when 0.
+        min_window_in_s: Shortest window.
+    """
+
+    musiceval: str | None = None
+    manifest: str | None = None
+    features: str | None = None
+    max_seconds: float = 30.0
+    split: Literal["official", "systems"] = "official"
+    num_folds: int = 5
+    fold: int = 0
+    dev_share: float = 0.05
+    system_tag: str = "degradation"
+    max_captions: int = 5
+    matched_share: float = 0.4
+    window_loss: float = 1.0
+    min_window_in_s: float = 1.0
+
+    def __post_init__(self):
+        if (self.musiceval is None) == (self.manifest is None):
+            raise ValueError(
+                "one of `data.musiceval` and `data.manifest` must be given, "
+                f"got {self.musiceval!r} and {self.manifest!r}."
+            )
+        for name in ("matched_share", "dev_share"):
+            if not 0 < getattr(self, name) < 1:
+                raise ValueError(f"`data.{name}` must lie between 0 and 1, got {getattr(self, name)}.")
+        if not 0 < self.min_window_in_s <= self.max_seconds:
+            raise ValueError(
+                "`data.min_window_in_s` must be above zero and at most `data.max_seconds`, "
+                f"got {self.min_window_in_s} and {self.max_seconds}."
+            )
+
+
+@dataclass(frozen=True, kw_only=True)
+class EncoderConfig:
+    """The frozen encoders.
+
+    Args:
+        audio: "embedded", or folder or Hub id of an audio encoder.
+        audio_revision: Revision on the Hub.
+        text: "embedded", or folder or Hub id of a text encoder.
+        text_revision: Revision on the Hub.
+        batch_size: Clips encoded at once.
+    """
+
+    audio: str = "embedded"
+    audio_revision: str | None = None
+    text: str = "embedded"
+    text_revision: str | None = None
+    batch_size: int = 8
+
+
+@dataclass(frozen=True, kw_only=True)
+class LossConfig:
+    """What the heads are trained to.
+
+    Args:
+        huber_delta: Error at which the Huber loss turns from squared to absolute.
+        alignment: What pulls prompt and music together: "sinkhorn", "gromov_wasserstein", "contrastive" or "none".
+        alignment_weight: Its weight, the paper's lambda.
+        min_match_rating: Least rating of a prompt that is pulled towards its music; 1 pulls all of them, as the paper.
+        blur: Blur of the optimal transport.
+        scaling: Factor by which the blur is annealed; near one is exact and slow.
+        normalize: Whether features are scaled to unit length before they are compared.
+    """
+
+    huber_delta: float = 1.0
+    alignment: Literal["sinkhorn", "gromov_wasserstein", "contrastive", "none"] = "sinkhorn"
+    alignment_weight: float = 0.05
+    min_match_rating: float = 1.0
+    blur: float = 0.05
+    scaling: float = 0.9
+    normalize: bool = True
+
+
+@dataclass(frozen=True, kw_only=True)
+class OptimConfig:
+    """How the weights are updated by AdamW.
+
+    Args:
+        learning_rate: Peak rate; it rises over the warm-up and falls to zero along a cosine.
+        weight_decay: For matrices; biases and norms have none.
+        warmup_share: Share of the updates over which the rate rises.
+        max_grad_norm: Where the gradient's norm is clipped.
+    """
+
+    learning_rate: float = 3.0e-4
+    weight_decay: float = 0.01
+    warmup_share: float = 0.05
+    max_grad_norm: float = 1.0
+
+
+@dataclass(frozen=True, kw_only=True)
+class RunConfig:
+    """How long a run lasts, where it writes, and how it computes.
+
+    Args:
+        output_dir: Folder of the results; the same folder resumes the run.
+        seeds: A model is trained with each of them; results are their mean and standard deviation.
+        batch_size: Clips per process and update.
+        max_epochs: Passes over the training clips at most.
+        patience: Passes without a better score on the dev set after which training stops.
+        mixed_precision: "no" or "bf16".
+        checkpoint_minutes: Minutes between checkpoints inside a pass.
+        num_resamples: Bootstrap resamples behind the intervals; none when 0.
+    """
+
+    output_dir: str
+    seeds: tuple[int, ...] = (0, 1, 2, 3, 4)
+    batch_size: int = 32
+    max_epochs: int = 50
+    patience: int = 10
+    mixed_precision: Literal["no", "bf16"] = "no"
+    checkpoint_minutes: float = 5.0
+    num_resamples: int = 1000
+
+    def __post_init__(self):
+        if not self.seeds or len(set(self.seeds)) < len(self.seeds) or not all(type(s) is int for s in self.seeds):
+            raise ValueError(f"`run.seeds` must be a list of different whole numbers, got {list(self.seeds)}.")
+        for name in ("batch_size", "max_epochs", "patience"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"`run.{name}` must be at least 1, got {getattr(self, name)}.")
+
+
+@dataclass(frozen=True, kw_only=True)
+class WhisQConfig:
+    """A whole run; `model` holds the arguments of `WhisQModel` that the encoders do not decide."""
+
+    data: DataConfig
+    run: RunConfig
+    encoders: EncoderConfig = field(default_factory=EncoderConfig)
+    model: dict[str, Any] = field(default_factory=dict)
+    loss: LossConfig = field(default_factory=LossConfig)
+    optim: OptimConfig = field(default_factory=OptimConfig)
+
+
+def load_config(path: str | Path, overrides: list[str] | None = None) -> WhisQConfig:
+    """Reads a YAML file and applies overrides such as `optim.learning_rate=2.0e-4`.
+
+    Args:
+        path: The file, or the name of a preset such as `mini`.
+        overrides: `key=value` pairs with dots between the levels; the value is read as YAML.
+    """
+    path = find_config(path)
+    try:
+        values = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except yaml.YAMLError as error:
+        raise ValueError(f"{path} is no valid YAML: {error}") from error
+    if not isinstance(values, dict):
+        raise ValueError(f"{path} must hold a mapping of settings, got {values!r}.")
+    try:
+        for pair in overrides or []:
+            _set(values, *_parse_override(pair))
+        return build(WhisQConfig, values)
+    except ValueError as error:
+        raise ValueError(f"{path}: {error}") from error
+
+
+def find_config(path: str | Path) -> Path:
+    """Returns the file of a path or of a preset's name."""
+    candidates = [Path(path), CONFIG_DIR / f"{path}.yaml"]
+    # A wheel keeps the presets inside the package, so `configs/whisq/mini.yaml` is looked up there as well.
+    if Path(path).parts[:2] == ("configs", "whisq"):
+        candidates.append(CONFIG_DIR.joinpath(*Path(path).parts[2:]))
+    for candidate in candidates:
+        if candidate.is_file():
+            return candidate
+    presets = sorted(preset.stem for preset in CONFIG_DIR.glob("*.yaml"))
+    raise FileNotFoundError(f"there is no config {str(path)!r}; give a YAML file or one of the presets {presets}.")
+
+
+def override(config: WhisQConfig, changes: Mapping[str, Any]) -> WhisQConfig:
+    """Returns `config` with some settings replaced, each named with dots between the levels."""
+    values = dataclasses.asdict(config)
+    for key, value in changes.items():
+        _set(values, key, value)
+    return build(WhisQConfig, values)
+
+
+def format_config(config: WhisQConfig) -> str:
+    """Returns the settings as YAML, from which `load_config` reads the same settings."""
+    values = dataclasses.asdict(config)
+    values["run"]["seeds"] = list(config.run.seeds)
+    return yaml.safe_dump(values, sort_keys=False, allow_unicode=True)
+
+
+def build(cls: type, values: dict[str, Any], where: str = "") -> Any:
+    """Builds dataclass `cls` from a mapping read from YAML, refusing unknown and missing keys and wrong types."""
+    if not isinstance(values, dict):
+        raise ValueError(f"`{where.rstrip('.')}` must be a mapping, got {values!r}.")
+    hints = get_type_hints(cls)
+    for key in values:
+        if key not in hints:
+            raise ValueError(f"unknown key `{where}{key}`; expected one of {sorted(hints)}.")
+    for spec in dataclasses.fields(cls):
+        if spec.default is spec.default_factory is dataclasses.MISSING and spec.name not in values:
+            raise ValueError(f"the key `{where}{spec.name}` is missing.")
+    return cls(**{key: _check(value, hints[key], f"{where}{key}") for key, value in values.items()})
+
+
+def _check(value: Any, kind: Any, name: str) -> Any:
+    if dataclasses.is_dataclass(kind):
+        return build(kind, value, f"{name}.")
+    if get_origin(kind) is Literal:
+        # YAML reads a bare `no` as false, which is how `mixed_precision: no` arrives.
+        value = "no" if value is False and "no" in get_args(kind) else value
+        if value not in get_args(kind):
+            raise ValueError(f"`{name}` must be one of {list(get_args(kind))}, got {value!r}.")
+        return value
+    if get_origin(kind) in (Union, types.UnionType):
+        return None if value is None else _check(value, get_args(kind)[0], name)
+    kind = get_origin(kind) or kind
+    if kind is float and type(value) is int:
+        return float(value)
+    if kind is tuple and type(value) is list:
+        return tuple(value)
+    if type(value) is not kind:
+        hint = " (YAML reads 1e-4 as text; write 1.0e-4)" if kind is float and isinstance(value, str) else ""
+        raise ValueError(f"`{name}` must be of type {kind.__name__}, got {value!r}{hint}.")
+    return value
+
+
+def _parse_override(pair: str) -> tuple[str, Any]:
+    key, equals, value = pair.partition("=")
+    if not equals:
+        raise ValueError(f"an override must read `key=value`, got {pair!r}.")
+    return key, yaml.safe_load(value)
+
+
+def _set(values: dict[str, Any], key: str, value: Any) -> None:
+    *parents, last = key.split(".")
+    for parent in parents:
+        values = values.setdefault(parent, {})
+        if not isinstance(values, dict):
+            raise ValueError(f"in the override of `{key}`, `{parent}` is no group of settings.")
+    values[last] = value

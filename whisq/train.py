@@ -1,0 +1,337 @@
+"""Trains the heads of a WhisQ model on rated music, once for each seed.
+
+    accelerate launch -m whisq.train --config default data.musiceval=MusicEval-phase1 run.output_dir=runs/whisq
+    accelerate launch -m whisq.train --config mini data.manifest=corpus/manifest.jsonl run.output_dir=runs/mini
+
+The encoders are frozen: what they say about every clip and prompt is computed first and cached. Each seed stops when its
+rank correlations on the dev set have not risen for `run.patience` passes, and keeps the weights of its best pass. The
+same command again resumes; SIGTERM or Ctrl-C ends it earlier, with a checkpoint.
+
+    output_dir/config.yaml          the settings of the run
+    output_dir/faults.jsonl         rows and files that could not be used; then the exit status is 1
+    output_dir/seed-0/log.jsonl     losses and dev scores, a line for each pass
+    output_dir/seed-0/model/        the weights of the best pass, which `WhisQModel.from_pretrained` opens
+    output_dir/results.json         figures on the dev and test set: each seed's, mean and standard deviation
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import random
+import shutil
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import torch
+import yaml
+from accelerate import Accelerator
+from accelerate.utils import broadcast, set_seed
+from tqdm import tqdm
+
+from whisq.config import WhisQConfig, format_config, load_config
+from whisq.dataset import order_of_epoch
+from whisq.modeling_whisq import WhisQModel
+from whisq.preparation import PreparedMusic, prepare
+from whisq.ratings import write_faults
+from whisq.reports import Summary, format_tables, measure_predictions, summarize
+from whisq.training import (
+    StopSignal,
+    WhisQObjective,
+    build_optimizer,
+    dev_score,
+    learning_rate_factor,
+    load_checkpoint,
+    predict,
+    save_checkpoint,
+)
+
+
+def train(
+    config: WhisQConfig, music: PreparedMusic, accelerator: Accelerator, stop: StopSignal
+) -> dict[str, Summary] | None:
+    """Trains a model with each seed and returns the results, or `None` when it was stopped before the end.
+
+    Args:
+        config: The settings of the run.
+        music: The clips, prepared with the same `data` and `encoders` settings.
+        accelerator: The processes that train.
+        stop: Looked at after every update; once it is requested, the run saves and ends.
+    """
+    output_dir = Path(config.run.output_dir)
+    if accelerator.is_main_process:
+        output_dir.mkdir(parents=True, exist_ok=True)
+        check_same_run(output_dir / "config.yaml", config)
+        write_faults(output_dir / "faults.jsonl", music.faults)
+    accelerator.wait_for_everyone()
+    models = []
+    for seed in config.run.seeds:
+        folder = output_dir / f"seed-{seed}"
+        if not train_seed(config, music, accelerator, stop, seed, folder):
+            say(accelerator, f"Stopped; the same command resumes in {folder}.")
+            return None
+        models.append(WhisQModel.from_pretrained(folder / "model").to(accelerator.device))
+    results: dict[str, Summary] = {}
+    for split in ("dev", "test"):
+        clips = music.splits[split]
+        if clips:
+            measures = [
+                measure_predictions(
+                    clips,
+                    predict(model, music.cached, clips, batch_size=config.run.batch_size, device=accelerator.device),
+                    system_ratings=music.system_ratings,
+                )
+                for model in models
+            ]
+            results[split] = summarize(measures)
+    if accelerator.is_main_process:
+        write_json(output_dir / "results.json", {"seeds": list(config.run.seeds), **results})
+    return results
+
+
+def train_seed(
+    config: WhisQConfig, music: PreparedMusic, accelerator: Accelerator, stop: StopSignal, seed: int, folder: Path
+) -> bool:
+    """Trains one model and returns whether it was trained to its end.
+
+    Args:
+        config: The settings of the run.
+        music: The clips.
+        accelerator: The processes that train.
+        stop: Looked at after every update.
+        seed: Everything random hangs on it.
+        folder: Where checkpoint, log and weights go.
+    """
+    run = config.run
+    if (folder / "done.json").is_file():
+        return True
+
+    # Model, optimizer, and where an earlier run stopped.
+    set_seed(seed)
+    model = WhisQModel(**config.model, **music.model_arguments).train()
+    optimizer = build_optimizer(model, config.optim)
+    state = {"seed": seed, "epoch": 0, "step": 0, "loss_sums": {}, "best_score": -2.0, "best_epoch": 0}
+    folder.mkdir(parents=True, exist_ok=True)
+    checkpoint = folder / "checkpoint.pt"
+    if checkpoint.is_file():
+        state = load_checkpoint(checkpoint, model, optimizer)
+    cut_log(folder / "log.jsonl", state["epoch"])
+    objective = WhisQObjective(model, config.loss, config.data.window_loss)
+    objective, optimizer = accelerator.prepare(objective, optimizer)
+
+    def save() -> None:
+        if accelerator.is_main_process:
+            save_checkpoint(checkpoint, model, optimizer.optimizer, state)
+        accelerator.wait_for_everyone()
+
+    with tqdm(
+        total=run.max_epochs,
+        initial=state["epoch"],
+        desc=f"seed {seed}",
+        unit="pass",
+        disable=not accelerator.is_main_process,
+    ) as progress:
+        while state["epoch"] < run.max_epochs and state["epoch"] - state["best_epoch"] < run.patience:
+            losses = train_pass(config, music, accelerator, stop, objective, optimizer, state, save)
+            if losses is None:
+                return False
+            state |= {"epoch": state["epoch"] + 1, "step": 0, "loss_sums": {}}
+
+            # Look at the dev set and keep the best weights.
+            clips = music.splits["dev"]
+            predictions = predict(model, music.cached, clips, batch_size=run.batch_size, device=accelerator.device)
+            scores = dev_score(clips, predictions)
+            is_best = scores["score"] > state["best_score"]
+            if is_best:
+                state |= {"best_score": scores["score"], "best_epoch": state["epoch"]}
+            if accelerator.is_main_process:
+                if is_best:
+                    replace_model(model, folder / "model")
+                line = {"epoch": state["epoch"], **losses, **{f"dev_{name}": value for name, value in scores.items()}}
+                with (folder / "log.jsonl").open("a") as file:
+                    file.write(json.dumps(line) + "\n")
+            save()
+            progress.update()
+            progress.set_postfix(loss=f"{losses['loss']:.3f}", dev=f"{scores['score']:.3f}")
+    if accelerator.is_main_process:
+        write_json(folder / "done.json", {"epochs": state["epoch"], "best_epoch": state["best_epoch"]})
+        checkpoint.unlink(missing_ok=True)
+    accelerator.wait_for_everyone()
+    return True
+
+
+def train_pass(
+    config: WhisQConfig,
+    music: PreparedMusic,
+    accelerator: Accelerator,
+    stop: StopSignal,
+    objective: torch.nn.Module,
+    optimizer: torch.optim.Optimizer,
+    state: dict,
+    save: Callable[[], None],
+) -> dict[str, float] | None:
+    """Goes through the training clips once, from `state["step"]` on, and returns the mean losses.
+
+    Everything random hangs on the seed and the number of the step, so a resumed pass repeats an unbroken one.
+
+    Returns:
+        The means of the losses; `None` when the run was asked to stop, after a checkpoint.
+    """
+    seed, epoch, batch_size = state["seed"], state["epoch"], config.run.batch_size
+    clips = music.training_clips(seed, epoch)
+    order = order_of_epoch(len(clips), seed, epoch, batch_size * accelerator.num_processes)
+    num_steps = len(order) // (batch_size * accelerator.num_processes)
+    saved_at = time.monotonic()
+    while state["step"] < num_steps:
+        done = (epoch + state["step"] / num_steps) / config.run.max_epochs
+        for group in optimizer.param_groups:
+            group["lr"] = config.optim.learning_rate * learning_rate_factor(config.optim, done)
+
+        # Forward and backward.
+        first = (state["step"] * accelerator.num_processes + accelerator.process_index) * batch_size
+        some = [clips[i] for i in order[first : first + batch_size]]
+        batch = music.cached.collate(some, seed=f"window {seed} {epoch}").to(accelerator.device)
+        place = f"dropout {seed} {epoch} {state['step']} {accelerator.process_index}"
+        torch.manual_seed(random.Random(place).getrandbits(63))
+        with accelerator.autocast():
+            parts = objective(batch)
+        accelerator.backward(parts["loss"])
+
+        # Update.
+        grad_norm = accelerator.clip_grad_norm_(objective.parameters(), config.optim.max_grad_norm)
+        if not torch.isfinite(grad_norm):
+            raise RuntimeError(
+                f"the gradient is not finite in pass {epoch} of seed {seed}; lower `optim.learning_rate` and run again: "
+                "the run resumes from its last checkpoint."
+            )
+        optimizer.step()
+        optimizer.zero_grad()
+        state["step"] += 1
+        for name, value in parts.items():
+            mean = accelerator.reduce(value.detach(), "mean").item()
+            state["loss_sums"][name] = state["loss_sums"].get(name, 0.0) + mean
+
+        # Save.
+        is_due = time.monotonic() - saved_at > 60 * config.run.checkpoint_minutes
+        is_stopping, is_due = agree(accelerator, stop.is_requested, is_due)
+        if is_stopping or is_due:
+            save()
+            saved_at = time.monotonic()
+        if is_stopping:
+            return None
+    return {name: total / num_steps for name, total in state["loss_sums"].items()}
+
+
+def replace_model(model: WhisQModel, folder: Path) -> None:
+    """Writes the weights of the best pass in place of those that were the best before."""
+    temporary, outdated = folder.with_name(f".{folder.name}.tmp"), folder.with_name(f".{folder.name}.old")
+    for leftover in (temporary, outdated):
+        shutil.rmtree(leftover, ignore_errors=True)
+    model.save_pretrained(temporary)
+    # A folder cannot replace another in one step, so for a moment there is none.
+    if folder.exists():
+        os.replace(folder, outdated)
+    os.replace(temporary, folder)
+    shutil.rmtree(outdated, ignore_errors=True)
+
+
+def cut_log(path: Path, epoch: int) -> None:
+    """Removes the lines after pass number `epoch`, which a resumed run will write again."""
+    if path.is_file():
+        lines = [
+            line for line in path.read_text().splitlines() if line.endswith("}") and json.loads(line)["epoch"] <= epoch
+        ]
+        path.write_text("".join(line + "\n" for line in lines))
+
+
+def check_same_run(path: Path, config: WhisQConfig) -> None:
+    """Refuses to resume a run with other settings, except those that change no result, and records the settings."""
+    free = {"run.seeds", "run.checkpoint_minutes", "run.num_resamples", "run.output_dir", "data.features"}
+    if path.is_file():
+        found, given = (flatten(yaml.safe_load(text)) for text in (path.read_text(), format_config(config)))
+        changed = sorted(key for key in found.keys() | given.keys() if found.get(key) != given.get(key))
+        changed = [key for key in changed if key not in free]
+        if changed:
+            raise ValueError(
+                f"{path.parent} holds a run with other settings of {changed}; give another `run.output_dir`, "
+                "or the settings of its config.yaml."
+            )
+    path.write_text(format_config(config))
+
+
+def flatten(values: dict, prefix: str = "") -> dict[str, object]:
+    """Returns nested settings with dots between the levels."""
+    flat: dict[str, object] = {}
+    for key, value in values.items():
+        flat |= flatten(value, f"{prefix}{key}.") if isinstance(value, dict) else {f"{prefix}{key}": value}
+    return flat
+
+
+def agree(accelerator: Accelerator, *flags: bool) -> tuple[bool, ...]:
+    """Returns what the first process says, so that all of them do the same although their clocks differ."""
+    if accelerator.num_processes == 1:
+        return flags
+    return tuple(broadcast(torch.tensor(flags, device=accelerator.device)).tolist())
+
+
+def write_json(path: Path, values: dict) -> None:
+    """Writes a JSON file in one step."""
+    temporary = path.with_name(f".{path.name}.tmp")
+    temporary.write_text(json.dumps(values, indent=2) + "\n")
+    os.replace(temporary, path)
+
+
+def say(accelerator: Accelerator, text: str) -> None:
+    """Prints once, whatever the number of processes."""
+    if accelerator.is_main_process:
+        tqdm.write(text, file=sys.stderr)
+
+
+def build_accelerator(config: WhisQConfig) -> Accelerator:
+    """Joins the processes that were launched together."""
+    # Without `cpu=True`, processes that torchrun started on a machine without a GPU would not find each other.
+    return Accelerator(cpu=not torch.accelerator.is_available(), mixed_precision=config.run.mixed_precision)
+
+
+def report_faults(music: PreparedMusic, folder: Path) -> int:
+    """Says how much of the data could not be used and returns the exit status that follows."""
+    if music.faults:
+        print(f"{len(music.faults)} faults in the data, listed in {folder / 'faults.jsonl'}.", file=sys.stderr)
+    return int(bool(music.faults))
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Runs the command and returns its exit status."""
+    parser = argparse.ArgumentParser(
+        prog="whisq train", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--config", default="default", help="YAML file or preset (%(default)s)")
+    parser.add_argument("--dry-run", action="store_true", help="print settings and size, and stop")
+    parser.add_argument("overrides", nargs="*", metavar="key=value", help="settings that replace those of the file")
+    arguments = parser.parse_args(argv)
+    try:
+        config = load_config(arguments.config, arguments.overrides)
+        if arguments.dry_run:
+            print(format_config(config))
+            return 0
+        accelerator = build_accelerator(config)
+        with StopSignal() as stop:
+            music = prepare(config, accelerator)
+            results = train(config, music, accelerator, stop)
+    except (ValueError, OSError, RuntimeError) as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    if results is None:
+        return 130
+    if accelerator.is_main_process:
+        for split, summary in results.items():
+            print(f"## {split}, mean ± sd of {len(config.run.seeds)} seeds\n\n{format_tables({'WhisQ': summary})}")
+        return report_faults(music, Path(config.run.output_dir))
+    return int(bool(music.faults))
+
+
+if __name__ == "__main__":
+    sys.exit(main())
