@@ -118,7 +118,7 @@ def test_bad_waveforms_are_refused(clap):
             clap.embed_audio([waveform], RATE)
 
 
-def test_the_embedded_model_sits_behind_the_same_interface():
+def test_the_embedded_model_sits_behind_the_same_interface(tmp_path):
     from whisq.modeling_clap import MiniClap
 
     torch.manual_seed(0)
@@ -129,6 +129,10 @@ def test_the_embedded_model_sits_behind_the_same_interface():
     assert together.shape == (2, 8)
     np.testing.assert_allclose(clap.embed_audio([short], 16_000)[0], together[1], atol=1e-4)
     assert clap.name.startswith("clap-mini@")
+    model.save_pretrained(tmp_path)
+    loaded = load_clap(str(tmp_path))
+    assert loaded.name == clap.name
+    np.testing.assert_allclose(loaded.embed_audio([short], 16_000), clap.embed_audio([short], 16_000), atol=1e-5)
 
 
 def laion_weights(model):

@@ -66,7 +66,7 @@ def write_thresholds(path: str | Path, thresholds: Thresholds) -> None:
 
 
 def derive_thresholds(
-    audio_embeddings: np.ndarray, text_embeddings: np.ndarray, *, wrong_kept_share: float = 0.1
+    audio_embeddings: np.ndarray, text_embeddings: np.ndarray, *, wrong_kept_share: float = 0.15
 ) -> Thresholds:
     """Derives thresholds from one caption for each of many clips, right or wrong.
 

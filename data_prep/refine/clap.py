@@ -8,6 +8,7 @@ move, so a clip has the same embedding always; the random crops of CLAP's own fr
 from __future__ import annotations
 
 import hashlib
+import json
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Protocol
@@ -50,7 +51,8 @@ def load_clap(name_or_path: str = EMBEDDED, *, revision: str | None = None, devi
     """Loads a CLAP model.
 
     Args:
-        name_or_path: "embedded"; a folder or Hub id of a `ClapModel`; or a LAION checkpoint (.pt or .safetensors).
+        name_or_path: "embedded"; a folder or Hub id of a `ClapModel`; a folder that `whisq.train_clap` wrote; or a LAION
+            checkpoint (.pt or .safetensors).
         revision: Version of a model on the Hub.
         device: Where it computes.
     """
@@ -58,9 +60,18 @@ def load_clap(name_or_path: str = EMBEDDED, *, revision: str | None = None, devi
         from whisq.embedded import load_clap as load_mini_clap
 
         return EmbeddedClap(load_mini_clap().to(device))
+    if _is_mini_clap(Path(name_or_path)):
+        from whisq.modeling_clap import MiniClap
+
+        return EmbeddedClap(MiniClap.from_pretrained(name_or_path).to(device))
     if name_or_path.endswith(LAION_SUFFIXES):
         return LaionClap(name_or_path, device=device)
     return TransformersClap.from_pretrained(name_or_path, revision=revision, device=device)
+
+
+def _is_mini_clap(folder: Path) -> bool:
+    config = folder / "config.json"
+    return config.is_file() and json.loads(config.read_text(encoding="utf-8")).get("_class_name") == "MiniClap"
 
 
 def split_windows(waveform: np.ndarray, window_samples: int) -> list[np.ndarray]:
