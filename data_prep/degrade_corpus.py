@@ -9,10 +9,12 @@ on the number of processes; an interrupted run is taken up where it stopped.
 """
 
 import argparse
+import functools
 import json
 import multiprocessing
 import sys
 import zlib
+from collections.abc import Iterator
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
@@ -146,20 +148,39 @@ def degrade_corpus(
     done = _read_progress(folder)
     missing = [record for record in records if record.id not in done]
     failures = []
-    with ProcessPoolExecutor(num_workers, multiprocessing.get_context("spawn")) as executor:
-        jobs = [executor.submit(degrade_clip, record, manifest.parent, folder, settings) for record in missing]
-        with (folder / "progress.jsonl").open("a", encoding="utf-8") as progress:
-            for record, job in tqdm(zip(missing, jobs, strict=True), total=len(jobs), unit="clip"):
-                try:
-                    done[record.id] = job.result()
-                except (ValueError, OSError) as error:
-                    failures.append(f"{record.id}: {error}")
-                    continue
-                line = {"id": record.id, "records": [version.to_dict() for version in done[record.id]]}
-                progress.write(json.dumps(line) + "\n")
-                progress.flush()
+    with (folder / "progress.jsonl").open("a", encoding="utf-8") as progress:
+        outcomes = _degrade_all(missing, manifest.parent, folder, settings, num_workers)
+        for record, (versions, error) in tqdm(zip(missing, outcomes, strict=True), total=len(missing), unit="clip"):
+            if error:
+                failures.append(f"{record.id}: {error}")
+                continue
+            done[record.id] = versions
+            line = {"id": record.id, "records": [version.to_dict() for version in versions]}
+            progress.write(json.dumps(line) + "\n")
+            progress.flush()
     write_manifest(folder / "manifest.jsonl", (version for record in records for version in done.get(record.id, [])))
     return folder / "manifest.jsonl", failures
+
+
+def _degrade_all(
+    records: list[Record], root: Path, folder: Path, settings: DegradeSettings, num_workers: int
+) -> Iterator[tuple[list[Record], str | None]]:
+    """Yields the versions of each clip in order, or what was wrong with it."""
+    job = functools.partial(_try_to_degrade, root=root, folder=folder, settings=settings)
+    if num_workers == 1 or not records:
+        yield from map(job, records)
+        return
+    with ProcessPoolExecutor(num_workers, multiprocessing.get_context("spawn")) as executor:
+        yield from executor.map(job, records, chunksize=4)
+
+
+def _try_to_degrade(
+    record: Record, root: Path, folder: Path, settings: DegradeSettings
+) -> tuple[list[Record], str | None]:
+    try:
+        return degrade_clip(record, root, folder, settings), None
+    except (ValueError, OSError) as error:
+        return [], str(error)
 
 
 def _check_settings(folder: Path, settings: DegradeSettings) -> None:

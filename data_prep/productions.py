@@ -35,7 +35,8 @@ def produce(waveform: np.ndarray, sampling_rate: int, generator: np.random.Gener
 
 def _equalize(waveform: np.ndarray, sampling_rate: int, generator: np.random.Generator) -> np.ndarray:
     """Lifts or lowers a broad band by up to 6 dB."""
-    center_hz = float(np.exp(generator.uniform(np.log(120.0), np.log(0.4 * sampling_rate))))
+    # The band is 1 / 0.7 times as wide as its centre is high, and must end below half the sampling rate.
+    center_hz = float(np.exp(generator.uniform(np.log(120.0), np.log(0.3 * sampling_rate))))
     gain = 10 ** (generator.uniform(-6.0, 6.0) / 20) - 1.0
     numerator, denominator = signal.iirpeak(center_hz, 0.7, fs=sampling_rate)
     return waveform + gain * signal.lfilter(numerator, denominator, waveform)

@@ -161,6 +161,7 @@ class LogMel(nn.Module):
         self.hop_length = hop_length
         filters = mel_filter_bank(sampling_rate, n_fft, num_mel_bins, min_frequency_hz, max_frequency_hz)
         self.register_buffer("filters", filters, persistent=False)
+        self.register_buffer("bins_per_band", (filters > 0).sum(dim=1).float(), persistent=False)
         self.register_buffer("window", torch.hann_window(n_fft), persistent=False)
 
     def forward(self, waveforms: torch.Tensor) -> torch.Tensor:

@@ -45,6 +45,47 @@ def multi_resolution_stft_distance(
     return torch.stack(distances).mean()
 
 
-def frame_loudness(mel_spectrogram: torch.Tensor) -> torch.Tensor:
-    """Natural logarithm of each frame's energy: log-mel `(batch, 1, frames, mel_bins)` to `(batch, 1, frames)`."""
-    return (2 * mel_spectrogram).logsumexp(dim=-1) / 2
+def loudness_error(predicted: torch.Tensor, target: torch.Tensor, bins_per_band: torch.Tensor) -> torch.Tensor:
+    """How far apart the loudness of log-mel spectrograms is, frame by frame and over the whole crop.
+
+    Args:
+        predicted: Log-mel of shape `(batch, 1, frames, mel_bins)`.
+        target: Log-mel of the same shape.
+        bins_per_band: Number of Fourier bins in each mel band `(mel_bins,)`; a wide band of the same mean magnitude
+            carries more energy.
+
+    Returns:
+        A scalar tensor: mean absolute difference of the natural logarithm of the amplitude, over frames plus over crops.
+    """
+    frame_error = _frame_loudness(predicted, bins_per_band) - _frame_loudness(target, bins_per_band)
+    crop_error = _crop_loudness(predicted, bins_per_band) - _crop_loudness(target, bins_per_band)
+    return frame_error.abs().mean() + crop_error.abs().mean()
+
+
+def waveform_loudness_error(predicted: torch.Tensor, target: torch.Tensor) -> torch.Tensor:
+    """How far apart the loudness of waveforms `(batch, samples)` is, in frames of 64 ms and over the whole crop.
+
+    Returns:
+        A scalar tensor: mean absolute difference of the natural logarithm of the root-mean-square amplitude, floored at
+        1e-4, over frames plus over crops.
+    """
+
+    def log_amplitude(waveforms: torch.Tensor, frame_length: int) -> torch.Tensor:
+        power = torch.nn.functional.avg_pool1d(waveforms.square()[:, None], frame_length, frame_length // 2)
+        return power.clamp(min=1e-8).log() / 2
+
+    errors = [
+        (log_amplitude(predicted, frame_length) - log_amplitude(target, frame_length)).abs().mean()
+        for frame_length in (1024, predicted.shape[1])
+    ]
+    return torch.stack(errors).sum()
+
+
+def _frame_loudness(mel_spectrogram: torch.Tensor, bins_per_band: torch.Tensor) -> torch.Tensor:
+    """Half the logarithm of each frame's energy, `(batch, 1, frames)`."""
+    return (2 * mel_spectrogram + bins_per_band.log()).logsumexp(dim=-1) / 2
+
+
+def _crop_loudness(mel_spectrogram: torch.Tensor, bins_per_band: torch.Tensor) -> torch.Tensor:
+    """Half the logarithm of the energy of all frames, `(batch, 1)`."""
+    return (2 * mel_spectrogram + bins_per_band.log()).logsumexp(dim=(-2, -1)) / 2

@@ -1,9 +1,9 @@
 """Trains the mel autoencoder: `accelerate launch -m qamdt.train_vae --manifest corpus/manifest.jsonl --output-dir vae`.
 
 The network is diffusers' `AutoencoderKL`, as in AudioLDM, slimmer and with 8 instead of 4 times fewer frames and
-bins. Loss: absolute error of the log-mel values and of the loudness of each frame, plus a light pull of the posterior
-towards the standard normal. The loudness matters because the best guess in absolute error is a median, which is quieter
-than the peaks of a spectrum.
+bins. Loss: absolute error of the log-mel values and of the loudness, plus a light pull of the posterior towards the
+standard normal. The loudness matters because the best guess in absolute error is a median, which is quieter than the
+peaks of a spectrum.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from torch import nn
 from qamdt.audio import LogMel
 from qamdt.cpu_memory import keep_freed_memory
 from qamdt.decoder_training import RandomCrops, add_fit_arguments, fit, fit_options
-from qamdt.spectral_losses import frame_loudness
+from qamdt.spectral_losses import loudness_error
 
 
 def build_vae(channels: list[int], latent_channels: int, mel_mean: float, mel_std: float) -> AutoencoderKL:
@@ -51,11 +51,11 @@ def build_vae(channels: list[int], latent_channels: int, mel_mean: float, mel_st
 
 
 class VAELoss(nn.Module):
-    """Reconstruction errors of the log-mel spectrogram and of frame loudness plus the weighted Kullback-Leibler term.
+    """Reconstruction errors of the log-mel spectrogram and of its loudness plus the weighted Kullback-Leibler term.
 
     Args:
         vae: The autoencoder to train.
-        loudness_weight: Weight of the absolute error of the frames' log energy.
+        loudness_weight: Weight of the loudness error (`qamdt.spectral_losses.loudness_error`).
         kl_weight: Weight of the Kullback-Leibler divergence per latent value.
         bf16: Whether the network runs in bfloat16.
     """
@@ -76,11 +76,11 @@ class VAELoss(nn.Module):
             noise = torch.randn(posterior.mean.shape, generator=generator).to(posterior.mean)
             reconstruction = self.vae.decode(posterior.mean + posterior.std * noise).sample.float()
         mel_error = (reconstruction - mel_spectrogram).abs().mean()
-        loudness_error = (frame_loudness(reconstruction) - frame_loudness(mel_spectrogram)).abs().mean()
+        loudness = loudness_error(reconstruction, mel_spectrogram, self.log_mel.bins_per_band)
         mean, log_variance = posterior.mean.float(), posterior.logvar.float()
         kl = 0.5 * (mean.square() + log_variance.exp() - 1 - log_variance).mean()
-        loss = mel_error + self.loudness_weight * loudness_error + self.kl_weight * kl
-        parts = {"mel_error": mel_error, "loudness_error": loudness_error, "kl": kl}
+        loss = mel_error + self.loudness_weight * loudness + self.kl_weight * kl
+        parts = {"mel_error": mel_error, "loudness_error": loudness, "kl": kl}
         return {"loss": loss} | {name: value.detach() for name, value in parts.items()}
 
 

@@ -1,7 +1,7 @@
 """Trains the vocoder: `accelerate launch -m qamdt.train_vocoder --manifest corpus/manifest.jsonl --output-dir vocoder`.
 
 Spectral losses only: the multi-resolution STFT distance and the absolute errors of the log-mel spectrogram and of the
-loudness of each frame. With `--vae`, half of each batch is vocoded from reconstructed spectrograms, which is what
+loudness. With `--vae`, half of each batch is vocoded from reconstructed spectrograms, which is what
 generation will feed it.
 """
 
@@ -18,7 +18,7 @@ from qamdt.audio import LogMel
 from qamdt.cpu_memory import keep_freed_memory
 from qamdt.decoder_training import RandomCrops, add_fit_arguments, fit, fit_options
 from qamdt.models.vocoder_istft import ISTFTVocoder
-from qamdt.spectral_losses import frame_loudness, multi_resolution_stft_distance
+from qamdt.spectral_losses import multi_resolution_stft_distance, waveform_loudness_error
 
 
 class VocoderLoss(nn.Module):
@@ -27,7 +27,7 @@ class VocoderLoss(nn.Module):
     Args:
         vocoder: The vocoder to train.
         vae: Frozen autoencoder through which half of the spectrograms pass, or `None`.
-        loudness_weight: Weight of the absolute error of the frames' log energy.
+        loudness_weight: Weight of the loudness error (`qamdt.spectral_losses.waveform_loudness_error`).
         bf16: Whether the networks run in bfloat16.
     """
 
@@ -47,9 +47,9 @@ class VocoderLoss(nn.Module):
         stft_distance = multi_resolution_stft_distance(prediction, waveforms)
         mel_spectrogram = self.log_mel(prediction)
         mel_error = (mel_spectrogram - target_mel).abs().mean()
-        loudness_error = (frame_loudness(mel_spectrogram) - frame_loudness(target_mel)).abs().mean()
-        parts = {"stft_distance": stft_distance, "mel_error": mel_error, "loudness_error": loudness_error}
-        loss = stft_distance + mel_error + self.loudness_weight * loudness_error
+        loudness = waveform_loudness_error(prediction, waveforms)
+        parts = {"stft_distance": stft_distance, "mel_error": mel_error, "loudness_error": loudness}
+        loss = stft_distance + mel_error + self.loudness_weight * loudness
         return {"loss": loss} | {name: value.detach() for name, value in parts.items()}
 
     @torch.no_grad()
