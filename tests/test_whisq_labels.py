@@ -172,8 +172,7 @@ def test_too_few_scores_give_no_levels(tmp_path):
 def test_an_edge_belongs_to_the_level_above_it():
     edges = (2.0, 2.5, 3.5, 4.0)
     assert assign_levels(np.array([1.9, 2.0, 2.4, 2.5, 3.5, 4.0]), edges).tolist() == [1, 2, 2, 3, 4, 5]
-    assert soft_levels(2.25, edges) == [0, 1, 0, 0, 0]
-    assert soft_levels(5.0, edges) == [0, 0, 0, 0, 1]
+    assert soft_levels(np.array([2.25, 5.0]), edges).tolist() == [[0, 1, 0, 0, 0], [0, 0, 0, 0, 1]]
 
 
 def test_filtering_keeps_manifest_lines_as_they_are(tmp_path, capsys):

@@ -100,39 +100,41 @@ def label_rows(
         per_source: Whether scores are standardized by their source.
     """
     distribution = stats.overall_quality_per_source if per_source else stats.overall_quality
-    edges, (low_edge, high_edge) = quality_stats["edges"], quality_stats["prefix_edges"]
-    labels = []
-    for row in rows:
-        label = row | {"stats_id": stats.stats_id, "level": 0, "prefix": "", "source_level": 0}
-        if row["status"] == "ok":
-            score, curve = judged_scores(row, stats, per_source=per_source)
-            frames = np.asarray(row["frame_overall_quality"])
-            label |= {
-                "quality_score": score,
-                "quality_frames": curve,
-                "z": (score - distribution.mean) / distribution.std if distribution.std else 0.0,
-                "percentile": float(distribution.percentile(np.array([score]))[0]),
-                "level": int(assign_levels(np.array([score]), edges)[0]),
-                "level_soft": soft_levels(score, edges),
-                "frame_level": assign_levels(np.asarray(curve), edges),
-                "source_level": source_levels.get(row.get("source", ""), 0),
-                "prefix": f"{'low' if score <= low_edge else 'high' if score >= high_edge else 'medium'} quality",
-                "overall_quality_min": float(frames.min()),
-                "overall_quality_p10": float(np.percentile(frames, 10)),
-            }
-            if row.get("text_alignment") is not None and stats.text_alignment is not None:
-                alignment = np.array([row["text_alignment"]])
-                label["text_alignment_percentile"] = float(stats.text_alignment.percentile(alignment)[0])
-        labels.append(label)
+    edges = quality_stats["edges"]
+    labels = [row | {"stats_id": stats.stats_id, "level": 0, "prefix": "", "source_level": 0} for row in rows]
+    scored = [label for label in labels if label["status"] == "ok"]
+    if not scored:
+        return labels
+    judged = [judged_scores(row, stats, per_source=per_source) for row in scored]
+    scores = np.array([score for score, _ in judged])
+    curves = [curve for _, curve in judged]
+    frame_levels = np.split(assign_levels(np.concatenate(curves), edges), np.cumsum(list(map(len, curves)))[:-1])
+    columns = {
+        "quality_score": scores.tolist(),
+        "quality_frames": curves,
+        "z": ((scores - distribution.mean) / (distribution.std or 1.0)).tolist(),
+        "percentile": distribution.percentile(scores).tolist(),
+        "level": assign_levels(scores, edges).tolist(),
+        "level_soft": soft_levels(scores, edges).tolist(),
+        "frame_level": frame_levels,
+        "prefix": [f"{quality_word(score, quality_stats['prefix_edges'])} quality" for score in scores],
+        "source_level": [source_levels.get(row.get("source", ""), 0) for row in scored],
+        "overall_quality_min": [min(row["frame_overall_quality"]) for row in scored],
+        "overall_quality_p10": [float(np.percentile(row["frame_overall_quality"], 10)) for row in scored],
+    }
+    for index, label in enumerate(scored):
+        label |= {name: values[index] for name, values in columns.items()}
+        if label.get("text_alignment") is not None and stats.text_alignment is not None:
+            label["text_alignment_percentile"] = float(stats.text_alignment.percentile(label["text_alignment"]))
     return labels
 
 
 def judged_scores(row: dict[str, Any], stats: ScoreStats, *, per_source: bool) -> tuple[float, list[float]]:
     """Returns the score and the curve that levels are made of: the raw ones, or those standardized by their source."""
+    if not per_source:
+        return row["overall_quality"], row["frame_overall_quality"]
     scores = np.array([row["overall_quality"], *row["frame_overall_quality"]])
-    if per_source:
-        scores = stats.standardize(scores, row.get("source", "")).round(4)
-    score, *curve = scores.tolist()
+    score, *curve = stats.standardize(scores, row.get("source", "")).round(4).tolist()
     return score, curve
 
 
@@ -141,15 +143,20 @@ def assign_levels(scores: np.ndarray, edges: Sequence[float]) -> np.ndarray:
     return 1 + np.searchsorted(edges, scores, side="right")
 
 
-def soft_levels(score: float, edges: Sequence[float]) -> list[float]:
-    """Shares a score out to the levels whose centres it lies between; the shares of the five levels add up to one."""
+def soft_levels(scores: np.ndarray, edges: Sequence[float]) -> np.ndarray:
+    """Shares scores `(n,)` out to the levels whose centres they lie between; the shares `(n, 5)` add up to one."""
     first, second, third, fourth = edges
     lowest = min(first, max(2 * first - second, MIN_RATING))
     highest = max(fourth, min(2 * fourth - third, MAX_RATING))
     bounds = np.array([lowest, *edges, highest])
-    centres = (bounds[:-1] + bounds[1:]) / 2
-    place = np.interp(score, centres, np.arange(NUM_LEVELS))
-    return np.maximum(0.0, 1.0 - np.abs(np.arange(NUM_LEVELS) - place)).tolist()
+    places = np.interp(scores, (bounds[:-1] + bounds[1:]) / 2, np.arange(NUM_LEVELS))
+    return np.maximum(0.0, 1.0 - np.abs(np.arange(NUM_LEVELS) - places[:, None]))
+
+
+def quality_word(score: float, prefix_edges: Sequence[float]) -> str:
+    """Says low, medium or high; both edges belong to the words further out."""
+    low_edge, high_edge = prefix_edges
+    return "low" if score <= low_edge else "high" if score >= high_edge else "medium"
 
 
 def make_schema(pyarrow: Any) -> pyarrow.Schema:

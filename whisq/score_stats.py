@@ -140,9 +140,7 @@ class ScoreStats:
         A source that the statistics do not know, or that has too few or only equal scores, keeps its scores.
         """
         known = self.sources.get(source)
-        if known is None:
-            return scores
-        return _stretch(scores, asdict(known), self.overall_quality.mean, self.overall_quality.std)
+        return scores if known is None else _stretch(scores, known, self.overall_quality)
 
     def quality_stats(
         self, *, method: str | None = None, thresholds: Thresholds | None = None, per_source: bool = False
@@ -161,8 +159,8 @@ class ScoreStats:
         thresholds = thresholds or distribution.thresholds.get(method)
         if thresholds is None:
             raise ValueError(
-                f"thresholds by {method!r} need at least {NUM_LEVELS} distinct scores, and "
-                f"{distribution.num_clips} clips do not have as many. Score more clips, or give thresholds."
+                f"thresholds can be derived from at least {NUM_LEVELS} distinct scores, and the "
+                f"{distribution.num_clips} clips have fewer. Score more clips, or give thresholds."
             )
         return {
             "mean": distribution.mean,
@@ -203,16 +201,17 @@ def measure_scores(paths: Iterable[str | Path], *, method: str | None = None) ->
             f"scores must come from one scorer, got {sorted(scorers) or 'no scored clip at all'}; keep others apart."
         )
     scores = {source: np.asarray(values) for source, values in sorted(by_source.items())}
+    sources = {source: Distribution(**_moments(values)) for source, values in scores.items()}
     everything = np.concatenate(list(scores.values()))
-    moments = everything.mean(), everything.std()
-    standardized = np.concatenate([_stretch(values, _moments(values), *moments) for values in scores.values()])
+    overall = _describe(everything)
+    standardized = np.concatenate([_stretch(values, sources[source], overall) for source, values in scores.items()])
     facts = {
         "scorer": scorers.pop(),
         "num_errors": num_errors,
-        "overall_quality": _add_thresholds(_describe(everything), everything, method),
+        "overall_quality": _add_thresholds(overall, everything, method),
         "overall_quality_per_source": _add_thresholds(_describe(standardized), standardized, method),
         "text_alignment": _describe(np.asarray(alignment)) if alignment else None,
-        "sources": {source: Distribution(**_moments(values)) for source, values in scores.items()},
+        "sources": sources,
         "created_from": created_from,
     }
     content = json.dumps({name: _plain(value) for name, value in facts.items()}, sort_keys=True)
@@ -267,11 +266,11 @@ def _moments(scores: np.ndarray) -> dict[str, float]:
     }
 
 
-def _stretch(scores: np.ndarray, moments: dict[str, float], mean: float, std: float) -> np.ndarray:
-    """Moves scores of a source with `moments` to another mean and deviation; too few or equal ones stay as they are."""
-    if moments["num_clips"] < _MIN_CLIPS_PER_SOURCE or moments["std"] == 0:
+def _stretch(scores: np.ndarray, source: Distribution, overall: Distribution) -> np.ndarray:
+    """Moves scores of a source to the mean and deviation of all; too few or equal ones stay as they are."""
+    if source.num_clips < _MIN_CLIPS_PER_SOURCE or source.std == 0:
         return scores
-    return np.clip(mean + (scores - moments["mean"]) * (std / moments["std"]), MIN_RATING, MAX_RATING)
+    return np.clip(overall.mean + (scores - source.mean) * (overall.std / source.std), MIN_RATING, MAX_RATING)
 
 
 def _plain(value: Any) -> Any:
