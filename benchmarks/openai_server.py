@@ -2,7 +2,8 @@
 
     python -m benchmarks.openai_server --port 8000 --script '["429", "cut", "ok"]' --log requests.jsonl
 
-The n-th try of a prompt is answered as the n-th entry of the script says, and every further try with the last entry.
+The n-th try of a prompt is answered as the n-th entry of the script says, and every further try with the last entry. A
+model called `script:429,cut,ok` brings a script of its own.
 The caption refiner's tests and throughput benchmark run against it: a process of its own behind a real socket, so that
 what they measure is what a client meets. It prints its port when it listens. `BEHAVIOURS` lists what a script may say.
 """
@@ -44,7 +45,7 @@ class Server:
         script: What to do at the first, second, … try of a prompt; the last entry holds for all further tries.
         answer: What string properties of an answer are filled with.
         latency_in_s: How long every answer takes.
-        log: Where to note each chat request: prompt hash, try, behaviour, and how many were in flight.
+        log: Where to note each chat request: hash of its prompt, model, behaviour, how many were in flight, and when.
         key: The key that requests must bring; any when `None`.
     """
 
@@ -102,17 +103,22 @@ class Server:
 
     async def _chat(self, writer: asyncio.StreamWriter, request: dict, authorization: str | None) -> bool:
         prompt = hashlib.sha256(json.dumps(request["messages"]).encode()).hexdigest()[:16]
-        behaviour = self.script[min(self.tries[prompt], len(self.script) - 1)]
-        self.tries[prompt] += 1
+        behaviour = self._choose(prompt, request["model"])
         self.in_flight += 1
         if self.log:
-            entry = {"prompt": prompt, "try": self.tries[prompt], "behaviour": behaviour, "in_flight": self.in_flight}
-            self.log.write(json.dumps(entry | {"time": time.monotonic(), "model": request["model"]}) + "\n")
+            entry = {"prompt": prompt, "model": request["model"], "behaviour": behaviour, "in_flight": self.in_flight}
+            self.log.write(json.dumps(entry | {"time": time.monotonic()}) + "\n")
         try:
             await asyncio.sleep(self.latency_in_s + (5.0 if behaviour == "slow" else 0.0))
             return await self._behave(writer, behaviour, request, authorization)
         finally:
             self.in_flight -= 1
+
+    def _choose(self, prompt: str, model: str) -> str:
+        """Says how to answer the next try of a prompt."""
+        script = model.removeprefix("script:").split(",") if model.startswith("script:") else self.script
+        self.tries[prompt + model] += 1
+        return script[min(self.tries[prompt + model], len(script)) - 1]
 
     async def _behave(
         self, writer: asyncio.StreamWriter, behaviour: str, request: dict, authorization: str | None
@@ -161,11 +167,7 @@ class Server:
         for line in self.files[request["input_file_id"]].splitlines():
             call = json.loads(line)
             prompt = hashlib.sha256(json.dumps(call["body"]["messages"]).encode()).hexdigest()[:16]
-            behaviour = self.script[min(self.tries[prompt], len(self.script) - 1)]
-            self.tries[prompt] += 1
-            if self.log:
-                entry = {"prompt": prompt, "try": self.tries[prompt], "behaviour": behaviour, "batch": True}
-                self.log.write(json.dumps(entry) + "\n")
+            behaviour = self._choose(prompt, call["body"]["model"])
             if behaviour == "500":
                 response = {"status_code": 500, "body": _error("The server had an error.", None)}
                 errors.append({"custom_id": call["custom_id"], "response": response, "error": None})

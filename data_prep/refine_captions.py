@@ -28,13 +28,14 @@ from data_prep.refine.async_engine import answer_questions, iterate_questions
 from data_prep.refine.batch_engine import BatchEngine
 from data_prep.refine.clap import EMBEDDED
 from data_prep.refine.estimate import estimate
-from data_prep.refine.jobs import Job, RefineSettings
+from data_prep.refine.jobs import RULES, Job, RefineSettings
 from data_prep.refine.llm_client import KEY_VARIABLE, RESPONSE_FORMATS, LlmClient, ModelConfig, RunStopped, Server
 from data_prep.refine.local_engine import run_jobs
 from data_prep.refine.manifest_rows import ManifestRows
 from data_prep.refine.outcomes import MEASURED, TAGS
 from data_prep.refine.own_thresholds import guess_thresholds, sample_positions, settle_thresholds
 from data_prep.refine.ray_engine import ask_on_ray, run_jobs_on_ray
+from data_prep.refine.report import write_report
 from data_prep.refine.run import RefineRun, Summary
 from data_prep.refine.spending import CostLimitReached, Prices, Spending
 from data_prep.refine.step_runner import StepRunner
@@ -104,6 +105,8 @@ class Refinery:
         self.run.open()
         stop = self.refine()
         summary = self.run.finish(self.refined_manifest)
+        if self.options.shard is None and summary.num_refined and not summary.num_pending:
+            self.write_report()
         print(self.describe(summary))
         if stop is not None:
             print(f"error: {stop}", file=sys.stderr)
@@ -128,6 +131,19 @@ class Refinery:
         self.do_step("check")
         return stop
 
+    def write_report(self) -> None:
+        """Writes the report on what the refined manifest holds."""
+        thresholds = self.run.settings.thresholds.to_dict()
+        settings = {
+            "manifest": str(self.runner.manifest),
+            "refined manifest": str(self.refined_manifest),
+            "captioners": ", ".join(self.run.settings.captioners),
+            "CLAP": self.run.clap_name,
+            "thresholds": ", ".join(f"{name} {value:g}" for name, value in thresholds.items()),
+            "fuser": RULES if self.model is None else self.model.model,
+        }
+        write_report(self.run.folder, self.run.iterate_refinements(), settings)
+
     def describe(self, summary: Summary) -> str:
         """Says what was done and where it lies."""
         parts = [f"{summary.num_refined} of {summary.num_clips} clips refined"]
@@ -141,7 +157,7 @@ class Refinery:
         if self.options.shard is not None:
             lines.append("When all shards are done, run without `--shard` to join them.")
         elif summary.num_refined and not summary.num_pending:
-            lines.append(f"refined manifest: {self.refined_manifest}")
+            lines.append(f"refined manifest: {self.refined_manifest}\nreport: {self.run.folder / 'report.md'}")
         return "\n".join(lines)
 
     def settle_thresholds(self) -> None:

@@ -167,8 +167,13 @@ class LlmClient:
         self.stopped: Exception | None = None
         self._was_reached = False
         self._key = key or server.read_key()
-        self._client = import_openai().AsyncOpenAI(
-            base_url=server.base_url, api_key=self._key, max_retries=0, timeout=server.timeout_in_s
+        openai = import_openai()
+        self._client = openai.AsyncOpenAI(
+            base_url=server.base_url,
+            api_key=self._key,
+            max_retries=0,  # `ask` tries again itself, within the limits and knowing what no waiting mends
+            timeout=server.timeout_in_s,
+            http_client=openai.DefaultAioHttpClient(timeout=server.timeout_in_s),  # half the work of the usual one
         )
 
     async def close(self) -> None:
@@ -318,9 +323,10 @@ def redact(text: str, key: str) -> str:
 def import_openai():
     """Imports the package of extra `refine`."""
     try:
+        import aiohttp  # noqa: F401  the transport that `openai` takes when it is there
         import openai
     except ImportError as error:
-        raise RuntimeError("a language model needs the `openai` package: pip install 'qamdt[refine]'.") from error
+        raise RuntimeError(f"a language model needs {error.name!r}: pip install 'qamdt[refine]'.") from error
     return openai
 
 

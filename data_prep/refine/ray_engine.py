@@ -20,7 +20,6 @@ from data_prep.refine.async_engine import answer_concurrently, iterate_questions
 from data_prep.refine.jobs import Job, RefineSettings
 from data_prep.refine.llm_client import LlmClient, RunStopped, Server
 from data_prep.refine.spending import CostLimitReached, Spending, Usage
-from data_prep.refine.step_runner import StepRunner
 
 
 JOBS_PER_DATASET = 20_000  # handed to the cluster at a time, which bounds the memory of this machine
@@ -111,6 +110,8 @@ class _StepActor:
     """A process of the cluster with the models."""
 
     def __init__(self, step: str, manifest: Path, settings: RefineSettings, device: str):
+        from data_prep.refine.step_runner import StepRunner  # here, so that actors that only ask load no models
+
         self.step = step
         self.runner = StepRunner(manifest, settings, device=device)
 

@@ -158,6 +158,12 @@ class RefineRun:
             num_pending=counts[None],
         )
 
+    def iterate_refinements(self) -> Iterator[Refinement]:
+        """Yields what `finish` wrote down of each clip."""
+        with (self.folder / "refinements.jsonl").open(encoding="utf-8") as file:
+            for line in file:
+                yield Refinement.from_dict(json.loads(line))
+
     def _find_outcome(self, position: int) -> tuple[Record, Refinement] | dict[str, Any] | None:
         """Returns a clip and its refinement, or why it failed, or `None` where it is pending."""
         try:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import base64
+import functools
 from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
@@ -34,22 +35,30 @@ CAPTIONERS: dict[str, Captioner] = {MEASURED: caption_by_measuring, TAGS: captio
 
 
 class StepRunner:
-    """Runs the steps that need no network. It holds the models, so each process builds one and keeps it.
+    """Runs the steps that need no network. It keeps the models, so each process builds one and holds on to it.
 
     Args:
         manifest: The manifest, to find the audio from.
         settings: Settings of the run.
-        clap: The CLAP model; loaded as the settings say when `None`.
-        device: Where a CLAP model that is loaded computes.
+        device: Where the models compute.
     """
 
-    def __init__(self, manifest: Path, settings: RefineSettings, clap: Clap | None = None, *, device: str = "cpu"):
+    def __init__(self, manifest: Path, settings: RefineSettings, *, device: str = "cpu"):
         self.manifest = manifest
         self.settings = settings
-        self.clap = clap or load_clap(settings.clap, device=device)
-        self._captioners = [
-            CAPTIONERS.get(name) or TransformersCaptioner.from_pretrained(name, device=device)
-            for name in settings.captioners
+        self.device = device
+
+    @functools.cached_property
+    def clap(self) -> Clap:
+        """The CLAP model, loaded when it is first needed."""
+        return load_clap(self.settings.clap, device=self.device)
+
+    @functools.cached_property
+    def captioners(self) -> list[Captioner]:
+        """The captioners, loaded when they are first needed."""
+        return [
+            CAPTIONERS.get(name) or TransformersCaptioner.from_pretrained(name, device=self.device)
+            for name in self.settings.captioners
         ]
 
     def run(self, step: str, jobs: Sequence[Job]) -> list[dict[str, Any]]:
@@ -72,7 +81,7 @@ class StepRunner:
         for job in jobs:
             try:
                 waveform = self._read_audio(job.record)
-                candidates = generate_candidates(job.record, waveform, sampling_rate, self._captioners)
+                candidates = generate_candidates(job.record, waveform, sampling_rate, self.captioners)
             except (ValueError, OSError) as error:
                 rows.append(make_row(job.key, job.record.id, failure=str(error)))
                 continue
