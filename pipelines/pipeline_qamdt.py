@@ -20,8 +20,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from diffusers import AudioPipelineOutput, AutoencoderKL, DiffusionPipeline
-from diffusers.schedulers import KarrasDiffusionSchedulers
+from diffusers import AudioPipelineOutput, AutoencoderKL, DiffusionPipeline, SchedulerMixin
 from diffusers.utils import logging
 from diffusers.utils.torch_utils import randn_tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerBase, SpeechT5HifiGan
@@ -58,7 +57,8 @@ class QAMDTPipeline(LoadingMixin, DiffusionPipeline, QAMDTLoraLoaderMixin, metac
         text_encoder: Encoder of prompts; `None` if calls bring `prompt_embeds`.
         tokenizer: Its tokenizer.
         transformer: The denoising network.
-        scheduler: Any scheduler of diffusers' Karras family, with the network's noise schedule.
+        scheduler: Any scheduler of diffusers' Karras family with the network's noise schedule, or, for a network that
+            was trained as a flow, `FlowMatchEulerDiscreteScheduler`.
         vocoder: Maps log-mel `(batch, frames, mel_bins)` to `(batch, samples)`.
         quality_stats: `QualityStats.to_dict()` of the training set; without it `quality` can only be a word.
         text_encoder_package: The Python package that holds the text encoder, for a model saved without.
@@ -76,7 +76,7 @@ class QAMDTPipeline(LoadingMixin, DiffusionPipeline, QAMDTLoraLoaderMixin, metac
         text_encoder: PreTrainedModel | None,
         tokenizer: PreTrainedTokenizerBase | None,
         transformer: QAMDTTransformer2DModel,
-        scheduler: KarrasDiffusionSchedulers,
+        scheduler: SchedulerMixin,
         vocoder: ISTFTVocoder | SpeechT5HifiGan,
         quality_stats: dict[str, Any] | None = None,
         text_encoder_package: str | None = None,
@@ -183,7 +183,8 @@ class QAMDTPipeline(LoadingMixin, DiffusionPipeline, QAMDTLoraLoaderMixin, metac
             latents = randn_tensor(shape, generator=generator, device=self._execution_device, dtype=torch.float32)
         elif latents.shape != shape:
             raise ValueError(f"`latents` must have shape {shape} for this call, got {tuple(latents.shape)}.")
-        return latents.to(self._execution_device, torch.float32) * self.scheduler.init_noise_sigma
+        # A flow begins at noise of variance one, and its scheduler says nothing about that.
+        return latents.to(self._execution_device, torch.float32) * getattr(self.scheduler, "init_noise_sigma", 1.0)
 
     def decode(self, latents: torch.Tensor) -> torch.Tensor:
         """Turns latents `(batch, channels, latent_frames, latent_bins)` into waveforms `(batch, samples)`."""
@@ -323,7 +324,7 @@ class QAMDTPipeline(LoadingMixin, DiffusionPipeline, QAMDTLoraLoaderMixin, metac
                 if self.interrupt:
                     break
                 is_guided = self.do_classifier_free_guidance and first_guided <= step < last_guided
-                model_input = self.scheduler.scale_model_input(latents, timestep)
+                model_input = self._scale(latents, timestep)
                 model_output = self._predict(model_input, timestep, branches if is_guided else branches[:1])
                 model_output = guide(model_output, scales if is_guided else [])
                 latents = self.scheduler.step(model_output, timestep, latents, **step_arguments, return_dict=False)[0]
@@ -432,6 +433,11 @@ class QAMDTPipeline(LoadingMixin, DiffusionPipeline, QAMDTLoraLoaderMixin, metac
                 return_dict=False,
             )[0]
         return model_output.float()
+
+    def _scale(self, latents: torch.Tensor, timestep: torch.Tensor) -> torch.Tensor:
+        """Brings latents to the size that the network knows, where the scheduler keeps them at another."""
+        is_scaled = hasattr(self.scheduler, "scale_model_input")
+        return self.scheduler.scale_model_input(latents, timestep) if is_scaled else latents
 
     def _step_arguments(self, eta: float, generator: torch.Generator | list[torch.Generator] | None) -> dict[str, Any]:
         """The arguments that only some schedulers take in a step."""

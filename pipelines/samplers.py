@@ -7,6 +7,7 @@ from diffusers import (
     DPMSolverMultistepScheduler,
     EulerAncestralDiscreteScheduler,
     EulerDiscreteScheduler,
+    FlowMatchEulerDiscreteScheduler,
     SchedulerMixin,
     UniPCMultistepScheduler,
 )
@@ -18,6 +19,13 @@ SAMPLERS = {
     "euler": EulerDiscreteScheduler,
     "euler-ancestral": EulerAncestralDiscreteScheduler,
     "ddim": DDIMScheduler,
+}
+
+# The same for a network that was trained as a flow, with what makes each of them follow one.
+FLOW_SAMPLERS = {
+    "dpm++": (DPMSolverMultistepScheduler, {"prediction_type": "flow_prediction", "use_flow_sigmas": True}),
+    "unipc": (UniPCMultistepScheduler, {"prediction_type": "flow_prediction", "use_flow_sigmas": True}),
+    "euler": (FlowMatchEulerDiscreteScheduler, {}),
 }
 
 # How the published QA-MDT generates, as arguments of a call; its scheduler is `paper_scheduler`.
@@ -35,7 +43,16 @@ def make_scheduler(name: str, current: SchedulerMixin) -> SchedulerMixin:
     """Builds the scheduler called `name` with the noise schedule and prediction type of the `current` one."""
     if name not in SAMPLERS:
         raise ValueError(f"`name` must be one of {', '.join(SAMPLERS)}, got {name!r}.")
-    return SAMPLERS[name].from_config(current.config)
+    config = current.config
+    if not (isinstance(current, FlowMatchEulerDiscreteScheduler) or config.get("use_flow_sigmas")):
+        return SAMPLERS[name].from_config(config)
+    if name not in FLOW_SAMPLERS:
+        raise ValueError(
+            f"`name` must be one of {', '.join(FLOW_SAMPLERS)} for a model that was trained as a flow, got {name!r}."
+        )
+    scheduler_class, settings = FLOW_SAMPLERS[name]
+    shift = config.get("shift", config.get("flow_shift", 1.0))
+    return scheduler_class.from_config(config, shift=shift, flow_shift=shift, **settings)
 
 
 def paper_scheduler(current: SchedulerMixin) -> DDIMScheduler:

@@ -1,7 +1,11 @@
 import dataclasses
 import json
 import math
+import multiprocessing
+import random
+import resource
 import shutil
+import time
 
 import pytest
 import torch
@@ -12,9 +16,10 @@ from safetensors.torch import load_file
 import train_qamdt
 from qamdt.checkpoints import list_checkpoints
 from qamdt.config import TrainConfig, build
+from qamdt.loss import make_scheduler
 from qamdt.manifest import Record
 from qamdt.models.transformer_qamdt import QAMDTTransformer2DModel
-from qamdt.shards import INDEX_NAME, write_json, write_latent_shard, write_text_shard
+from qamdt.shards import INDEX_NAME, TextShards, write_json, write_latent_shard, write_text_shard
 from qamdt.training import build_optimizers, learning_rate_factor, split_parameters
 
 
@@ -84,10 +89,10 @@ def read_losses(folder):
     return [json.loads(line)["loss"] for line in (folder / "loss.jsonl").read_text().splitlines()]
 
 
-def assert_same_run(first, second):
+def assert_same_run(first, second, step=6):
     assert read_losses(first) == read_losses(second)
     for name in ("resume/model.safetensors", "transformer/diffusion_pytorch_model.safetensors"):
-        name = f"checkpoints/step-00000006/{name}"
+        name = f"checkpoints/step-{step:08d}/{name}"
         tensors, others = load_file(first / name), load_file(second / name)
         assert tensors.keys() == others.keys()
         assert all(torch.equal(tensor, others[key]) for key, tensor in tensors.items())
@@ -121,17 +126,114 @@ def test_a_damaged_checkpoint_is_named_and_the_one_before_taken(latents, tmp_pat
     assert_same_run(tmp_path / "straight", tmp_path / "run")
 
 
-def test_a_few_clips_can_be_learnt_by_heart(latents, tmp_path):
+@pytest.mark.parametrize("prediction_type", ["v_prediction", "flow_prediction"])
+def test_a_few_clips_can_be_learnt_by_heart(latents, tmp_path, prediction_type):
     config = make_config(
         latents,
         tmp_path / "run",
-        run={"max_steps": 250, "batch_size": 16},
-        optim={"learning_rate": 0.005, "warmup_steps": 10, "schedule": "cosine", "optimizer": "muon"},
-        loss={"passes": "full"},
+        run={"max_steps": 300, "batch_size": 16},
+        optim={
+            "learning_rate": 0.005,
+            "warmup_steps": 10,
+            "schedule": "cosine",
+            "optimizer": "muon",
+            "ema_decay": 0.9,
+        },
+        loss={"passes": "full", "prediction_type": prediction_type, "min_snr_gamma": None},
     )
     train_qamdt.train(config, StopAfter())
     losses = read_losses(tmp_path / "run")
     assert sum(losses[-20:]) / 20 < losses[0] / 10
+
+    # What is generated for a caption is the clip that has it; clips lie 1.0 apart, noise is 1.0 wide.
+    transformer = QAMDTTransformer2DModel.from_pretrained(tmp_path / "run" / "export" / "transformer")
+    scheduler = make_scheduler(config.loss)
+    texts = torch.stack([TextShards(latents).read(f"song {i}") for i in range(4)])
+    clips = torch.tensor([-1.5, -0.5, 0.5, 1.5]).view(4, 1, 1, 1)
+    generated = sample(transformer, scheduler, texts, torch.randn(4, 2, 16, 4, generator=torch.manual_seed(0)))
+    distance = (generated - clips).square().mean(dim=(1, 2, 3)).sqrt()
+    assert distance.max() < 0.25
+
+
+@torch.no_grad()
+def sample(transformer, scheduler, texts, latents, num_steps=25):
+    scheduler.set_timesteps(num_steps)
+    for timestep in scheduler.timesteps:
+        output = transformer(latents, timestep.expand(len(latents)), texts, return_dict=False)[0]
+        latents = scheduler.step(output, timestep, latents).prev_sample
+    return latents
+
+
+def start_process(config, prepare=lambda: None):
+    """Begins a run in a process of its own."""
+
+    def run():
+        torch.set_num_threads(1)
+        prepare()
+        train_qamdt.train(config, StopAfter())
+
+    process = multiprocessing.get_context("fork").Process(target=run)
+    process.start()
+    return process
+
+
+def count_lines(path):
+    return path.read_text().count("\n") if path.is_file() else 0
+
+
+def test_ten_kills_at_random_moments_leave_no_trace(latents, tmp_path):
+    """Every other kill hits while a checkpoint is written."""
+    run = {"max_steps": 60, "checkpoint_steps": 2, "log_steps": 3}
+    straight = start_process(make_config(latents, tmp_path / "straight", run=run))
+    config, folder = make_config(latents, tmp_path / "killed", run=run), tmp_path / "killed"
+    straight.join()
+    assert straight.exitcode == 0
+
+    moments, interrupted_saves = random.Random(0), 0
+    for kill in range(10):
+        process, lines_before = start_process(config), count_lines(folder / "loss.jsonl")
+        while process.is_alive():
+            is_saving = any(folder.glob("checkpoints/.step-*.tmp"))
+            if is_saving if kill % 2 else count_lines(folder / "loss.jsonl") > lines_before:
+                break
+            time.sleep(0.001)
+        time.sleep(moments.uniform(0, 0.02))
+        assert process.is_alive(), "the run ended before it was killed"
+        process.kill()
+        process.join()
+        interrupted_saves += any(folder.glob("checkpoints/.step-*.tmp"))
+    assert interrupted_saves > 0
+    process = start_process(config)
+    process.join()
+    assert process.exitcode == 0
+    assert_same_run(tmp_path / "straight", folder, step=60)
+
+
+def test_a_full_disk_loses_nothing(latents, tmp_path):
+    config = make_config(latents, tmp_path, run={"checkpoint_steps": 2})
+    state = train_qamdt.train(config, StopAfter(2))
+    size = max(file.stat().st_size for file in (tmp_path / "checkpoints").rglob("*"))
+
+    def limit_files():
+        resource.setrlimit(resource.RLIMIT_FSIZE, (size // 2, size // 2))
+
+    process = start_process(config, limit_files)
+    process.join()
+    assert process.exitcode == 1
+    assert [checkpoint.name for checkpoint in list_checkpoints(tmp_path / "checkpoints")] == ["step-00000002"]
+    assert train_qamdt.train(config, StopAfter())["step"] == 6
+    assert state["step"] == 2
+
+
+def test_a_damaged_checkpoint_does_not_push_out_whole_ones(latents, tmp_path):
+    config = make_config(latents, tmp_path, run={"checkpoint_steps": 2, "num_checkpoints": 1})
+    train_qamdt.train(config, StopAfter(4))
+    (newest,) = list_checkpoints(tmp_path / "checkpoints")
+    shutil.copytree(newest, newest.with_name("step-00000099"))
+    (newest.with_name("step-00000099") / "state.json").write_text("{")
+    train_qamdt.train(config, StopAfter())
+    assert [checkpoint.name for checkpoint in list_checkpoints(tmp_path / "checkpoints")] == ["step-00000006"]
+    assert (tmp_path / "checkpoints" / "damaged-step-00000099").is_dir()
 
 
 def test_exported_weights_open_and_are_the_averages(latents, tmp_path):
