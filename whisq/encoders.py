@@ -145,7 +145,8 @@ class WhisperAudioEncoder(nn.Module):
 
     def save_pretrained(self, folder: str | os.PathLike) -> None:
         """Writes the encoder, for example after fine-tuning, to a folder that `load_audio_encoder` takes."""
-        self.encoder.save_pretrained(folder)
+        # The names are the encoder's own; "original" are those of the checkpoint that it came from.
+        self.encoder.save_pretrained(folder, save_original_format=False)
 
 
 class MuQAudioEncoder(nn.Module):
