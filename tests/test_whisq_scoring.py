@@ -20,6 +20,7 @@ from whisq.clips import list_clips, probe_durations
 from whisq.score_files import merge_parts
 from whisq.scorer import WhisQScorer
 from whisq.scoring import score_collection, scoring_order
+from whisq.windows import cut_batches
 
 
 RATE = 16_000
@@ -48,7 +49,7 @@ def music(tmp_path_factory):
 @pytest.fixture
 def run(scorer_dir):
     def run(out, *inputs):
-        return main(["score", *map(str, inputs), "-o", str(out), "--model", str(scorer_dir), "--batch-size", "2"])
+        return main(["score", *map(str, inputs), "-o", str(out), "--model", str(scorer_dir), "--batch-seconds", "3"])
 
     return run
 
@@ -56,7 +57,7 @@ def run(scorer_dir):
 @pytest.fixture(scope="module")
 def unbroken(music, scorer_dir, tmp_path_factory):
     out = tmp_path_factory.mktemp("unbroken") / "scores.jsonl"
-    assert main(["score", str(music), "-o", str(out), "--model", str(scorer_dir), "--batch-size", "2"]) == 0
+    assert main(["score", str(music), "-o", str(out), "--model", str(scorer_dir), "--batch-seconds", "3"]) == 0
     return out
 
 
@@ -123,11 +124,11 @@ def test_parts_of_many_processes_merge_to_what_one_writes(music, unbroken, score
     clips = probe_durations(list_clips([music]))
     scorer = WhisQScorer.from_pretrained(scorer_dir)
     for index in (2, 0):  # process 1 of three died; two processes then do the rest
-        score_collection(clips, scorer, out, batch_size=2, process_index=index, num_processes=3)
+        score_collection(clips, scorer, out, batch_seconds=3, process_index=index, num_processes=3)
     with (tmp_path / "scores.jsonl.part-00002").open("ab") as part:
         part.write('{"id": "été'.encode()[:-1])
     for index in (0, 1):
-        score_collection(clips, scorer, out, batch_size=2, process_index=index, num_processes=2)
+        score_collection(clips, scorer, out, batch_seconds=3, process_index=index, num_processes=2)
     merge_parts(out, [clips[index].id for index in scoring_order(clips)])
     assert out.read_bytes() == unbroken.read_bytes()
     assert not list(tmp_path.glob("*part*"))
@@ -145,7 +146,7 @@ def test_processes_of_torchrun_share_the_work(music, unbroken, scorer_dir, tmp_p
         "-m",
         "whisq.cli",
     ]
-    command += ["score", str(music), "-o", str(out), "--model", str(scorer_dir), "--batch-size", "2"]
+    command += ["score", str(music), "-o", str(out), "--model", str(scorer_dir), "--batch-seconds", "3"]
     environment = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(Path(scoring.__file__).parent.parent)}
     subprocess.run(command, check=True, env=environment, capture_output=True)
     assert out.read_bytes() == unbroken.read_bytes()
@@ -155,7 +156,7 @@ def test_processes_of_torchrun_share_the_work(music, unbroken, scorer_dir, tmp_p
 def test_reading_in_a_process_of_its_own_changes_nothing(music, unbroken, scorer_dir, tmp_path):
     clips = probe_durations(list_clips([music]))
     scorer = WhisQScorer.from_pretrained(scorer_dir)
-    score_collection(clips, scorer, tmp_path / "scores.jsonl", batch_size=2, num_workers=1)
+    score_collection(clips, scorer, tmp_path / "scores.jsonl", batch_seconds=3, num_workers=1)
     assert (tmp_path / "scores.jsonl").read_bytes() == unbroken.read_bytes()
 
 
@@ -223,6 +224,28 @@ def test_a_row_of_something_else_is_named(tmp_path, capsys):
     (tmp_path / "scores.jsonl").write_text('{"path": "a.wav"}\n')
     assert main(["stats", str(tmp_path / "scores.jsonl"), "-o", str(tmp_path / "stats.json")]) == 1
     assert "scores.jsonl, line 1: this is no row of `whisq score`" in capsys.readouterr().err
+
+
+def test_batches_are_bounded_by_their_padded_length():
+    lengths = [0.1, 0.2, 1, 2, 5, 5, 30, 30, 30]
+    batches = cut_batches(lengths, 60)
+    assert [list(batch) for batch in batches] == [[0, 1, 2, 3, 4, 5], [6, 7], [8]]
+    assert all(len(batch) * max(lengths[i] for i in batch) <= 60 for batch in batches)
+    assert [list(batch) for batch in cut_batches([30, 30], 10)] == [[0], [1]]
+    assert cut_batches([], 10) == []
+
+
+@pytest.mark.parametrize("command", ["train", "eval"])
+def test_training_and_evaluation_have_parsers_of_their_own(command, capsys):
+    with pytest.raises(SystemExit):
+        main([command, "--help"])
+    assert f"usage: whisq {command}" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(("option", "value"), [("--batch-seconds", "0"), ("--num-workers", "-1")])
+def test_arguments_that_mean_nothing_are_refused(option, value, capsys):
+    assert main(["score", "x.wav", "-o", "y.jsonl", option, value]) == 2
+    assert f"{option} must be" in capsys.readouterr().err
 
 
 def test_parsing_imports_nothing_slow():

@@ -70,7 +70,9 @@ def _add_score(commands: argparse._SubParsersAction) -> None:
     parser.add_argument("--model", help="folder or Hub id of a scorer (the embedded one)")
     parser.add_argument("--revision", help="branch, tag or commit of the Hub repository")
     parser.add_argument("--device", help='such as "cpu" or "cuda:1" (a GPU where there is one)')
-    parser.add_argument("--batch-size", type=int, default=16, help="windows scored at once (%(default)s)")
+    parser.add_argument(
+        "--batch-seconds", type=float, default=160.0, metavar="S", help="audio scored at once (%(default)g)"
+    )
     parser.add_argument("--num-workers", type=int, default=0, help="processes that decode ahead (%(default)s)")
     parser.add_argument("--retry-errors", action="store_true", help="try clips again that could not be scored")
 
@@ -131,11 +133,10 @@ def _add_filter(commands: argparse._SubParsersAction) -> None:
 
 
 def _score(arguments: argparse.Namespace) -> int:
-    for name in ("batch_size", "num_workers"):
-        if getattr(arguments, name) < (least := int(name == "batch_size")):
-            raise argparse.ArgumentTypeError(
-                f"--{name.replace('_', '-')} must be at least {least}, got {getattr(arguments, name)}"
-            )
+    if not arguments.batch_seconds > 0:
+        raise argparse.ArgumentTypeError(f"--batch-seconds must be greater than 0, got {arguments.batch_seconds}")
+    if arguments.num_workers < 0:
+        raise argparse.ArgumentTypeError(f"--num-workers must be at least 0, got {arguments.num_workers}")
     from whisq.score_command import score
 
     return score(arguments)

@@ -35,7 +35,7 @@ def score(arguments: argparse.Namespace) -> int:
         clips,
         scorer,
         arguments.out,
-        batch_size=arguments.batch_size,
+        batch_seconds=arguments.batch_seconds,
         num_workers=arguments.num_workers,
         process_index=0 if processes is None else processes.process_index,
         num_processes=1 if processes is None else processes.num_processes,

@@ -21,7 +21,7 @@ import torch
 from whisq.encoders import AudioEncoder, TextEncoder, load_audio_encoder, load_text_encoder, locate
 from whisq.modeling_whisq import WhisQModel
 from whisq.ratings import MAX_RATING, MIN_RATING
-from whisq.windows import Window, clip_duration, cut_windows, find_flags, make_window
+from whisq.windows import BATCH_IN_S, Window, clip_duration, cut_batches, cut_windows, find_flags, make_window
 
 
 FRAME_HOP_IN_S = 0.5  # rounded to whole tokens
@@ -144,7 +144,7 @@ class WhisQScorer:
         sampling_rate: int,
         prompts: str | Sequence[str | None] | None = None,
         *,
-        batch_size: int = 16,
+        batch_seconds: float = BATCH_IN_S,
     ) -> list[ClipScore]:
         """Scores waveforms.
 
@@ -152,7 +152,7 @@ class WhisQScorer:
             audio: Mono samples `(samples,)`, several waveforms `(batch, samples)`, or a list of waveforms of any length.
             sampling_rate: Their rate in Hz.
             prompts: What the music should follow: one text for all clips, or one text or `None` for each.
-            batch_size: Windows of at most 30 s that are scored at once.
+            batch_seconds: How much audio is scored at once, padding included.
 
         Returns:
             One score per waveform.
@@ -171,8 +171,8 @@ class WhisQScorer:
         places = [(c, w) for c, windows in enumerate(clips) if self._is_scorable(windows) for w in range(len(windows))]
         places.sort(key=lambda place: clips[place[0]][place[1]].duration_in_s)
         scores: dict[tuple[int, int], WindowScore] = {}
-        for start in range(0, len(places), batch_size):
-            batch = places[start : start + batch_size]
+        for indices in cut_batches([clips[c][w].duration_in_s for c, w in places], batch_seconds):
+            batch = [places[index] for index in indices]
             windows = [clips[c][w] for c, w in batch]
             scores |= zip(batch, self.score_windows(windows, [prompts[c] for c, _ in batch]), strict=True)
         return [

@@ -24,7 +24,7 @@ from tqdm import tqdm
 from whisq.clips import Clip
 from whisq.score_files import check_settings, cut_torn_line, list_score_files, part_path, read_rows
 from whisq.scorer import ClipScore, WhisQScorer
-from whisq.windows import WINDOW_IN_S, Window, WindowReader, WindowRequest, cut_windows
+from whisq.windows import BATCH_IN_S, WINDOW_IN_S, Window, WindowReader, WindowRequest, cut_batches, cut_windows
 
 
 def score_collection(
@@ -32,7 +32,7 @@ def score_collection(
     scorer: WhisQScorer,
     out: str | Path,
     *,
-    batch_size: int = 16,
+    batch_seconds: float = BATCH_IN_S,
     num_workers: int = 0,
     process_index: int = 0,
     num_processes: int = 1,
@@ -43,7 +43,7 @@ def score_collection(
         clips: All clips of the job, in every process, with their lengths (`probe_durations`).
         scorer: The scorer.
         out: JSONL file to write or complete.
-        batch_size: Windows scored at once.
+        batch_seconds: How much audio is scored at once, padding included.
         num_workers: Processes that read and decode ahead; 0 reads in this one.
         process_index: Number of this process.
         num_processes: How many processes share the work. With more than one, `merge_parts` must follow.
@@ -56,9 +56,9 @@ def score_collection(
         cut_torn_line(target)
     finished = {row["id"] for file in list_score_files(out) for row in read_rows(file)}
 
-    groups = plan_groups(clips, batch_size)[process_index::num_processes]
+    groups = plan_groups(clips, batch_seconds)[process_index::num_processes]
     missing = [group for group in groups if any(clips[index].id not in finished for index in group)]
-    batches = [batch for group in missing for batch in plan_batches(clips, group, batch_size)]
+    batches = [batch for group in missing for batch in plan_batches(clips, group, batch_seconds)]
     loader = DataLoader(
         WindowReader(clips, batches),
         batch_size=None,
@@ -90,23 +90,23 @@ def scoring_order(clips: Sequence[Clip]) -> list[int]:
     return sorted(range(len(clips)), key=lambda index: (_length(clips[index]), clips[index].id))
 
 
-def plan_groups(clips: Sequence[Clip], batch_size: int) -> list[list[int]]:
-    """Cuts the order into groups: `batch_size` clips of one window, or one clip of several windows."""
+def plan_groups(clips: Sequence[Clip], batch_seconds: float) -> list[list[int]]:
+    """Cuts the order into groups: clips of one window that fit into a batch, or one clip of several windows."""
     order = scoring_order(clips)
     num_short = sum(_length(clip) <= WINDOW_IN_S for clip in clips)
-    groups = [order[start : min(start + batch_size, num_short)] for start in range(0, num_short, batch_size)]
-    return groups + [[index] for index in order[num_short:]]
+    short = cut_batches([_length(clips[index]) for index in order[:num_short]], batch_seconds)
+    return [[order[place] for place in places] for places in short] + [[index] for index in order[num_short:]]
 
 
-def plan_batches(clips: Sequence[Clip], group: Sequence[int], batch_size: int) -> Iterator[list[WindowRequest]]:
-    """Yields the windows of a group's clips, `batch_size` at a time."""
+def plan_batches(clips: Sequence[Clip], group: Sequence[int], batch_seconds: float) -> list[list[WindowRequest]]:
+    """Cuts the windows of a group's clips into batches."""
     requests = []
     for index in group:
         duration_in_s = clips[index].duration_in_s
         windows = [(0.0, None)] if duration_in_s is None else cut_windows(duration_in_s)
         requests += [WindowRequest(clip=index, start_in_s=start, duration_in_s=length) for start, length in windows]
-    for start in range(0, len(requests), batch_size):
-        yield requests[start : start + batch_size]
+    batches = cut_batches([request.duration_in_s or 0.0 for request in requests], batch_seconds)
+    return [[requests[place] for place in places] for places in batches]
 
 
 def score_group(

@@ -26,6 +26,7 @@ SILENT_PEAK = 10 ** (-70 / 20)  # -70 dB of full scale
 CLIPPED_LEVEL = 0.999
 CLIPPED_SHARE = 1e-3
 SHORT_IN_S = 1.0
+BATCH_IN_S = 160.0  # what the embedded scorer scores at once in well under a gigabyte
 # Some samples more or less come from rounding and from headers of compressed files.
 TRUNCATION_TOLERANCE_IN_S = 0.1
 
@@ -158,6 +159,17 @@ class WindowReader(Dataset):
             )
         except (ValueError, OSError) as error:
             return str(error)
+
+
+def cut_batches(lengths_in_s: Sequence[float], batch_seconds: float) -> list[range]:
+    """Cuts a row of clips or windows into batches that hold at most so many seconds when padded to their longest."""
+    batches, start, longest = [], 0, 0.0
+    for index, length in enumerate(lengths_in_s):
+        longest = max(longest, length, SHORT_IN_S)
+        if index > start and (index + 1 - start) * longest > batch_seconds:
+            batches.append(range(start, index))
+            start, longest = index, max(length, SHORT_IN_S)
+    return [*batches, range(start, len(lengths_in_s))] if lengths_in_s else []
 
 
 def find_flags(windows: Sequence[Window]) -> tuple[str, ...]:
