@@ -195,23 +195,42 @@ def test_lengths_that_do_not_fit_the_waveforms_are_refused(whisper_dir, lengths)
 
 
 class StandInForMuQ(nn.Module):
-    """Speaks as `muq.MuQ` does: 24 kHz in, 25 tokens a second out, and no mask."""
+    """Has the parts of a `muq.MuQ` that the encoder calls: 24 kHz in, 25 tokens a second out, and no mask."""
 
     config = types.SimpleNamespace(encoder_dim=4, label_rate=25)
 
     def __init__(self):
         super().__init__()
         self.scale = nn.Parameter(torch.ones(4))
+        self.model = types.SimpleNamespace(
+            preprocessing=self.measure_loudness,
+            normalize=lambda features: features,
+            conv=self.widen,
+            conformer=StandInForConformer(),
+        )
 
     @classmethod
     def from_pretrained(cls, folder, revision=None):
         return cls()
 
-    def forward(self, waveforms, output_hidden_states=True):
+    def measure_loudness(self, waveforms, features):
         assert waveforms.shape[1] >= 24_000
         frames = waveforms[:, : waveforms.shape[1] // 960 * 960].unflatten(1, (-1, 960))
-        loudness = frames.square().mean(dim=2)
-        return types.SimpleNamespace(last_hidden_state=loudness[:, :, None] * self.scale)
+        return {features[0]: frames.square().mean(dim=2)}
+
+    def widen(self, loudness):
+        return loudness[:, :, None] * self.scale
+
+
+class StandInForConformer:
+    """As in transformers 5: without the attribute it fails, and it returns the last states alone."""
+
+    def __init__(self):
+        self.config = types.SimpleNamespace()
+
+    def __call__(self, hidden_states):
+        assert self.config._attn_implementation == "eager"
+        return types.SimpleNamespace(last_hidden_state=hidden_states)
 
 
 @pytest.fixture

@@ -160,11 +160,14 @@ class MuQAudioEncoder(nn.Module):
         name: What it is called.
     """
 
+    _features = "melspec_2048"
     _sampling_rate = 24_000
     _min_samples = 24_000  # what is shorter than a second is padded with silence, too short for its layers as it is
 
     def __init__(self, model: nn.Module, name: str):
         super().__init__()
+        # MuQ's settings are a plain dictionary, older than this one that transformers 5 asks for.
+        model.model.conformer.config._attn_implementation = "eager"
         self.model = model
         self.name = name
         self.hidden_size = model.config.encoder_dim
@@ -179,11 +182,21 @@ class MuQAudioEncoder(nn.Module):
             resampled = soxr.resample(waveform[:length].numpy(), SAMPLING_RATE, self._sampling_rate)
             resampled = torch.from_numpy(resampled).to(device)
             resampled = F.pad(resampled, (0, max(0, self._min_samples - len(resampled))))
-            hidden_states = self.model(resampled[None], output_hidden_states=False).last_hidden_state[0].float()
+            hidden_states = self._forward(resampled[None])[0].float()
             states.append(hidden_states[: math.ceil(length / SAMPLING_RATE * self.frames_per_s)])
         num_tokens = torch.tensor([len(state) for state in states], device=device)
         padded = nn.utils.rnn.pad_sequence(states, batch_first=True)  # (B, T, D)
         return padded, torch.arange(padded.shape[1], device=device) < num_tokens[:, None]
+
+    def _forward(self, waveforms: torch.Tensor) -> torch.Tensor:
+        """Maps waveforms at 24 kHz `(batch, samples)` to the last hidden states `(batch, audio_tokens, hidden_size)`.
+
+        The parts of MuQ one by one: as a whole it also asks for the states of all layers, which the conformer of
+        transformers 5 no longer returns.
+        """
+        muq = self.model.model
+        features = muq.normalize(muq.preprocessing(waveforms, features=[self._features]))[self._features]
+        return muq.conformer(muq.conv(features)).last_hidden_state
 
     def save_pretrained(self, folder: str | os.PathLike) -> None:
         """Writes the encoder, for example after fine-tuning, to a folder that `load_audio_encoder` takes."""
