@@ -60,16 +60,15 @@ def write_prepared_corpus(folder: Path, num_clips: int) -> Path:
     )
     manifest = folder / "manifest.jsonl"
     write_manifest(manifest, records)
-    run = open_run(manifest)
-    for _, record in run.manifest.read_good(run.positions):
-        keys = run.make_keys(record)
-        texts = ((record.captions[0], ORIGINAL), ("music in A minor at 72 bpm", MEASURED))
-        kept = tuple(KeptCandidate(text=text, source=source, similarity=0.3) for text, source in texts)
-        run.stores["generate"].append(
-            make_row(keys["generate"], record.id) | {"candidates": texts, "audio_embedding": EMBEDDING}
-        )
-        alignment = {"alignment": asdict(Alignment(kept=kept, dropped=()))}
-        run.stores["align"].append(make_row(keys["align"], record.id) | alignment)
+    with open_run(manifest) as run:
+        for _, record in run.manifest.read_good(run.positions):
+            keys = run.make_keys(record)
+            texts = ((record.captions[0], ORIGINAL), ("music in A minor at 72 bpm", MEASURED))
+            kept = tuple(KeptCandidate(text=text, source=source, similarity=0.3) for text, source in texts)
+            heard = {"candidates": texts, "audio_embedding": EMBEDDING}
+            run.stores["generate"].append(make_row(keys["generate"], record.id) | heard)
+            alignment = {"alignment": asdict(Alignment(kept=kept, dropped=()))}
+            run.stores["align"].append(make_row(keys["align"], record.id) | alignment)
     return manifest
 
 
@@ -78,14 +77,13 @@ def open_run(manifest: Path) -> RefineRun:
     return RefineRun(ManifestRows(manifest), manifest.with_name("refined"), SETTINGS, CLAP_NAME)
 
 
-def ask(manifest: Path, server: Server, *, retry_failed: bool = False) -> Spending:
+def ask(manifest: Path, server: Server) -> Spending:
     """Asks about all clips that have no answer yet, and returns what it took."""
-    run = open_run(manifest)
-    run.open()
-    spending = Spending(usage=run.stores["fuse"].usage)
-    write = run.stores["fuse"].append
-    questions = iterate_questions(run.iterate_jobs("fuse", retry_failed=retry_failed), SETTINGS, write)
-    answer_questions(questions, LlmClient(SETTINGS.model, server, spending), write)
+    with open_run(manifest) as run:
+        spending = Spending(usage=run.stores["fuse"].usage)
+        write = run.stores["fuse"].append
+        questions = iterate_questions(run.iterate_jobs("fuse"), SETTINGS, write)
+        answer_questions(questions, LlmClient(SETTINGS.model, server, spending), write)
     return spending
 
 

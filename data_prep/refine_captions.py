@@ -102,9 +102,9 @@ class Refinery:
         if self.options.batch == "status":
             print("\n".join(self._start_batch_engine().describe()) or "nothing was submitted yet.")
             return 0
-        self.run.open()
-        stop = self.refine()
-        summary = self.run.finish(self.refined_manifest)
+        with self.run:
+            stop = self.refine()
+            summary = self.run.finish(self.refined_manifest)
         if self.options.shard is None and summary.num_refined and not summary.num_pending:
             self.write_report()
         print(self.describe(summary))

@@ -24,6 +24,7 @@ KEY_VARIABLE = "OPENAI_API_KEY"
 NO_KEY = "none"  # servers of one's own ask for none, but the client wants something to send
 _FIRST_BACKOFF_IN_S = 0.5
 _LONGEST_BACKOFF_IN_S = 60.0
+_LONGEST_CONNECT_IN_S = 10.0
 _LONGEST_RETRY_AFTER_IN_S = 600.0
 _SECONDS_BETWEEN_LOOKS = 0.05  # at the purse, when it is nearly empty
 _LONGEST_REASON = 300  # characters
@@ -168,12 +169,13 @@ class LlmClient:
         self._was_reached = False
         self._key = key or server.read_key()
         openai = import_openai()
+        timeout = openai.Timeout(server.timeout_in_s, connect=min(_LONGEST_CONNECT_IN_S, server.timeout_in_s / 2))
         self._client = openai.AsyncOpenAI(
             base_url=server.base_url,
             api_key=self._key,
             max_retries=0,  # `ask` tries again itself, within the limits and knowing what no waiting mends
-            timeout=server.timeout_in_s,
-            http_client=openai.DefaultAioHttpClient(timeout=server.timeout_in_s),  # half the work of the usual one
+            timeout=timeout,
+            http_client=openai.DefaultAioHttpClient(timeout=timeout),  # half the work of the usual one
         )
 
     async def close(self) -> None:
@@ -258,22 +260,20 @@ class LlmClient:
             # answer; a slow trickle of bytes never trips the client's own timeout, hence the one around it.
             async with asyncio.timeout(self.server.timeout_in_s):
                 completion = await self._client.post("/chat/completions", body=body, cast_to=object)
-            self._was_reached = True
-            return completion
-        except (TimeoutError, openai.APITimeoutError) as error:
-            raise _TryFailed(f"no answer within {self.server.timeout_in_s:g} s") from error
         except openai.APIStatusError as error:
             self._was_reached = True
-            # `from None`: the chained error holds the request and, with it, the key.
+            # `from None`, here and below: what is chained holds the request and, with it, the key.
             raise self._judge(error.status_code, error.code, error.message, error.response.headers) from None
-        except openai.APIConnectionError as error:
-            raise _TryFailed(f"connection failed: {self._redact(str(error.__cause__ or error))}") from None
-        except openai.APIError as error:
+        except (TimeoutError, openai.APIConnectionError) as error:
+            self._was_reached |= not _failed_to_connect(error)
+            is_timeout = isinstance(error, (TimeoutError, openai.APITimeoutError))
+            reason = f"no answer within {self.server.timeout_in_s:g} s" if is_timeout else "connection failed"
+            raise _TryFailed(self._redact(f"{reason}: {error.__cause__ or error}".rstrip(": "))) from None
+        except (openai.APIError, ValueError) as error:
             self._was_reached = True
-            raise _TryFailed(self._redact(f"the answer is no JSON of the API: {error}")) from None
-        except ValueError as error:
-            self._was_reached = True
-            raise _TryFailed(self._redact(f"the answer is no JSON of the API: {error}")) from None
+            raise _TryFailed(self._redact(f"the answer is no JSON: {error}")) from None
+        self._was_reached = True
+        return completion
 
     def _judge(self, status: int, code: str | None, message: str, headers: Mapping[str, str]) -> Exception:
         """Says what an error status means: try again, fail the row, or stop the run."""
@@ -294,7 +294,7 @@ class LlmClient:
             return self.stop(f"the server asks to wait for {retry_after:.0f} s ({status}): {detail}")
         if retry_after:
             self.limiter.pause(retry_after)
-        return _TryFailed(f"server error {status}: {detail}")
+        return _TryFailed(f"server error {status}: {detail}", retry_after_in_s=retry_after)
 
     def stop(self, reason: str) -> RunStopped:
         """Lets no further request start, and returns the error to raise."""
@@ -312,6 +312,17 @@ class _TryFailed(Exception):
         super().__init__(reason)
         self.retry_after_in_s = retry_after_in_s
         self.usage = Usage()
+
+
+def _failed_to_connect(error: BaseException | None) -> bool:
+    """Whether an error means that there was no connection at all, rather than one that broke."""
+    import aiohttp
+
+    while error is not None:
+        if isinstance(error, (aiohttp.ClientConnectorError, aiohttp.ConnectionTimeoutError)):
+            return True
+        error = error.__cause__ or error.__context__
+    return False
 
 
 def redact(text: str, key: str) -> str:

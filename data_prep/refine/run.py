@@ -35,7 +35,7 @@ class Summary:
 
 
 class RefineRun:
-    """Keeps the books of a refinement.
+    """Keeps the books of a refinement; entered as a context by the process that writes.
 
     Args:
         manifest: The clips.
@@ -63,10 +63,15 @@ class RefineRun:
         name = "" if shard is None else f"-{shard[0]:05d}-of-{shard[1]:05d}"
         self.stores = {step: RowStore(folder / "steps", step, name) for step in STEPS}
 
-    def open(self) -> None:
+    def __enter__(self) -> RefineRun:
         """Claims the results for this process, so that no other one pays for the same."""
         for store in self.stores.values():
             store.open()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        for store in self.stores.values():
+            store.close()
 
     @property
     def positions(self) -> range:
@@ -112,7 +117,7 @@ class RefineRun:
     def count_open(self, step: str, *, retry_failed: bool = False) -> int:
         """Counts the clips that a step has yet to do, if all earlier steps succeed."""
         records = self.manifest.read_good(self.positions)
-        return sum(self._is_open(step, self.make_keys(record), retry_failed) for record in records)
+        return sum(self._is_open(step, self.make_keys(record), retry_failed) for _, record in records)
 
     def _is_open(self, step: str, keys: dict[str, int], retry_failed: bool) -> bool:
         status = self.stores[step].status(keys[step])

@@ -97,7 +97,7 @@ class RowStore:
         self._write(json.dumps(row, ensure_ascii=False).encode("utf-8", "backslashreplace") + b"\n")
 
     def open(self) -> None:
-        """Makes ready for appending: cuts off a torn last line, and keeps other processes away until this one ends."""
+        """Makes ready for appending: cuts off a torn last line, and keeps other processes away until `close`."""
         if self._file is not None:
             return
         self.folder.mkdir(parents=True, exist_ok=True)
@@ -116,6 +116,13 @@ class RowStore:
         """Brings everything to disk, so that not even a power cut loses it."""
         if self._file is not None:
             os.fsync(self._file.fileno())
+
+    def close(self) -> None:
+        """Lets other processes write."""
+        if self._file is not None:
+            self.sync()
+            self._file.close()
+            self._file = None
 
     def _find(self, key: int) -> int | None:
         place = int(np.searchsorted(self._keys, np.uint64(key)))
