@@ -11,6 +11,7 @@ import torch
 from whisq.audio import resample
 from whisq.embedded import load_clap
 from whisq.scorer import WhisQScorer
+from whisq.windows import SILENT_PEAK
 
 
 # What candidates can be compared by, and what the rating is called in the record of the choice.
@@ -53,7 +54,8 @@ class Judge:
             embeddings = self.clap.embed_audio(heard.to(self.clap.device))
             similarities = (embeddings @ self.clap.embed_text([prompt]).T)[:, 0].tolist()
             for rating, waveform, similarity in zip(ratings, heard, similarities, strict=True):
-                rating["clap_similarity"] = _rounded(similarity) if waveform.any() else None
+                is_audible = bool(waveform.isfinite().all() and waveform.abs().max() > SILENT_PEAK)
+                rating["clap_similarity"] = _rounded(similarity) if is_audible else None
         return ratings
 
     def choose(self, ratings: Sequence[dict[str, float | None]]) -> int:

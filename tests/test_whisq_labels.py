@@ -61,6 +61,7 @@ def test_thresholds_are_those_that_qamdt_derives(tmp_path, scores):
 def test_levels_and_prefixes_are_those_of_qamdt(tmp_path):
     pq = pytest.importorskip("pyarrow.parquet")
     scores = write_scores(tmp_path / "scores.jsonl", bell(), alignments=bell(seed=1))
+    (tmp_path / "scores.meta.json").write_text('{"audio_encoder": "tower@3"}')
     quality_path = finalize([scores], measure_scores([scores]), tmp_path / "labels.parquet")
     stats = QualityStats.load(quality_path)
     labels = pq.read_table(tmp_path / "labels.parquet").to_pylist()
@@ -81,6 +82,7 @@ def test_levels_and_prefixes_are_those_of_qamdt(tmp_path):
     assert bad["quality_score"] is None
     metadata = pq.read_schema(tmp_path / "labels.parquet").metadata
     assert QualityStats.from_dict(json.loads(metadata[b"quality_stats"])) == stats
+    assert json.loads(metadata[b"scored_with"]) == {"scores.jsonl": {"audio_encoder": "tower@3"}}
 
 
 def test_new_thresholds_need_no_new_scoring(tmp_path):

@@ -20,7 +20,7 @@ import numpy as np
 from tqdm import tqdm
 
 from whisq.ratings import MAX_RATING, MIN_RATING
-from whisq.score_files import read_rows
+from whisq.score_files import read_rows, read_settings
 from whisq.score_stats import NUM_LEVELS, ScoreStats, Thresholds
 
 
@@ -60,7 +60,12 @@ def finalize(
         for source, distribution in stats.sources.items()
     }
     schema = make_schema(pyarrow).with_metadata(
-        {"quality_stats": json.dumps(quality_stats), "stats_id": stats.stats_id, "scorer": quality_stats["scorer"]}
+        {
+            "quality_stats": json.dumps(quality_stats),
+            "stats_id": stats.stats_id,
+            "scorer": quality_stats["scorer"],
+            "scored_with": json.dumps({Path(path).name: read_settings(Path(path)) for path in scores}),
+        }
     )
     temporary = out.with_name(f".{out.name}.{os.getpid()}.tmp")
     seen: set[str] = set()

@@ -121,15 +121,20 @@ def settings_path(out: Path) -> Path:
     return out.with_suffix(".meta.json")
 
 
+def read_settings(out: Path) -> dict[str, Any] | None:
+    """What made a score file: scorer, encoders, frames; `None` when the note beside it is missing."""
+    path = settings_path(out)
+    return json.loads(path.read_text(encoding="utf-8")) if path.is_file() else None
+
+
 def check_settings(out: Path, settings: dict[str, Any]) -> None:
     """Notes beside the scores what made them, and refuses to add scores of something else."""
     settings = {"format": FORMAT} | settings
-    path = settings_path(out)
-    if not path.is_file():
-        with _replacing(path) as file:
+    found = read_settings(out)
+    if found is None:
+        with _replacing(settings_path(out)) as file:
             file.write((json.dumps(settings, indent=2) + "\n").encode())
         return
-    found = json.loads(path.read_text(encoding="utf-8"))
     differing = {key: value for key, value in settings.items() if found.get(key) != value}
     if differing:
         raise ValueError(
