@@ -1,0 +1,215 @@
+"""Two processes, started as `torchrun` starts them, compute what one does."""
+
+import json
+import math
+import os
+import subprocess
+import sys
+from collections import Counter
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+import yaml
+from accelerate.state import AcceleratorState
+from diffusers import AutoencoderKL
+from safetensors.torch import load_file
+
+import train_qamdt
+from data_prep.encode_latents import main as encode_latents
+from qamdt.audio import write_audio
+from qamdt.config import DataConfig
+from qamdt.dataset import LatentDataset, collate
+from qamdt.manifest import Record, write_manifest
+from qamdt.sampling import EpochSampler
+from qamdt.shards import (
+    INDEX_NAME,
+    LatentShards,
+    TextShards,
+    open_folder,
+    write_json,
+    write_latent_shard,
+    write_text_shard,
+)
+
+
+ROOT = Path(__file__).resolve().parent.parent
+MODEL = {
+    "sample_size": [16, 4],
+    "patch_size": [2, 4],
+    "in_channels": 2,
+    "num_layers": 3,
+    "num_decoder_layers": 1,
+    "num_attention_heads": 2,
+    "attention_head_dim": 16,
+    "cross_attention_dim": 8,
+    "use_frame_quality": True,
+    "use_global_quality": True,
+    "pool_text": True,
+}
+# Runs commands of ours one after the other in each rank, as the imports take longer than the work.
+RUN_ALL = """
+import json, sys
+import data_prep.encode_latents, train_qamdt
+for module, arguments in json.loads(sys.argv[1]):
+    status = sys.modules[module].main(arguments)
+    assert status == 0, (module, arguments, status)
+"""
+
+
+@pytest.fixture(autouse=True)
+def _fresh_accelerator():
+    yield
+    AcceleratorState._reset_state(reset_partial_state=True)
+
+
+@pytest.fixture
+def latents(tmp_path):
+    """Twelve clips of two lengths in three shards."""
+    folder = tmp_path / "latents"
+    folder.mkdir()
+    generator = torch.Generator().manual_seed(0)
+    for start in range(0, 12, 4):
+        numbers = range(start, start + 4)
+        records = [Record(id=f"{i}", path=f"{i}.wav", duration_in_s=1.0, captions=(f"song {i}",)) for i in numbers]
+        lengths = [16 if i % 3 else 8 for i in numbers]
+        means = [torch.randn(2, length, 4, generator=generator) for length in lengths]
+        curves = [torch.full((length,), math.nan) for length in lengths]
+        write_latent_shard(folder, records, means, [mean.abs() / 10 for mean in means], curves)
+    texts = ["", *(f"song {i}" for i in range(12))]
+    write_text_shard(folder, texts, [torch.randn(3, 8, generator=generator) for _ in texts])
+    index = {"scaling_factor": 1.0, "vae_scaling_factor": 1.0, "quality": None, "max_captions": None}
+    lengths = {
+        name: np.diff(open_folder_offsets(folder, name)).tolist()
+        for name in [*(f"latents-{i:05d}.safetensors" for i in range(3)), "text-00000.safetensors"]
+    }
+    write_json(folder / INDEX_NAME, {**index, "lengths": lengths})
+    return folder
+
+
+def open_folder_offsets(folder, name):
+    return load_file(folder / name)["offsets"].numpy()
+
+
+def write_config(path, latents, output_dir, batch_size):
+    values = {
+        "data": {"latents": str(latents), "crop_in_frames": [8, 16]},
+        "model": MODEL,
+        # With a decay of 0 the first moment of AdamW is the gradient.
+        "optim": {"learning_rate": 0.001, "warmup_steps": 0, "beta1": 0.0, "max_grad_norm": 1e9},
+        "loss": {"passes": "both"},
+        "run": {
+            "output_dir": str(output_dir),
+            "batch_size": batch_size,
+            "max_steps": 2,
+            "checkpoint_steps": 1,
+            "log_steps": 1,
+        },
+    }
+    path.write_text(yaml.safe_dump(values))
+    return str(path)
+
+
+def make_corpus(folder):
+    """Five short clips and an autoencoder with random weights."""
+    folder.mkdir()
+    generator = torch.Generator().manual_seed(0)
+    records = []
+    for i in range(5):
+        write_audio(folder / f"{i}.wav", torch.randn(5120, generator=generator).clamp(-1, 1) / 4, 16_000)
+        records.append(Record(id=f"{i}", path=f"{i}.wav", duration_in_s=0.32, captions=(f"song {i}",)))
+    write_manifest(folder / "manifest.jsonl", records)
+    torch.manual_seed(0)
+    AutoencoderKL(
+        in_channels=1,
+        out_channels=1,
+        down_block_types=("DownEncoderBlock2D",) * 2,
+        up_block_types=("UpDecoderBlock2D",) * 2,
+        block_out_channels=(8, 8),
+        latent_channels=2,
+        norm_num_groups=4,
+    ).save_pretrained(folder / "vae")
+    return ["--manifest", str(folder / "manifest.jsonl"), "--vae", str(folder / "vae"), "--clips-per-shard", "2"]
+
+
+def test_two_ranks_train_and_encode_as_one_does(latents, tmp_path):
+    encode = make_corpus(tmp_path / "corpus")
+    commands = [
+        ("data_prep.encode_latents", [*encode, "--out", str(tmp_path / "by_two")]),
+        ("train_qamdt", ["--config", write_config(tmp_path / "two.yaml", latents, tmp_path / "two", 3)]),
+    ]
+    script = tmp_path / "run_all.py"
+    script.write_text(RUN_ALL)
+    launch = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT), "CUDA_VISIBLE_DEVICES": ""}
+    subprocess.run(
+        [*launch, str(script), json.dumps(commands)], check=True, env=environment, cwd=tmp_path, timeout=400
+    )
+    assert encode_latents([*encode, "--out", str(tmp_path / "by_one")]) == 0
+    config = write_config(tmp_path / "one.yaml", latents, tmp_path / "one", 6)
+    AcceleratorState._reset_state(reset_partial_state=True)
+    assert train_qamdt.main(["--config", config]) == 0
+
+    # Same gradients, same weights, same loss.
+    for step in (1, 2):
+        name = f"checkpoints/step-{step:08d}/resume"
+        alone, together = (
+            torch.load(tmp_path / run / name / "optimizer.bin", weights_only=True)["state"] for run in ("one", "two")
+        )
+        assert alone.keys() == together.keys()
+        for number, values in alone.items():
+            torch.testing.assert_close(values["exp_avg"], together[number]["exp_avg"], atol=1e-5, rtol=1e-5)
+    losses = [
+        [json.loads(line)["loss"] for line in (tmp_path / run / "loss.jsonl").read_text().splitlines()]
+        for run in ("one", "two")
+    ]
+    assert losses[0] == pytest.approx(losses[1], rel=1e-5)
+
+    # Same latents and texts, though in other shards.
+    one, two = LatentShards(tmp_path / "by_one"), LatentShards(tmp_path / "by_two")
+    places = {record.id: number for number, record in enumerate(two.records)}
+    assert sorted(places) == sorted(record.id for record in one.records)
+    for number, record in enumerate(one.records):
+        for alone, shared in zip(one.read(number, 0, 4), two.read(places[record.id], 0, 4), strict=True):
+            torch.testing.assert_close(alone, shared, equal_nan=True)
+    texts = TextShards(tmp_path / "by_one"), TextShards(tmp_path / "by_two")
+    torch.testing.assert_close(texts[0].read("song 3"), texts[1].read("song 3"))
+    assert open_folder(tmp_path / "by_two").index["num_clips"] == 5
+
+
+@pytest.mark.parametrize("where", ["disk", "url"])
+def test_no_clip_is_lost_or_doubled_over_ranks_workers_and_epochs(latents, tmp_path, where):
+    folder = str(latents) if where == "disk" else f"file://{latents}"
+    config = DataConfig(latents=folder, crop_in_frames=8, window_in_shards=1, cache_dir=str(tmp_path / "cache"))
+    counts = Counter()
+    for rank in range(2):
+        dataset = LatentDataset(config, seed=0)
+        sampler = EpochSampler(
+            dataset.buckets(),
+            batch_size=2,
+            seed=0,
+            shards=dataset.shards(),
+            window_in_shards=1,
+            rank=rank,
+            num_ranks=2,
+        )
+        loader = torch.utils.data.DataLoader(dataset, batch_sampler=sampler, collate_fn=collate, num_workers=2)
+        batches = iter(loader)
+        counts.update(clip for _ in range(6) for clip in next(batches).ids)
+        del batches
+    assert counts == {f"{i}": 2 for i in range(12)}
+
+
+def test_shards_of_a_url_are_fetched_when_they_are_needed(latents, tmp_path):
+    config = DataConfig(latents=f"file://{latents}", crop_in_frames=8, cache_dir=str(tmp_path / "cache"))
+    dataset, local = (
+        LatentDataset(config, seed=0),
+        LatentDataset(DataConfig(latents=str(latents), crop_in_frames=8), seed=0),
+    )
+    assert not list(tmp_path.glob("cache/*/latents-*.safetensors"))
+    for number in range(4):
+        torch.testing.assert_close(dataset[0, number, 0].latents, local[0, number, 0].latents)
+    assert len(list(tmp_path.glob("cache/*/latents-*.safetensors"))) == 1
+    with pytest.raises(FileNotFoundError, match=r"there is no index.json in 'file:///nowhere'"):
+        open_folder("file:///nowhere", tmp_path / "cache")
