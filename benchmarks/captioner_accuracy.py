@@ -51,7 +51,7 @@ def summarize(clips: list[tuple[Record, Measurements]]) -> dict:
                 np.mean([check(found, other) for (_, found), other in zip(known, others, strict=True)])
             ),
         }
-    called_percussive = [record for record, found in clips if "percussive" in describe_measurements(found)[-1]]
+    called_percussive = [record for record, found in clips if "percussive" in str(describe_measurements(found))]
     with_drums = [record for record in called_percussive if any("drums" in n for n in record.tags["instruments"])]
     summary["called percussive"] = {"clips": len(called_percussive), "of_them_with_drums": len(with_drums)}
     return summary

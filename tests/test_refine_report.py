@@ -54,8 +54,8 @@ def test_markup_in_captions_stays_text(tmp_path):
     hostile = "![x](http://evil.example/x.png) <script>alert(1)</script> | a | `b` # c"
     report = write_report(tmp_path, [refinement(0, caption=hostile + " long" * 200)], {}).read_text()
     assert "<script>" not in report
-    assert "![x]" not in report
-    assert r"\!\[x\]\(http://evil.example/x.png\) &lt;script&gt;alert\(1\)&lt;/script&gt; \| a \|" in report
+    assert "![x" not in report
+    assert r"!\[x\](http://evil.example/x.png) &lt;script&gt;alert(1)&lt;/script&gt; \| a \|" in report
     assert max(map(len, report.splitlines())) < 600
 
 

@@ -11,6 +11,7 @@ from data_prep.refine.clean import clean_text, describe_tags, why_not_a_caption
 from data_prep.refine.fact_check import find_unsupported
 from data_prep.refine.outcomes import (
     BELOW_THRESHOLD,
+    MEASURED,
     NEAR_DUPLICATE,
     NOT_A_CAPTION,
     ORIGINAL,
@@ -99,6 +100,12 @@ def test_kept_candidates_are_ordered_originals_first_then_by_similarity():
     similarities = [kept.similarity for kept in alignment.kept]
     assert similarities[0] >= similarities[1]
     assert similarities[2] > similarities[3]
+
+
+def test_what_was_measured_is_kept_although_clap_does_not_hear_it():
+    alignment = aligned((HEARD, ORIGINAL), ("in C major at 90 bpm", MEASURED), ("in C major at 90 bpm!", "model"))
+    assert [kept.source for kept in alignment.kept] == [ORIGINAL, MEASURED]
+    assert alignment.kept[1].similarity < THRESHOLDS.audio_text
 
 
 def test_a_near_duplicate_is_merged_unless_it_adds_a_fact():
@@ -296,10 +303,18 @@ def test_rules_add_what_the_first_caption_lacks():
     fuser_request = request(*texts, style="baroque", instruments="oboe and cello", tempo="80 bpm")
     fusion = fuse_request(fuser_request)
     assert fusion.caption == (
-        "Wistful baroque track with oboe. It features cello, is in A minor at 78 bpm and has a dark, smooth sound."
+        "Wistful baroque track with oboe. It is in A minor at 78 bpm, features cello and has a dark, smooth sound."
     )
     assert len(fusion.paraphrases) == 2
     assert not fusion.failed_checks
+
+
+def test_rules_do_not_repeat_an_instrument_under_another_name():
+    text = "techno, square-wave synth, synthesizer bass, string section and a drum set"
+    fusion = fuse_request(request(text, instruments="square lead, synth bass, strings and drums"))
+    assert "features" not in fusion.caption
+    fusion = fuse_request(request("jazz with sax", style="blues", mood="sad", tempo="80 bpm", instruments="banjo"))
+    assert fusion.caption == "Jazz with sax. It is sad blues music at 80 bpm and features banjo."
 
 
 def test_rules_let_the_first_caption_have_its_way():
@@ -328,13 +343,22 @@ def test_a_fused_caption_further_from_the_audio_falls_back():
     fusion = check_similarity(worse, alignment, AUDIO, CLAP, THRESHOLDS)
     assert fusion.fell_back
     assert (fusion.caption, fusion.similarity) == (HEARD, 1.0)
-    assert fusion.failed_checks[-1].endswith("with the audio, 1.000 before")
+    assert fusion.failed_checks[-1] == "similarity 0.612 with the audio, 0.750 before"
 
     better = accept_fusion(build_fusion_request(record(), alignment), answer(HEARD + ".", "cello music"))
     fusion = check_similarity(better, alignment, AUDIO, CLAP, THRESHOLDS)
     assert not fusion.fell_back
     assert fusion.paraphrases == ()
     assert fusion.similarity == 1.0
+
+
+def test_a_paraphrase_that_agrees_with_the_audio_takes_the_place_of_a_caption_that_does_not():
+    alignment = aligned((HEARD, ORIGINAL))
+    fusion = accept_fusion(build_fusion_request(record(), alignment), answer("cello music", HEARD + ".", "slow cello"))
+    fusion = check_similarity(fusion, alignment, AUDIO, CLAP, THRESHOLDS)
+    assert not fusion.fell_back
+    assert (fusion.caption, fusion.paraphrases) == (HEARD + ".", ())
+    assert len(fusion.failed_checks) == 2
 
 
 def test_a_clip_goes_through_all_stages_and_its_record_can_be_written():

@@ -22,7 +22,7 @@ class Thresholds:
     Args:
         audio_text: A candidate less similar to the audio than this is dropped (rho 1).
         duplicate: A candidate at least this similar to an original, text to text, is its near-duplicate (rho 2).
-        max_loss: How much less similar to the audio than the best original the fused caption may be.
+        max_loss: How much less similar to the audio than the originals the fused caption may be.
     """
 
     audio_text: float

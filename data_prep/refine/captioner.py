@@ -13,13 +13,16 @@ import soxr
 
 from data_prep.refine.clean import describe_tags
 from data_prep.refine.outcomes import MEASURED, TAGS, Candidate
-from data_prep.refine.tempo_and_key import key_name, tempo_bpm
+from data_prep.refine.tempo_and_key import key_and_margin, tempo_and_clarity
 from qamdt.manifest import Record
 
 
 SAMPLING_RATE = 16_000  # everything is measured at this rate, as brightness depends on it
 SHORTEST_IN_S = 3.0  # less has neither tempo nor key
 SILENCE_DB = -60.0
+# What is less clear is not said. Of 250 rendered clips 91 % of the keys were right above this margin, which 70 % reach,
+# and 77 % of all; of the tempi 81 % (95 % with halves and doubles) above this clarity, which 90 % reach.
+MIN_KEY_MARGIN, MIN_TEMPO_CLARITY = 0.08, 0.18
 # Beyond these a clip stands out. Of 120 rendered clips 17 were darker, 17 brighter and 26 smoother; 36 were more
 # percussive, all of them among the 58 with drums.
 QUIET_DB, LOUD_DB = -30.0, -14.0
@@ -35,14 +38,18 @@ class Measurements:
 
     Args:
         tempo_bpm: Beats a minute.
+        tempo_clarity: How alike the onsets are a beat apart, at most 1.
         key: The key, such as "Bb major".
+        key_margin: How much better the key fits than the next best.
         loudness_db: Root mean square level against full scale.
         brightness_hz: Centre of gravity of the spectrum, loud moments counting more.
         percussive_share: Share of the energy in strokes rather than in held tones, 0 to 1.
     """
 
     tempo_bpm: float
+    tempo_clarity: float
     key: str
+    key_margin: float
     loudness_db: float
     brightness_hz: float
     percussive_share: float
@@ -65,9 +72,13 @@ def measure(waveform: np.ndarray, sampling_rate: int) -> Measurements | None:
     power_of_frames = np.square(spectrum).sum(axis=0)
     centroid = librosa.feature.spectral_centroid(S=spectrum, sr=sampling_rate)[0]
     harmonic, percussive = (np.square(part).sum() for part in librosa.decompose.hpss(spectrum))
+    bpm, clarity = tempo_and_clarity(waveform, sampling_rate)
+    key, margin = key_and_margin(waveform, sampling_rate)
     return Measurements(
-        tempo_bpm=tempo_bpm(waveform, sampling_rate),
-        key=_usual_spelling(key_name(waveform, sampling_rate)),
+        tempo_bpm=bpm,
+        tempo_clarity=clarity,
+        key=_usual_spelling(key),
+        key_margin=margin,
         loudness_db=float(loudness_db),
         brightness_hz=float(np.average(centroid, weights=power_of_frames)),
         percussive_share=float(percussive / (harmonic + percussive)),
@@ -86,8 +97,11 @@ def import_librosa():
 
 
 def describe_measurements(measurements: Measurements) -> list[str]:
-    """Says the measurements in short captions: tempo and key in one, the sound, if it stands out, in another."""
-    captions = [f"music in {measurements.key} at {round(measurements.tempo_bpm)} bpm"]
+    """Says the measurements in short captions: key and tempo, if clear, in one; the sound, if it stands out, in another."""
+    facts = [f"in {measurements.key}"] if measurements.key_margin >= MIN_KEY_MARGIN else []
+    if measurements.tempo_clarity >= MIN_TEMPO_CLARITY:
+        facts.append(f"at {round(measurements.tempo_bpm)} bpm")
+    captions = [" ".join(["music", *facts])] if facts else []
     words = [
         word
         for word, is_true in (

@@ -77,7 +77,7 @@ def find_instruments(text: str) -> list[str]:
 
 def names_instrument(plain_text: str, name: str) -> bool:
     """Whether a text made `plain` names an instrument, by this name or another for the same."""
-    names = {name}.union(*(group for group in SAME_INSTRUMENTS if name in group))
+    names = {name}.union(*(group for group in SAME_INSTRUMENTS if {name, name.removesuffix("s")} & set(group)))
     return any(_has(plain_text, other) for other in names)
 
 

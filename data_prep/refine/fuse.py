@@ -11,6 +11,7 @@ import re
 from collections.abc import Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
+from data_prep.composer.instruments import INSTRUMENTS
 from data_prep.refine.clean import join_words
 from data_prep.refine.fact_check import find_keys, find_tempi, names_instrument, plain, share_of_known_words
 
@@ -87,29 +88,34 @@ def fuse_by_rules(request: FusionRequest) -> dict[str, Any]:
     caption = _sentence(head)
     if details:
         caption += f" It {join_words([f'{verb} {what}' for verb, what in details])}."
-    for text in request.texts[1:]:
+    for text in request.texts[max(request.num_originals, 1) :]:
         is_new = share_of_known_words(text, [caption]) < NEW_WORDS and not _contradicts(text, caption)
         if is_new and len(caption) + len(text) < MAX_FUSED_CHARACTERS:
             caption += f" {_sentence(text)}"
-    paraphrases = [*_other_wordings(head, details), *request.texts]
+    paraphrases = [*_other_wordings(head, details), *request.texts[: request.num_originals]]
     others = [text for text in dict.fromkeys(paraphrases) if plain(text) != plain(caption).rstrip(".")]
     return {"caption": caption, "paraphrases": others[: request.num_paraphrases]}
 
 
 def _details(head: str, texts: Sequence[str], tags: Mapping[str, str]) -> list[tuple[str, str]]:
-    """Lists what `head` does not say yet, as (verb, what): the kind, who plays, key and tempo, the sound."""
-    details = []
+    """Lists what `head` does not say yet, as (verb, what): the kind with key and tempo, who plays, the sound."""
+    kind = ""
     if "style" in tags and not _shares_a_word(tags["style"], head):
-        details.append(("is", f"{tags['mood']} {tags['style']} music" if "mood" in tags else f"{tags['style']} music"))
-    players = re.split(r", | and ", tags["instruments"]) if "instruments" in tags else []
-    if players := [name for name in players if not names_instrument(plain(head), plain(name))]:
-        details.append(("features", join_words(players)))
+        kind = f"{tags['mood']} {tags['style']} music" if "mood" in tags else f"{tags['style']} music"
     facts = _key_and_tempo(head, [*texts, *(tags[name] for name in ("key", "tempo") if name in tags)])
-    if facts:
-        details.append(("is", facts))
+    details = [("is", " ".join(filter(None, (kind, facts))))] if kind or facts else []
+    players = re.split(r", | and ", tags["instruments"]) if "instruments" in tags else []
+    if players := [name for name in players if not _says(head, name)]:
+        details.append(("features", join_words(players)))
     if sound := next((match.group(1) for text in texts if (match := _SOUND.search(text))), None):
         details.append(("has", sound))
     return details
+
+
+def _says(text: str, player: str) -> bool:
+    """Whether a text names an instrument, or calls it what the composer of this project may call it."""
+    names = INSTRUMENTS[player].names if player in INSTRUMENTS else (player,)
+    return any(names_instrument(plain(text), plain(name)) for name in names)
 
 
 def _key_and_tempo(head: str, texts: Iterable[str]) -> str:

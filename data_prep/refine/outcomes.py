@@ -93,6 +93,7 @@ class FusionRequest:
         fallback: The caption that stands when the fused one fails a check.
         num_paraphrases: How many other wordings to ask for.
         has_survivors: Whether any candidate reached the threshold; if not, `fallback` is the least bad one.
+        num_originals: How many of the texts are the clip's own captions, which say the same in other words.
     """
 
     texts: tuple[str, ...]
@@ -100,6 +101,7 @@ class FusionRequest:
     fallback: str
     num_paraphrases: int
     has_survivors: bool
+    num_originals: int = 1
 
     @property
     def messages(self) -> list[dict[str, str]]:

@@ -21,7 +21,7 @@ REPORT_NAME = "report.md"
 SIMILARITY_PLOT, DROPPED_PLOT = "similarity.png", "dropped.png"
 NUM_EXAMPLES = 6
 MAX_EXAMPLE_CHARACTERS = 300
-_MARKDOWN = re.compile(r"([\\`*_{}\[\]()#+!|~-])")
+_MARKDOWN = re.compile(r"([\\`*_\[\]|~])")
 
 
 @dataclass(kw_only=True)
@@ -180,7 +180,7 @@ def _table(header: tuple, rows: Iterable[tuple]) -> str:
     rows = [" | ".join(map(str, row)) for row in rows]
     if not rows:
         return ""
-    return "\n".join(f"| {row} |" for row in (" | ".join(header), "|".join(["---"] * len(header)), *rows))
+    return "\n".join(f"| {row} |" for row in (" | ".join(header), " | ".join(["---"] * len(header)), *rows))
 
 
 def _escape(text: str) -> str:

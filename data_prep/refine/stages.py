@@ -23,6 +23,7 @@ from data_prep.refine.fact_check import find_unsupported, find_unsupported_facts
 from data_prep.refine.fuse import fuse_by_rules, read_response
 from data_prep.refine.outcomes import (
     BELOW_THRESHOLD,
+    MEASURED,
     NEAR_DUPLICATE,
     NOT_A_CAPTION,
     ORIGINAL,
@@ -77,6 +78,9 @@ def align(
 ) -> Alignment:
     """Stage 2: keeps the candidates that agree with the audio.
 
+    What was measured is kept however similar it is: CLAP hears timbre and style, and tells right keys and tempi from
+    wrong ones hardly better than chance.
+
     Args:
         record: The clip, for error messages.
         candidates: What stage 1 found.
@@ -104,7 +108,7 @@ def align(
     order = sorted(range(len(readable)), key=lambda i: (readable[i].source != ORIGINAL, -similarities[i]))
     kept: list[int] = []
     for i in order:
-        if similarities[i] < thresholds.audio_text:
+        if similarities[i] < thresholds.audio_text and readable[i].source != MEASURED:
             detail = f"similarity {similarities[i]:.3f} with the audio, below {thresholds.audio_text:.3f}"
             dropped.append(_drop(readable[i], similarities[i], BELOW_THRESHOLD, detail))
         elif detail := _find_duplicate(i, kept, texts, readable, text_embeddings, thresholds):
@@ -173,6 +177,7 @@ def build_fusion_request(record: Record, alignment: Alignment, num_paraphrases: 
         fallback=best.text,
         num_paraphrases=num_paraphrases,
         has_survivors=bool(alignment.kept),
+        num_originals=sum(candidate.source == ORIGINAL for candidate in alignment.kept),
     )
 
 
@@ -234,37 +239,45 @@ def check_similarity(
 ) -> Fusion:
     """Measures how similar the fused caption is to the audio, and falls back if it lost too much.
 
+    A caption that lost too much gives way to the first paraphrase that did not, and only then to one of before.
+
     Args:
         fusion: What stage 3 wrote.
-        alignment: What stage 2 said; the best kept candidate takes the place of a caption that lost too much.
+        alignment: What stage 2 said.
         audio_embedding: CLAP embedding of the clip's audio `(E,)`, of unit length.
         clap: Embeds the caption.
         thresholds: How much the caption may lose.
     """
-    texts = [fusion.caption, *fusion.paraphrases]
-    caption_similarity, *similarities = (clap.embed_text(texts) @ audio_embedding).tolist()
-    if not alignment.kept:
-        return replace(fusion, similarity=round(caption_similarity, 4))
-    best = alignment.kept[0]  # the best original where one survived
-    least = best.similarity - thresholds.max_loss
-    if caption_similarity < least and not fusion.fell_back:
-        fault = f"similarity {caption_similarity:.3f} with the audio, {best.similarity:.3f} before"
-        others = [candidate.text for candidate in alignment.kept[1:]][: len(fusion.paraphrases)]
-        return Fusion(
-            caption=best.text,
-            paraphrases=tuple(others),
-            failed_checks=(*fusion.failed_checks, fault),
-            fell_back=True,
-            similarity=best.similarity,
-        )
-    good = [text for text, value in zip(fusion.paraphrases, similarities, strict=True) if value >= least]
-    faults = [f"paraphrase: similarity {value:.3f} with the audio" for value in similarities if value < least]
-    return replace(
-        fusion,
-        paraphrases=tuple(good),
+    wordings = [fusion.caption, *fusion.paraphrases]
+    similarities = (clap.embed_text(wordings) @ audio_embedding).tolist()
+    if fusion.fell_back or not alignment.kept:
+        return replace(fusion, similarity=round(similarities[0], 4))
+    before = _similarity_before(alignment)
+    is_good = [similarity >= before - thresholds.max_loss for similarity in similarities]
+    faults = [
+        f"similarity {similarity:.3f} with the audio, {before:.3f} before"
+        for similarity, good in zip(similarities, is_good, strict=True)
+        if not good
+    ]
+    if any(is_good):
+        caption, *paraphrases = [text for text, good in zip(wordings, is_good, strict=True) if good]
+        similarity, is_fallback = similarities[is_good.index(True)], False
+    else:
+        caption, *paraphrases = [candidate.text for candidate in alignment.kept][: len(wordings)]
+        similarity, is_fallback = alignment.kept[0].similarity, True
+    return Fusion(
+        caption=caption,
+        paraphrases=tuple(paraphrases),
         failed_checks=(*fusion.failed_checks, *faults),
-        similarity=round(caption_similarity, 4),
+        fell_back=is_fallback,
+        similarity=round(similarity, 4),
     )
+
+
+def _similarity_before(alignment: Alignment) -> float:
+    """How similar to the audio the surviving originals are, on average; or the best candidate, where none survived."""
+    originals = [candidate.similarity for candidate in alignment.kept if candidate.source == ORIGINAL]
+    return float(np.mean(originals)) if originals else alignment.kept[0].similarity
 
 
 def refine_clip(

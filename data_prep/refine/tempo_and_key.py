@@ -51,11 +51,14 @@ def onset_envelope(waveform: np.ndarray, sampling_rate: int) -> tuple[np.ndarray
     return envelope - envelope.mean(), sampling_rate / hop_samples
 
 
-def tempo_bpm(waveform: np.ndarray, sampling_rate: int, slowest: float = 55.0, fastest: float = 190.0) -> float:
-    """Beats a minute: the period whose multiples the onset envelope repeats at best.
+def tempo_and_clarity(
+    waveform: np.ndarray, sampling_rate: int, slowest: float = 55.0, fastest: float = 190.0
+) -> tuple[float, float]:
+    """Returns the beats a minute, and how clear they are: how alike the onsets are a beat apart, at most 1.
 
-    A beat's multiples (one to four beats) are all periods too; averaging the autocorrelation over them favours the
-    beat over its subdivisions, and a mild preference for 110 BPM settles what remains.
+    The beat is the period whose multiples the onset envelope repeats at best. Its multiples (one to four beats) are all
+    periods too; averaging the autocorrelation over them favours the beat over its subdivisions, and a mild preference
+    for 110 BPM settles what remains.
     """
     envelope, rate_hz = onset_envelope(waveform, sampling_rate)
     spectrum = np.abs(np.fft.rfft(envelope, 2 * len(envelope))) ** 2
@@ -69,7 +72,14 @@ def tempo_bpm(waveform: np.ndarray, sampling_rate: int, slowest: float = 55.0, f
         multiples = np.arange(1, 5) * rate_hz * 60 / bpm
         scores.append(np.interp(multiples[multiples < 0.75 * len(lags)], lags, autocorrelation).mean())
     preference = np.exp(-0.5 * (np.log2(candidates / 110) / 1.0) ** 2)
-    return float(candidates[np.argmax(np.maximum(scores, 0) * preference)])
+    scores = np.maximum(scores, 0) * preference
+    best = int(np.argmax(scores))
+    return float(candidates[best]), float(scores[best] / (autocorrelation[0] + SILENCE))
+
+
+def tempo_bpm(waveform: np.ndarray, sampling_rate: int) -> float:
+    """Beats a minute; see `tempo_and_clarity`."""
+    return tempo_and_clarity(waveform, sampling_rate)[0]
 
 
 def chroma(waveform: np.ndarray, sampling_rate: int) -> np.ndarray:
@@ -87,15 +97,21 @@ def chroma(waveform: np.ndarray, sampling_rate: int) -> np.ndarray:
     return profile / (profile.sum() + SILENCE)
 
 
-def key_name(waveform: np.ndarray, sampling_rate: int) -> str:
-    """The key, such as "A minor", whose profile correlates best with the chroma."""
+def key_and_margin(waveform: np.ndarray, sampling_rate: int) -> tuple[str, float]:
+    """Returns the key, such as "A minor", whose profile correlates best with the chroma, and its lead over the next."""
     profile = chroma(waveform, sampling_rate)
     correlations = {
         f"{PITCH_CLASSES[tonic]} {mode}": np.corrcoef(np.roll(template, tonic), profile)[0, 1]
         for mode, template in (("major", MAJOR_PROFILE), ("minor", MINOR_PROFILE))
         for tonic in range(12)
     }
-    return max(correlations, key=correlations.get)
+    *_, second, best = sorted(correlations, key=correlations.get)
+    return best, float(correlations[best] - correlations[second])
+
+
+def key_name(waveform: np.ndarray, sampling_rate: int) -> str:
+    """The key; see `key_and_margin`."""
+    return key_and_margin(waveform, sampling_rate)[0]
 
 
 def normalize_key(key: str) -> str:
