@@ -2,8 +2,8 @@
 
     python -m benchmarks.captioner_accuracy corpus/manifest.jsonl --split test --output captioner_accuracy.json
 
-Each hit rate stands beside the rate of the same measurements held against another clip's facts. Only clean clips are
-measured.
+Each hit rate stands beside the rate of the same measurements held against another clip's facts, and beside the rate
+of the clips whose caption says it, because it is clear. Only clean clips are measured.
 """
 
 import argparse
@@ -15,7 +15,13 @@ from pathlib import Path
 import numpy as np
 from tqdm import tqdm
 
-from data_prep.refine.captioner import Measurements, describe_measurements, measure
+from data_prep.refine.captioner import (
+    MIN_KEY_MARGIN,
+    MIN_TEMPO_CLARITY,
+    Measurements,
+    describe_measurements,
+    measure,
+)
 from data_prep.refine.tempo_and_key import normalize_key, relative_key
 from qamdt.audio import SAMPLING_RATE, read_audio
 from qamdt.manifest import Record, read_manifest, resolve_clip_path
@@ -38,18 +44,26 @@ CHECKS = {
 }
 
 
+def is_said(name: str, found: Measurements) -> bool:
+    """Whether the captioner says the tempo or the key."""
+    return found.tempo_clarity >= MIN_TEMPO_CLARITY if name.startswith("tempo") else found.key_margin >= MIN_KEY_MARGIN
+
+
 def summarize(clips: list[tuple[Record, Measurements]]) -> dict:
-    """Shares of clips for which each check holds, and with the facts of the next clip in their place."""
+    """Shares of clips for which each check holds: of all, of those that are said, and with the next clip's facts."""
     summary = {}
     for name, check in CHECKS.items():
         known = [(record.tags, found) for record, found in clips if record.tags["key"] or name.startswith("tempo")]
         others = [tags for tags, _ in known[1:] + known[:1]]
+        hits = np.array([check(found, tags) for tags, found in known])
+        said = np.array([is_said(name, found) for _, found in known])
+        exchanged = [check(found, other) for (_, found), other in zip(known, others, strict=True)]
         summary[name] = {
             "clips": len(known),
-            "share": float(np.mean([check(found, tags) for tags, found in known])),
-            "share_with_another_clip": float(
-                np.mean([check(found, other) for (_, found), other in zip(known, others, strict=True)])
-            ),
+            "share": float(hits.mean()),
+            "share_with_another_clip": float(np.mean(exchanged)),
+            "said": int(said.sum()),
+            "share_where_said": float(hits[said].mean()) if said.any() else None,
         }
     called_percussive = [record for record, found in clips if "percussive" in str(describe_measurements(found))]
     with_drums = [record for record in called_percussive if any("drums" in n for n in record.tags["instruments"])]
@@ -58,11 +72,16 @@ def summarize(clips: list[tuple[Record, Measurements]]) -> dict:
 
 
 def format_summary(summary: dict) -> str:
-    lines = ["| measured | clips | right | right about another clip |", "|---|---|---|---|"]
+    lines = [
+        "| measured | clips | right | right about another clip | said | right where said |",
+        "|---|---|---|---|---|---|",
+    ]
     for name in CHECKS:
         values = summary[name]
+        where_said = "" if values["share_where_said"] is None else f"{values['share_where_said']:.1%}"
         lines.append(
-            f"| {name} | {values['clips']} | {values['share']:.1%} | {values['share_with_another_clip']:.1%} |"
+            f"| {name} | {values['clips']} | {values['share']:.1%} | {values['share_with_another_clip']:.1%} "
+            f"| {values['said']} | {where_said} |"
         )
     percussive = summary["called percussive"]
     lines += ["", f"Called percussive: {percussive['clips']} clips, {percussive['of_them_with_drums']} with drums."]

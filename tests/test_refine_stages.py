@@ -324,6 +324,10 @@ def test_rules_let_the_first_caption_have_its_way():
     assert "Lute" not in fusion.caption
 
 
+def test_rules_do_not_give_the_caption_as_its_own_paraphrase():
+    assert fuse_request(request("A slow waltz with harp.")).paraphrases == ()
+
+
 def test_rules_append_a_caption_that_says_something_else():
     fusion = fuse_request(request("baroque, oboe", "a gloomy melody over quiet chords"))
     assert fusion.caption == "Baroque, oboe. A gloomy melody over quiet chords."

@@ -93,7 +93,7 @@ def fuse_by_rules(request: FusionRequest) -> dict[str, Any]:
         if is_new and len(caption) + len(text) < MAX_FUSED_CHARACTERS:
             caption += f" {_sentence(text)}"
     paraphrases = [*_other_wordings(head, details), *request.texts[: request.num_originals]]
-    others = [text for text in dict.fromkeys(paraphrases) if plain(text) != plain(caption).rstrip(".")]
+    others = [text for text in dict.fromkeys(paraphrases) if plain(text).rstrip(".") != plain(caption).rstrip(".")]
     return {"caption": caption, "paraphrases": others[: request.num_paraphrases]}
 
 
