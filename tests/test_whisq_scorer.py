@@ -92,6 +92,24 @@ def test_the_curve_follows_the_music(scorer):
     assert np.sign(difference) == np.sign(levels[1] - levels[0])
 
 
+def test_the_curve_changes_when_the_music_does(scorer):
+    steady = 0.3 * np.sin(2 * np.pi * 440 * np.arange(10 * RATE) / RATE).astype(np.float32)
+    rough = 0.3 * np.random.default_rng(5).normal(size=10 * RATE).clip(-1, 1).astype(np.float32)
+    for cut in (3.3, 6.0):
+        clip = np.concatenate([steady[: round(cut * RATE)], rough[round(cut * RATE) :]])
+        score = scorer.score(clip, RATE)[0]
+        curve = np.array(score.frame_overall_quality)
+        before, after = curve[1:4].mean(), curve[-4:-1].mean()
+        has_left = np.abs(curve - before) > 0.05 * abs(after - before)
+        has_come = np.abs(curve - after) < 0.05 * abs(after - before)
+        times = (np.arange(len(curve)) + 0.5) * score.frame_hop_in_s
+        # A frame hears two seconds, and the encoder a little more: the change begins and ends about as far from the cut.
+        first_changed, last_changing = times[2:][has_left[2:]][0], times[:-2][~has_come[:-2]][-1]
+        assert 0 < cut - first_changed < 1.7
+        assert 0 < last_changing - cut < 1.7
+        assert (first_changed + last_changing) / 2 == pytest.approx(cut, abs=0.4)
+
+
 def test_curves_of_overlapping_windows_meet(scorer):
     clip = music(50)
     curve = np.array(scorer.score(clip, RATE)[0].frame_overall_quality)

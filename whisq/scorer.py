@@ -185,15 +185,12 @@ class WhisQScorer:
         """Scores windows side by side; a window without prompt gets no text alignment."""
         waveforms = torch.nn.utils.rnn.pad_sequence([window.waveform for window in windows], batch_first=True)
         lengths = torch.tensor([len(window.waveform) for window in windows])
-        states, mask = self.audio_encoder.encode(
-            waveforms.to(self.device), lengths.to(self.device)
-        )  # (B, T, D), (B, T)
+        waveforms, lengths = waveforms.to(self.device), lengths.to(self.device)
+        states, mask = self.audio_encoder.encode(waveforms, lengths)  # (B, T, D), (B, T)
         quality = self.model(states, mask).overall_quality.float().cpu()  # (B,)
         frames, is_real = self.model.score_frames(states, mask, window=self._frame_window, hop=self._frame_hop)
         frames, is_real = frames.float().cpu().numpy(), is_real.cpu().numpy()  # (B, W)
-        times = (
-            np.arange(frames.shape[1]) * self._frame_hop + self._frame_window / 2
-        ) / self.audio_encoder.frames_per_s
+        times = (np.arange(frames.shape[1]) + 0.5) * self.frame_hop_in_s
 
         alignment: dict[int, float] = {}
         prompted = [index for index, prompt in enumerate(prompts) if prompt and prompt.strip()]
@@ -257,10 +254,9 @@ class WhisQScorer:
         total, count = np.zeros(num_frames), np.zeros(num_frames)
         heard = [window for window in windows if window.duration_in_s > 0]
         for window, score in zip(heard, scores, strict=True):
-            is_inside = (times >= window.start_in_s) & (times <= window.start_in_s + window.duration_in_s)
-            is_inside |= num_frames == 1
-            offsets = times[is_inside] - window.start_in_s
-            total[is_inside] += np.interp(offsets, score.frame_times_in_s, score.frame_scores)
+            offsets = times - window.start_in_s
+            is_inside = ((offsets >= 0) & (offsets <= window.duration_in_s + 1e-6)) | (num_frames == 1)
+            total[is_inside] += np.interp(offsets[is_inside], score.frame_times_in_s, score.frame_scores)
             count[is_inside] += 1
         curve = total / count.clip(min=1)
         return curve + (mean - curve.mean())
