@@ -1,0 +1,175 @@
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import soundfile
+
+from data_prep import build_manifest
+from data_prep.build_manifest import main
+from qamdt.audio import write_audio
+from qamdt.manifest import read_manifest
+
+
+RATE = 8000
+
+
+def write_tone(path, hertz, seconds, silent_from=None):
+    waveform = 0.5 * np.sin(2 * np.pi * hertz * np.arange(int(seconds * RATE)) / RATE).astype(np.float32)
+    if silent_from is not None:
+        waveform[int(silent_from * RATE) :] = 0
+    path.parent.mkdir(parents=True, exist_ok=True)
+    write_audio(path, waveform, RATE)
+
+
+@pytest.fixture
+def music(tmp_path):
+    """A folder with two good files."""
+    write_tone(tmp_path / "music" / "one.wav", 200, 2.0)
+    write_tone(tmp_path / "music" / "sub" / "two.flac", 300, 2.0)
+    return tmp_path / "music"
+
+
+def run(folder, *options):
+    return main([str(folder), "--clip-in-s", "2", "--min-in-s", "0.5", *map(str, options)])
+
+
+def records(folder):
+    return {record.id: record for record in read_manifest(folder / "manifest.jsonl")}
+
+
+def left_out(folder):
+    lines = (folder / "manifest.bad.jsonl").read_text().splitlines()
+    return [(entry["kind"], entry["place"], entry["reason"]) for entry in map(json.loads, lines)]
+
+
+@pytest.mark.parametrize("kind", ["csv", "jsonl"])
+def test_tables_give_captions_scores_and_tags(music, kind):
+    table = music / f"table.{kind}"
+    if kind == "csv":
+        table.write_text(
+            "path,captions,quality_score,quality_scorer,genre\none.wav,a tone | a low tone,3.5,ears,noise\n"
+            'sub/two.flac,"high, thin",,,\n'
+        )
+    else:
+        rows = [
+            {"path": "one.wav", "captions": ["a tone", "a low tone"], "quality_score": 3.5, "quality_scorer": "ears"},
+            {"path": "sub/two.flac", "caption": "high, thin"},
+        ]
+        rows[0]["genre"] = "noise"
+        table.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    assert run(music, "--table", table, "--source", "tones", "--license", "CC0-1.0") == 0
+    one, two = records(music).values()
+    assert (one.path, one.captions, one.quality_score) == ("one.wav", ("a tone", "a low tone"), 3.5)
+    assert (one.quality_scorer, one.tags, one.source, one.license) == ("ears", {"genre": "noise"}, "tones", "CC0-1.0")
+    assert (two.path, two.captions, two.quality_score) == ("sub/two.flac", ("high, thin",), None)
+
+
+def test_crops_of_a_long_track_keep_the_caption_and_score_of_their_part(music):
+    write_tone(music / "long.wav", 100, 10.0)
+    notes = [
+        {"start_in_s": 0, "duration_in_s": 5, "caption": "the beginning", "quality_score": 2.0},
+        {"start_in_s": 5, "caption": "the end", "quality_frames": [1, 2, 3, 4, 5], "quality_frame_rate": 1},
+        {"tags": {"genre": "tone"}},
+    ]
+    (music / "long.json").write_text(json.dumps(notes))
+    assert run(music) == 0
+    clips = {name: record for name, record in records(music).items() if record.path == "long.wav"}
+    described = {
+        record.start_in_s: (record.duration_in_s, record.captions, record.quality_score) for record in clips.values()
+    }
+    assert described == {
+        0.0: (2.0, ("the beginning",), 2.0),
+        2.0: (2.0, ("the beginning",), 2.0),
+        4.0: (1.0, ("the beginning",), 2.0),
+        5.0: (2.0, ("the end",), 1.5),
+        7.0: (2.0, ("the end",), 3.5),
+        9.0: (1.0, ("the end",), 5.0),
+    }
+    assert clips["long.wav@7"].quality_frames == (3, 4)
+    assert all(record.tags == {"genre": "tone"} for record in clips.values())
+
+
+def test_text_files_beside_the_music_are_captions(music):
+    (music / "one.txt").write_text("a tone\n\na low tone\n")
+    assert run(music) == 0
+    assert records(music)["one.wav@0"].captions == ("a tone", "a low tone")
+
+
+@pytest.mark.parametrize("suffix", [".ogg", ".mp3"])
+def test_tags_inside_files_are_read_when_asked_for(music, suffix):
+    mutagen = pytest.importorskip("mutagen")
+    path = music / f"tagged{suffix}"
+    write_tone(path, 150, 2.0)
+    file = mutagen.File(path)
+    if suffix == ".mp3":
+        from mutagen import id3
+
+        file.add_tags()
+        file.tags.add(id3.TCON(text=["ambient"]))
+        file.tags.add(id3.TBPM(text=["90"]))
+    else:
+        file["genre"], file["bpm"], file["title"] = ["ambient"], ["90"], ["Secret"]
+    file.save()
+    assert run(music, "--reads-tags") == 0
+    record = records(music)[f"tagged{suffix}@0"]
+    assert record.tags == {"genre": "ambient", "tempo_bpm": 90.0}
+    assert record.captions == ("ambient, 90 bpm",)
+
+
+def test_what_cannot_be_used_is_counted_and_listed(music, capsys):
+    samples, _ = soundfile.read(music / "one.wav", dtype="int16")
+    soundfile.write(music / "again.flac", samples, RATE)
+    write_tone(music / "half.wav", 250, 4.0, silent_from=2.0)
+    write_tone(music / "short.wav", 260, 0.2)
+    (music / "broken.wav").write_bytes(b"this is no sound")
+    (music / "table.jsonl").write_text(
+        '{"path": "one.wav", "quality_score": "good"}\n{"path": "gone.wav"}\nno json\n'
+        '{"path": "sub/two.flac", "start_in_s": 1.5, "duration_in_s": 5}\n'
+    )
+    assert run(music, "--table", music / "table.jsonl") == 1
+    found = {(kind, place) for kind, place, _ in left_out(music)}
+    assert found == {
+        ("row", f"{music / 'table.jsonl'}, line 1"),
+        ("row", f"{music / 'table.jsonl'}, line 3"),
+        ("row", "gone.wav"),
+        ("duplicate", "one.wav"),
+        ("silent", "half.wav@2"),
+        ("short", "short.wav"),
+        ("unreadable", "broken.wav"),
+        ("wrong metadata", "sub/two.flac"),
+    }
+    assert set(records(music)) == {"again.flac@0", "half.wav@0"}
+    output = capsys.readouterr()
+    assert "2 clips in" in output.out
+    assert "duplicate: 1, row: 3, short: 1, silent: 1, unreadable: 1, wrong metadata: 1" in output.err
+
+
+def test_a_second_run_reads_only_what_is_new(music, monkeypatch):
+    run(music)
+    memory = music / ".manifest.scans.jsonl"
+    memory.write_bytes(memory.read_bytes() + b'{"path": "torn')
+    write_tone(music / "three.wav", 400, 2.0)
+    scanned = []
+    scan = build_manifest.scan_audio
+    monkeypatch.setattr(build_manifest, "scan_audio", lambda path: scanned.append(path.name) or scan(path))
+    assert run(music) == 0
+    assert scanned == ["three.wav"]
+    assert len(records(music)) == 3
+
+
+def test_paths_may_not_leave_the_manifest(music, tmp_path, capsys):
+    assert run(music, "--out", music / "sub" / "manifest.jsonl") == 2
+    assert "`out` must lie in" in capsys.readouterr().err
+    assert run(music, "--out", tmp_path / "manifest.jsonl") == 0
+    assert {record.path for record in read_manifest(tmp_path / "manifest.jsonl")} == {
+        "music/one.wav",
+        "music/sub/two.flac",
+    }
+
+
+def test_it_runs_as_a_script(music):
+    script = Path(build_manifest.__file__)
+    assert subprocess.run([sys.executable, script, music, "--clip-in-s", "2"], check=False).returncode == 0
