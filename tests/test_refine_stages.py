@@ -242,6 +242,11 @@ def test_other_words_for_the_same_facts_pass(caption):
     assert find_unsupported(caption, SOURCES) == []
 
 
+def test_a_number_is_no_tempo():
+    assert find_unsupported("80s rock at 80 bpm", ["80s rock"]) == ["the tempo '80 bpm' comes from no source"]
+    assert find_unsupported("rock at 80 bpm", ["rock, tempo: 80"]) == []
+
+
 def test_synonyms_and_wider_words_of_instruments_pass():
     assert find_unsupported("Music with sax and double bass", ["music with saxophone and upright bass"]) == []
     assert find_unsupported("Guitar music", ["acoustic guitar music"]) == []

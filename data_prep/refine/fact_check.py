@@ -27,6 +27,7 @@ _SEMITONES = {"C": 0, "D": 2, "E": 4, "F": 5, "G": 7, "A": 9, "B": 11}
 _ACCIDENTALS = {"": 0, "#": 1, "♯": 1, "sharp": 1, "b": -1, "♭": -1, "flat": -1}
 _NUMBER = re.compile(r"\d+(?:\.\d+)?")
 _BPM = re.compile(r"(\d+(?:\.\d+)?) ?(?:bpm|beats (?:per|a) minute)", re.IGNORECASE)
+_TEMPO = re.compile(r"\btempo\D{1,8}(\d+(?:\.\d+)?)", re.IGNORECASE)  # "tempo: 120", in sources only
 _PLURAL = "(?:s|es)?"
 _INSTRUMENT = re.compile(rf"\b({'|'.join(INSTRUMENT_WORDS)}){_PLURAL}\b")
 _FILLER = frozenset(
@@ -60,6 +61,8 @@ def find_unsupported_facts(caption: str, sources: Sequence[str]) -> list[str]:
     unsupported += [f"the key {name!r}" for key, name in find_keys(caption).items() if key not in source_keys]
     unsupported += [f"the mode {mode!r}" for mode in MODES if _has(plain(caption), mode) and not _has(source, mode)]
     unsupported += [f"the tempo {word!r}" for word in _find_tempo_words(caption) if not _is_tempo(word, sources)]
+    source_tempi = {bpm for text in sources for bpm in [*find_tempi(text), *map(float, _TEMPO.findall(text))]}
+    unsupported += [f"the tempo '{bpm:g} bpm'" for bpm in find_tempi(caption) if bpm not in source_tempi]
     source_numbers = {number for text in sources for number in _find_numbers(text).values()}
     unsupported += [
         f"the number {name!r}" for name, number in _find_numbers(caption).items() if number not in source_numbers
