@@ -4,6 +4,7 @@ import math
 
 import numpy as np
 import pytest
+import soundfile
 import torch
 from accelerate import Accelerator
 
@@ -281,6 +282,29 @@ def test_a_release_is_trained_on_and_evaluated_by_two_commands(tmp_path, capsys)
     answers = (report / "answer.txt").read_text().splitlines()
     assert len(answers) == len((report / "predictions.csv").read_text().splitlines()) - 1
     assert all(line.split(",")[0].startswith("audiomos2025-track1-S10") for line in answers)
+
+
+def test_a_manifest_is_trained_on_with_planned_prompts(tmp_path):
+    generator = np.random.default_rng(0)
+    lines = []
+    for i in range(12):
+        instrument, quality = ("piano", "drums")[i % 2], float(1 + i % 5)
+        soundfile.write(tmp_path / f"{i}.wav", 0.05 * quality * generator.normal(size=8000), 16_000)
+        tags = {"instruments": [instrument], "split": "dev" if i < 3 else "test" if i < 6 else "train"}
+        record = {"id": f"{i}", "path": f"{i}.wav", "duration_in_s": 0.5, "captions": [f"{instrument} number {i}"]}
+        quality_fields = {"quality_score": quality, "quality_frames": [quality] * 5, "quality_frame_rate": 10.0}
+        lines.append(json.dumps({**record, **quality_fields, "tags": tags}) + "\n")
+    (tmp_path / "manifest.jsonl").write_text("".join(lines))
+    settings = [
+        f"data.manifest={tmp_path / 'manifest.jsonl'}",
+        f"encoders.audio={write_encoder(tmp_path / 'encoder')}",
+    ]
+    settings += ["data.min_window_in_s=0.1", "run.max_epochs=2", "run.batch_size=4"]
+    assert main(["--config", "mini", *settings, f"run.output_dir={tmp_path / 'run'}"]) == 0
+    last = json.loads((tmp_path / "run" / "seed-0" / "log.jsonl").read_text().splitlines()[-1])
+    assert last["text_alignment"] > 0
+    assert last["window_quality"] > 0
+    assert "text_alignment" in json.loads((tmp_path / "run" / "results.json").read_text())["test"]["utterance"]
 
 
 def test_wrong_settings_are_told_in_one_line(capsys):

@@ -177,7 +177,8 @@ def main(argv: list[str] | None = None) -> int:
     )
     arguments = parser.parse_args(argv)
     try:
-        config = load_config(arguments.run / "config.yaml", [*arguments.overrides, f"run.output_dir={arguments.run}"])
+        config = load_config(arguments.run / "config.yaml", arguments.overrides)
+        config = override(config, {"run.output_dir": str(arguments.run)})  # the run may have been moved
         out = arguments.out or arguments.run / f"evaluation-{arguments.split}"
         accelerator = build_accelerator(config)
         with StopSignal() as stop:
