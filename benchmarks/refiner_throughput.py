@@ -19,11 +19,12 @@ from dataclasses import asdict
 from pathlib import Path
 
 from data_prep.refine.align import Thresholds
-from data_prep.refine.async_engine import answer_questions, iterate_questions
+from data_prep.refine.async_engine import answer_questions
 from data_prep.refine.jobs import RefineSettings, make_row
 from data_prep.refine.llm_client import LlmClient, ModelConfig, RunStopped, Server
 from data_prep.refine.manifest_rows import ManifestRows
 from data_prep.refine.outcomes import MEASURED, ORIGINAL, Alignment, KeptCandidate
+from data_prep.refine.questions import iterate_fusion_questions
 from data_prep.refine.run import RefineRun
 from data_prep.refine.spending import Spending
 from qamdt.manifest import Record, write_manifest
@@ -82,7 +83,7 @@ def ask(manifest: Path, server: Server) -> Spending:
     with open_run(manifest) as run:
         spending = Spending(usage=run.stores["fuse"].usage)
         write = run.stores["fuse"].append
-        questions = iterate_questions(run.iterate_jobs("fuse"), SETTINGS, write)
+        questions = iterate_fusion_questions(run.iterate_jobs("fuse"), SETTINGS, write)
         answer_questions(questions, LlmClient(SETTINGS.model, server, spending), write)
     return spending
 

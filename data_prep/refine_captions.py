@@ -16,7 +16,8 @@ status 1; `--retry-failed` tries them again. Without `--model` the captions are 
 import argparse
 import shutil
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -24,7 +25,7 @@ from typing import Any
 from tqdm import tqdm
 
 from data_prep.refine.align import Thresholds
-from data_prep.refine.async_engine import answer_questions, iterate_questions
+from data_prep.refine.async_engine import answer_questions
 from data_prep.refine.batch_engine import BatchEngine
 from data_prep.refine.clap import EMBEDDED
 from data_prep.refine.estimate import estimate
@@ -34,10 +35,11 @@ from data_prep.refine.local_engine import run_jobs
 from data_prep.refine.manifest_rows import ManifestRows
 from data_prep.refine.outcomes import MEASURED, TAGS
 from data_prep.refine.own_thresholds import guess_thresholds, sample_positions, settle_thresholds
+from data_prep.refine.questions import iterate_fusion_questions, iterate_suggestion_questions
 from data_prep.refine.ray_engine import ask_on_ray, run_jobs_on_ray
 from data_prep.refine.report import write_report
 from data_prep.refine.run import RefineRun, Summary
-from data_prep.refine.spending import CostLimitReached, Prices, Spending
+from data_prep.refine.spending import CostLimitReached, Prices, Spending, Usage
 from data_prep.refine.step_runner import StepRunner
 from qamdt.cpu_memory import keep_freed_memory
 
@@ -56,24 +58,8 @@ class Refinery:
 
     def __init__(self, options: argparse.Namespace):
         self.options = options
-        self.model = self.server = None
-        if options.model is not None:
-            self.model = ModelConfig(
-                model=options.model,
-                response_format=options.response_format,
-                temperature=options.temperature,
-                max_tokens=options.max_tokens,
-            )
-            self.server = Server(
-                base_url=options.base_url,
-                key_variable=options.key_variable,
-                timeout_in_s=options.timeout,
-                max_tries=options.max_tries,
-                concurrency=options.concurrency,
-                requests_per_minute=options.requests_per_minute,
-                tokens_per_minute=options.tokens_per_minute,
-            )
-            self.server.read_key()  # a key that is missing should not come up after hours of listening
+        self.model = read_model(options, options.model)
+        self.server = read_server(options)
         manifest = Path(options.manifest) if options.manifest else copy_sample_corpus()
         self.refined_manifest = read_out(options.out, manifest)
         rows = ManifestRows(manifest)
@@ -83,6 +69,8 @@ class Refinery:
             thresholds=read_thresholds(options),
             num_paraphrases=options.num_paraphrases,
             model=self.model,
+            suggester=read_model(options, options.suggester),
+            suggest_from=options.suggest_from,
         )
         self.runner = StepRunner(manifest, settings, device=options.device)
         folder = self.refined_manifest.with_suffix("")
@@ -92,7 +80,7 @@ class Refinery:
             output_price=options.output_price,
             discount=BATCH_DISCOUNT if options.engine == "batch" else 1.0,
         )
-        self.spending = Spending(prices, options.max_cost, self.run.stores["fuse"].usage)
+        self.spending = Spending(prices, options.max_cost, self._read_usage())
 
     def work(self) -> int:
         """Does what the command line asks for, says what came of it, and returns the exit status."""
@@ -115,11 +103,13 @@ class Refinery:
 
     def refine(self) -> Exception | None:
         """Runs all steps, and returns what stopped the language model from being asked further."""
-        stop = None
         self.do_step("generate")
         self.settle_thresholds()
-        self.do_step("align")
+        stop = None
         try:
+            if self.run.settings.suggester is not None:
+                self.suggest()
+            self.do_step("align")
             if self.model is None:
                 self.do_step("fuse")
             elif self.options.engine == "batch":
@@ -204,26 +194,37 @@ class Refinery:
                 progress.update(len(rows))
         self.run.refresh(step)
 
+    def suggest(self) -> None:
+        """Runs step `suggest` by asking the language model, from this machine."""
+        with self._asking("suggest") as (jobs, write):
+            questions = iterate_suggestion_questions(jobs, self.run.settings, self.runner.manifest, write)
+            client = LlmClient(self.run.settings.suggester, self.server, self.spending)
+            answer_questions(questions, client, write)
+
     def ask(self) -> None:
-        """Runs step `fuse` by asking the language model."""
-        with tqdm(total=len(self.run.positions), desc="fuse    ", unit="clip") as progress:
-            jobs = self._iterate_jobs("fuse", progress, self.run.positions)
+        """Runs step `fuse` by asking the language model, from this machine or from a cluster."""
+        with self._asking("fuse") as (jobs, write):
+            if self.options.engine == "ray":
+                num_actors = self.options.num_workers
+                ask_on_ray(jobs, self.run.settings, self.server, self.spending, write, num_actors=num_actors)
+            else:
+                client = LlmClient(self.model, self.server, self.spending)
+                answer_questions(iterate_fusion_questions(jobs, self.run.settings, write), client, write)
+
+    @contextmanager
+    def _asking(self, step: str) -> Iterator[tuple[Iterator[Job], Callable[[dict[str, Any]], None]]]:
+        """Yields the jobs of a step and where its rows go, with a progress bar that shows what was spent."""
+        with tqdm(total=len(self.run.positions), desc=f"{step:8s}", unit="clip") as progress:
 
             def write(row: dict[str, Any]) -> None:
-                self.run.stores["fuse"].append(row)
+                self.run.stores[step].append(row)
                 progress.set_postfix(self.spending.describe(), refresh=False)
                 progress.update()
 
             try:
-                if self.options.engine == "ray":
-                    ask_on_ray(
-                        jobs, self.run.settings, self.server, self.spending, write, num_actors=self.options.num_workers
-                    )
-                else:
-                    client = LlmClient(self.model, self.server, self.spending)
-                    answer_questions(iterate_questions(jobs, self.run.settings, write), client, write)
+                yield self._iterate_jobs(step, progress, self.run.positions), write
             finally:
-                self.run.refresh("fuse")
+                self.run.refresh(step)
 
     def use_batches(self) -> None:
         """Runs step `fuse` by the Batch API, which takes two commands: submit and, hours later, collect."""
@@ -234,7 +235,7 @@ class Refinery:
             print(f"{num_collected} batches collected, {num_open} under way.")
         else:
             jobs = self.run.iterate_jobs("fuse", retry_failed=self.options.retry_failed)
-            questions = iterate_questions(jobs, self.run.settings, write)
+            questions = iterate_fusion_questions(jobs, self.run.settings, write)
             num_requests, num_batches = engine.submit(questions, self.spending)
             print(f"{num_requests} requests submitted in {num_batches} batches.")
         self.run.refresh("fuse")
@@ -254,10 +255,45 @@ class Refinery:
         cost = f", about {result.cost:.2f} at the given prices" if result.cost else ""
         return f"{clips}; {result.num_requests} requests are left, {tokens}{cost}."
 
+    def _read_usage(self) -> Usage:
+        usage = Usage()
+        for step in ("suggest", "fuse"):
+            usage += self.run.stores[step].usage
+        return usage
+
     def _iterate_jobs(self, step: str, progress: tqdm, positions: Sequence[int]) -> Iterator[Job]:
         return self.run.iterate_jobs(
             step, retry_failed=self.options.retry_failed, positions=positions, on_skip=progress.update
         )
+
+
+def read_model(options: argparse.Namespace, name: str | None) -> ModelConfig | None:
+    """Returns how a language model is asked, `None` for none."""
+    if name is None:
+        return None
+    return ModelConfig(
+        model=name,
+        response_format=options.response_format,
+        temperature=options.temperature,
+        max_tokens=options.max_tokens,
+    )
+
+
+def read_server(options: argparse.Namespace) -> Server | None:
+    """Returns where the language models run, `None` where none is asked for."""
+    if options.model is None and options.suggester is None:
+        return None
+    server = Server(
+        base_url=options.base_url,
+        key_variable=options.key_variable,
+        timeout_in_s=options.timeout,
+        max_tries=options.max_tries,
+        concurrency=options.concurrency,
+        requests_per_minute=options.requests_per_minute,
+        tokens_per_minute=options.tokens_per_minute,
+    )
+    server.read_key()  # a key that is missing should not come up after hours of listening
+    return server
 
 
 def copy_sample_corpus() -> Path:
@@ -321,6 +357,8 @@ def build_parser() -> argparse.ArgumentParser:
 
     model = parser.add_argument_group("language model (default: fusion by rules)")
     model.add_argument("--model", help="name of the model on the server")
+    model.add_argument("--suggester", metavar="MODEL", help="name of a model that suggests captions (default: none)")
+    model.add_argument("--suggest-from", choices=["tags", "audio"], default="tags", help="what the suggester is given")
     model.add_argument("--base-url", help="address of an OpenAI-compatible API (default: OpenAI's)")
     model.add_argument("--key-variable", default=KEY_VARIABLE, help="where the key stands (default %(default)s)")
     model.add_argument("--response-format", choices=RESPONSE_FORMATS, default="json_schema")
@@ -354,7 +392,7 @@ def check_options(options: argparse.Namespace) -> None:
         raise ValueError("`--engine batch` and `--batch submit|status|collect` need each other.")
     if options.engine == "batch" and options.model is None:
         raise ValueError("`--engine batch` needs a `--model`.")
-    if options.model is None and options.base_url is not None:
+    if options.model is None and options.suggester is None and options.base_url is not None:
         raise ValueError("`--base-url` needs a `--model`: the name by which the server knows it.")
     if options.min_similarity is None and (options.duplicate is not None or options.max_loss is not None):
         raise ValueError("`--duplicate` and `--max-loss` need `--min-similarity`; without it all three are derived.")

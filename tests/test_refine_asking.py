@@ -3,16 +3,18 @@
 import json
 import time
 from dataclasses import replace
+from functools import partial
 
 import pytest
 
 from benchmarks import refiner_throughput as prepared
 from benchmarks.refiner_robustness import refine_and_kill
-from data_prep.refine.async_engine import Question, answer_questions, iterate_questions
+from data_prep.refine.async_engine import answer_questions
 from data_prep.refine.batch_engine import BatchEngine, PartLimits
+from data_prep.refine.fuse import FUSION_SCHEMA, write_messages
 from data_prep.refine.jobs import RefineSettings
 from data_prep.refine.llm_client import LlmClient, ModelConfig, RunStopped, Server
-from data_prep.refine.outcomes import FusionRequest
+from data_prep.refine.questions import Question, iterate_fusion_questions, read_fusion, read_suggestions
 from data_prep.refine.spending import CostLimitReached, Prices, Spending
 
 
@@ -40,9 +42,9 @@ def questions():
             Question(
                 key=number,
                 id=name,
-                request=FusionRequest(
-                    texts=(f"slow jazz, {name}",), tags={}, fallback="jazz", num_paraphrases=1, has_survivors=True
-                ),
+                messages=write_messages([f"slow jazz, {name}"], {}, 1),
+                json_schema=FUSION_SCHEMA,
+                read=partial(read_fusion, model="m"),
             )
             for number, name in enumerate(names)
         ]
@@ -211,7 +213,9 @@ def run(tmp_path):
 
 
 def open_questions(run):
-    return iterate_questions(run.iterate_jobs("fuse", retry_failed=True), run.settings, run.stores["fuse"].append)
+    return iterate_fusion_questions(
+        run.iterate_jobs("fuse", retry_failed=True), run.settings, run.stores["fuse"].append
+    )
 
 
 def test_batches_are_submitted_once_and_collected_once(run, base_url, tmp_path, monkeypatch):
@@ -277,7 +281,8 @@ def test_a_batch_that_costs_too_much_is_not_submitted(run, base_url, tmp_path):
     assert engine.describe() == []
 
 
-def test_ray_asks_as_one_process_does(run, base_url):
+def test_ray_asks_as_one_process_does(run, base_url, monkeypatch):
+    monkeypatch.setenv("RAY_worker_niceness", "0")  # else other work on the machine may starve them
     ray = pytest.importorskip("ray", reason="needs the extra `ray`")
     from data_prep.refine.ray_engine import ask_on_ray
 
@@ -294,6 +299,14 @@ def test_ray_asks_as_one_process_does(run, base_url):
             ask_on_ray(run.iterate_jobs("fuse"), refused, server, spending, rows.append, num_actors=1)
     finally:
         ray.shutdown()
+
+
+@pytest.mark.parametrize(
+    "content", ["nothing", "[]", '{"caption": "jazz"}', '{"captions": "jazz"}', '{"captions": [1]}']
+)
+def test_suggestions_of_another_form_are_refused(content):
+    with pytest.raises(ValueError, match="of the answer must be|the answer must be"):
+        read_suggestions(content, model="m")
 
 
 def test_settings_that_make_no_sense_are_refused():

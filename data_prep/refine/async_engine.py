@@ -2,72 +2,15 @@
 
 import asyncio
 import signal
-from collections.abc import Callable, Iterable, Iterator
-from dataclasses import dataclass
-from functools import partial
+from collections.abc import Callable, Iterator
 from typing import Any
 
-from data_prep.refine.fuse import read_response
-from data_prep.refine.jobs import Job, RefineSettings, make_fusion_request, make_row
 from data_prep.refine.llm_client import LlmClient, RowFailed, RunStopped
-from data_prep.refine.outcomes import FusionRequest
-from data_prep.refine.spending import CostLimitReached, Usage
+from data_prep.refine.questions import Question, make_failed_row
+from data_prep.refine.spending import CostLimitReached
 
 
 MAX_FAILURES_IN_A_ROW = 100
-
-
-@dataclass(frozen=True, kw_only=True)
-class Question:
-    """A clip that waits for the answer of a language model.
-
-    Args:
-        key: Key of the row in step `fuse`.
-        id: Name of the clip.
-        request: What is asked.
-    """
-
-    key: int
-    id: str
-    request: FusionRequest
-
-
-def iterate_questions(
-    jobs: Iterable[Job], settings: RefineSettings, write: Callable[[dict[str, Any]], None]
-) -> Iterator[Question]:
-    """Yields the questions about clips; what needs no answer or can have none is written at once.
-
-    Args:
-        jobs: Jobs of step `fuse`.
-        settings: Settings of the run.
-        write: Takes the rows of clips that are not asked about.
-    """
-    for job in jobs:
-        try:
-            request = make_fusion_request(job, settings)
-        except ValueError as error:
-            write(make_row(job.key, job.record.id, failure=str(error)))
-            continue
-        if request.has_survivors:
-            yield Question(key=job.key, id=job.record.id, request=request)
-        else:
-            write(make_row(job.key, job.record.id) | {"fuser": settings.model.model, "answer": None})
-
-
-def make_answer_row(key: int, row_id: str, content: str, usage: Usage, model: str) -> dict[str, Any]:
-    """Returns the row of an answer.
-
-    Raises:
-        ValueError: The answer is not of the schema that was asked for.
-    """
-    caption, paraphrases = read_response(content)
-    answer = {"caption": caption, "paraphrases": paraphrases}
-    return make_row(key, row_id) | {"fuser": model, "answer": answer, "usage": usage.to_dict()}
-
-
-def make_failed_row(key: int, row_id: str, reason: str, usage: Usage) -> dict[str, Any]:
-    """Returns the row of a clip without an acceptable answer."""
-    return make_row(key, row_id, failure=reason) | {"usage": usage.to_dict()}
 
 
 def answer_questions(
@@ -112,15 +55,11 @@ async def answer_concurrently(
     """`answer_questions` inside an event loop, deaf to interrupts."""
     failures_in_a_row = 0
 
-    async def ask(question: Question) -> dict[str, Any]:
-        make_row_of = partial(make_answer_row, question.key, question.id, model=client.config.model)
-        return await client.ask(question.request.messages, question.request.json_schema, make_row_of)
-
     async def work() -> None:
         nonlocal failures_in_a_row
         for question in questions:  # all workers draw from one iterator
             try:
-                row = await ask(question)
+                row = await client.ask(question.messages, question.json_schema, question.make_row)
                 failures_in_a_row = 0
             except RowFailed as error:
                 row = make_failed_row(question.key, question.id, str(error), error.usage)

@@ -16,11 +16,12 @@ import os
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
-from data_prep.refine.async_engine import Question, make_answer_row, make_failed_row
 from data_prep.refine.llm_client import ModelConfig, RowFailed, RunStopped, Server, import_openai, read_answer, redact
+from data_prep.refine.questions import Question, make_answer_row, make_failed_row, read_fusion
 from data_prep.refine.spending import Spending, Usage
 
 
@@ -44,7 +45,7 @@ class PartLimits:
 
 
 class BatchEngine:
-    """Submits questions to the Batch API and collects the answers.
+    """Submits questions of step `fuse` to the Batch API and collects the answers.
 
     Args:
         folder: Where the parts and the notes about them are kept.
@@ -148,7 +149,7 @@ class BatchEngine:
         usage = Usage()
         try:
             content, usage = read_answer(response["body"])
-            return make_answer_row(key, name, content, usage, self.config.model)
+            return make_answer_row(key, name, content, usage, partial(read_fusion, model=self.config.model))
         except RowFailed as error:
             return make_failed_row(key, name, redact(str(error), self._key), error.usage)
         except ValueError as error:
@@ -161,7 +162,7 @@ class BatchEngine:
         lines: list[tuple[str, Question]] = []
         num_bytes, bound = 0, Usage()
         for question in questions:
-            body = self.config.write_body(question.request.messages, question.request.json_schema)
+            body = self.config.write_body(question.messages, question.json_schema)
             call = {"custom_id": f"{question.key:016x}", "method": "POST", "url": ENDPOINT, "body": body}
             line = json.dumps(call) + "\n"
             if lines and (len(lines) == limits.max_requests or num_bytes + len(line) > limits.max_bytes):

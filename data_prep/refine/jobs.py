@@ -1,6 +1,7 @@
-"""The four steps of a refinement run as jobs: what each needs, what it makes, and under which key it is stored.
+"""The steps of a refinement run as jobs: what each needs, what it makes, and under which key it is stored.
 
     generate   the clip's audio   →  candidates, CLAP embedding of the audio
+    suggest    its tags or audio  →  candidates by a language model (only if wanted)
     align      those              →  which candidates agree with the audio
     fuse       those              →  the answer of a fuser: rules, or a language model
     check      all of it          →  the caption that stands
@@ -23,10 +24,10 @@ from data_prep.refine.store import DONE, FAILED, make_key
 from qamdt.manifest import Record
 
 
-STEPS = ("generate", "align", "fuse", "check")
+STEPS = ("generate", "suggest", "align", "fuse", "check")
 # Raise the version of a step when it makes something else of the same input: its rows and those of later steps are
 # then made again. The prompt of the language model needs no version, its text is part of the key.
-STEP_VERSIONS = {"generate": 1, "align": 1, "fuse": 1, "check": 1}
+STEP_VERSIONS = {"generate": 1, "suggest": 1, "align": 1, "fuse": 1, "check": 1}
 RULES = "rules"
 EMBEDDED_CLAP = "embedded"
 
@@ -42,6 +43,8 @@ class RefineSettings:
         thresholds: When captions and audio agree; must be there from the second step on.
         num_paraphrases: How many other wordings to write.
         model: The language model that fuses; rules do when `None`.
+        suggester: The language model that suggests captions; none does when `None`.
+        suggest_from: What it is given, "tags" or "audio".
     """
 
     captioners: tuple[str, ...] = (MEASURED, TAGS)
@@ -49,10 +52,19 @@ class RefineSettings:
     thresholds: Thresholds | None = None
     num_paraphrases: int = 2
     model: ModelConfig | None = None
+    suggester: ModelConfig | None = None
+    suggest_from: str = "tags"
 
     def __post_init__(self):
         if self.num_paraphrases < 0:
             raise ValueError(f"`num_paraphrases` must not be negative, got {self.num_paraphrases}.")
+        if self.suggest_from not in ("tags", "audio"):
+            raise ValueError(f"`suggest_from` must be 'tags' or 'audio', got {self.suggest_from!r}.")
+
+    @property
+    def steps(self) -> tuple[str, ...]:
+        """The steps that these settings take."""
+        return tuple(step for step in STEPS if step != "suggest" or self.suggester is not None)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -91,10 +103,14 @@ def make_keys(record: Record, settings: RefineSettings, clap_name: str, prompt_k
     """
     clip = [record.id, record.path, record.start_in_s, record.duration_in_s, record.captions, record.tags]
     keys = {"generate": make_key(STEP_VERSIONS["generate"], clip, settings.captioners, clap_name)}
+    candidates_key = keys["generate"]
+    if settings.suggester is not None:
+        asked = [settings.suggester.to_dict(), settings.suggest_from]
+        candidates_key = keys["suggest"] = make_key(STEP_VERSIONS["suggest"], keys["generate"], asked)
     if settings.thresholds is not None:
         fuser = settings.model.to_dict() if settings.model else RULES
         asked = [fuser, settings.num_paraphrases, prompt_key]
-        keys["align"] = make_key(STEP_VERSIONS["align"], keys["generate"], settings.thresholds.to_dict())
+        keys["align"] = make_key(STEP_VERSIONS["align"], candidates_key, settings.thresholds.to_dict())
         keys["fuse"] = make_key(STEP_VERSIONS["fuse"], keys["align"], asked)
         keys["check"] = make_key(STEP_VERSIONS["check"], keys["fuse"])
     return keys

@@ -16,9 +16,10 @@ from typing import Any
 
 import numpy as np
 
-from data_prep.refine.async_engine import answer_concurrently, iterate_questions
+from data_prep.refine.async_engine import answer_concurrently
 from data_prep.refine.jobs import Job, RefineSettings
 from data_prep.refine.llm_client import LlmClient, RunStopped, Server
+from data_prep.refine.questions import iterate_fusion_questions
 from data_prep.refine.spending import CostLimitReached, Spending, Usage
 
 
@@ -132,7 +133,7 @@ class _AskActor:
     def __call__(self, batch: dict[str, np.ndarray]) -> dict[str, list[str]]:
         rows: list[dict[str, Any]] = []
         client = LlmClient(self.settings.model, self.server, self.spending, key=self.key)
-        questions = iterate_questions(map(Job.from_json, batch["job"]), self.settings, rows.append)
+        questions = iterate_fusion_questions(map(Job.from_json, batch["job"]), self.settings, rows.append)
         try:
             asyncio.run(answer_concurrently(questions, client, rows.append))
         except (RunStopped, CostLimitReached) as error:

@@ -99,7 +99,7 @@ class RefineRun:
             positions: Which clips; those of this process when `None`.
             on_skip: Called for each clip that has no such job.
         """
-        before = STEPS[: STEPS.index(step)]
+        before = self.settings.steps[: self.settings.steps.index(step)]
         for position in self.positions if positions is None else positions:
             try:
                 record = self.manifest.read(position)
@@ -176,7 +176,7 @@ class RefineRun:
         except ValueError as error:
             return {"id": None, "step": "manifest", "reason": str(error)}
         keys = self.make_keys(record)
-        for step in STEPS:
+        for step in self.settings.steps:
             status = self.stores[step].status(keys[step]) if step in keys else None
             if status is None:
                 return None

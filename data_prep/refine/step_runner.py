@@ -103,7 +103,8 @@ class StepRunner:
 
     def _align(self, job: Job) -> dict[str, Any]:
         """Stage 2."""
-        candidates = [Candidate(*candidate) for candidate in job.inputs["generate"]["candidates"]]
+        found = [*job.inputs["generate"]["candidates"], *job.inputs.get("suggest", {}).get("candidates", ())]
+        candidates = [Candidate(text, source) for text, source in found]
         embedding = read_embedding(job.inputs["generate"])
         alignment = align(job.record, candidates, embedding, self.clap, self.settings.thresholds)
         return {"alignment": asdict(alignment)}
