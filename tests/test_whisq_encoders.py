@@ -317,6 +317,20 @@ def test_the_embedded_text_encoder_loads_again_by_its_full_name():
         load_text_encoder("embedded@another")
 
 
+def test_the_embedded_audio_encoder_loads_again_by_its_full_name():
+    encoder = load_audio_encoder(EMBEDDED)
+    kind, _, name = encoder.name.partition("@")
+    assert kind == EMBEDDED
+    assert name
+    assert load_audio_encoder(encoder.name).name == encoder.name
+    waveforms, lengths = make_waveforms()
+    tokens, mask = encoder.encode(waveforms, lengths)
+    alone, _ = encoder.encode(waveforms[1:2, : LENGTHS[1]], lengths[1:2])
+    torch.testing.assert_close(tokens[1][mask[1]], alone[0][: mask[1].sum()], rtol=0, atol=1e-5)
+    with pytest.raises(ValueError, match="`revision` must be that of the embedded encoder"):
+        load_audio_encoder("embedded@another")
+
+
 def test_the_tower_of_a_saved_clap_is_an_audio_encoder(tmp_path):
     clap = MiniClap(num_mel_bins=16, channels=(2, 2, 2), hidden_size=8, num_layers=1, embedding_size=4)
     clap.save_pretrained(tmp_path)
