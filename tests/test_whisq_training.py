@@ -10,6 +10,7 @@ from accelerate import Accelerator
 
 from benchmarks.whisq_phase1 import write_encoder, write_phase1
 from whisq.ablation import VARIANTS, list_sweep, run_variants
+from whisq.ablation import main as ablation_main
 from whisq.config import DataConfig, WhisQConfig, build, override
 from whisq.controls import exchange_prompts, look_up_systems, one_person_against_others
 from whisq.dataset import CachedClips, order_of_epoch
@@ -258,7 +259,7 @@ def test_the_calibration_curve_of_perfect_predictions_is_the_diagonal():
     assert (errors > 0).all()
 
 
-def test_a_release_is_trained_on_and_evaluated_by_two_commands(tmp_path, capsys):
+def test_a_release_is_trained_on_evaluated_and_ablated_by_three_commands(tmp_path, capsys):
     data = write_phase1(tmp_path / "phase1", kind="quality", num_systems=3, clips_per_system=5, seconds=0.3)
     (data / "wav" / "audiomos2025-track1-S101_P001.wav").write_bytes(b"this is no sound")
     settings = [f"data.musiceval={data}", f"encoders.audio={write_encoder(tmp_path / 'encoder')}"]
@@ -275,13 +276,19 @@ def test_a_release_is_trained_on_and_evaluated_by_two_commands(tmp_path, capsys)
     model = WhisQModel.from_pretrained(tmp_path / "run" / "seed-1" / "model")
     assert model.config.audio_encoder == str(tmp_path / "encoder")
 
-    assert evaluate_main([str(tmp_path / "run")]) == 1
+    assert evaluate_main([str(tmp_path / "run"), "--split", "test", "run.num_resamples=10"]) == 1
     assert "| one person against the others |" in capsys.readouterr().out
     report = tmp_path / "run" / "evaluation-test"
     assert (report / "scatter.png").read_bytes()[:4] == (report / "calibration.png").read_bytes()[:4] == b"\x89PNG"
     answers = (report / "answer.txt").read_text().splitlines()
     assert len(answers) == len((report / "predictions.csv").read_text().splitlines()) - 1
     assert all(line.split(",")[0].startswith("audiomos2025-track1-S10") for line in answers)
+
+    settings += [f"data.features={tmp_path / 'run' / 'features'}", f"run.output_dir={tmp_path / 'ablation'}"]
+    grid = ["--only", "sweep", "--weights", "0.1", "--blurs", "0.05", "0.1"]
+    assert ablation_main(["--config", "default", *settings, *grid]) == 1
+    table = (tmp_path / "ablation" / "ablation.md").read_text()
+    assert table.count("| weight 0.1, blur 0.05 |") == table.count("| weight 0.1, blur 0.1 |") == 2
 
 
 def test_a_manifest_is_trained_on_with_planned_prompts(tmp_path):

@@ -101,7 +101,7 @@ def main(argv: list[str] | None = None) -> int:
     )
     parser.add_argument("--blurs", nargs="+", type=float, help=f"blurs of the grid {BLURS}")
     parser.add_argument("overrides", nargs="*", metavar="key=value", help="settings that replace those of the file")
-    arguments = parser.parse_args(argv)
+    arguments = parser.parse_intermixed_args(argv)
     try:
         config = load_config(arguments.config, arguments.overrides)
         tables = {

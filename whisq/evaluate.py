@@ -175,7 +175,7 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument(
         "overrides", nargs="*", metavar="key=value", help="settings that replace the run's, such as data.musiceval"
     )
-    arguments = parser.parse_args(argv)
+    arguments = parser.parse_intermixed_args(argv)
     try:
         config = load_config(arguments.run / "config.yaml", arguments.overrides)
         config = override(config, {"run.output_dir": str(arguments.run)})  # the run may have been moved
