@@ -7,6 +7,10 @@ import torch
 from scipy.signal import butter, sosfilt
 from tokenizers import Tokenizer, models, pre_tokenizers
 from transformers import (
+    AudioFlamingo3Config,
+    AudioFlamingo3ForConditionalGeneration,
+    AudioFlamingo3Processor,
+    BertConfig,
     PreTrainedTokenizerFast,
     Qwen2AudioConfig,
     Qwen2AudioForConditionalGeneration,
@@ -125,9 +129,8 @@ def whisper():
 
 
 @pytest.fixture(scope="module")
-def qwen_audio():
-    torch.manual_seed(0)
-    special = ["<|endoftext|>", "<|im_start|>", "<|im_end|>", "<|AUDIO|>", "<|audio_bos|>", "<|audio_eos|>"]
+def chat_tokenizer():
+    special = ["<|endoftext|>", "<|im_start|>", "<|im_end|>", "<|AUDIO|>", "<|audio_bos|>", "<|audio_eos|>", "<sound>"]
     words = [*special, "slow", "fast", "music", "jazz", "this"]
     backend = Tokenizer(models.WordLevel({word: number for number, word in enumerate(words)}, unk_token="this"))
     backend.pre_tokenizer = pre_tokenizers.Whitespace()
@@ -135,33 +138,61 @@ def qwen_audio():
         tokenizer_object=backend, eos_token="<|endoftext|>", pad_token="<|endoftext|>", unk_token="this"
     )
     tokenizer.add_special_tokens({"additional_special_tokens": special[1:]})
+    return tokenizer
+
+
+LANGUAGE_MODEL = {
+    "model_type": "qwen2",
+    "vocab_size": 12,
+    "hidden_size": 16,
+    "num_hidden_layers": 1,
+    "num_attention_heads": 2,
+    "num_key_value_heads": 2,
+    "intermediate_size": 16,
+    "pad_token_id": 0,
+    "eos_token_id": 0,
+}
+
+
+@pytest.fixture(scope="module")
+def qwen_audio(chat_tokenizer):
+    torch.manual_seed(0)
+    audio_config = {
+        "num_mel_bins": 8,
+        "d_model": 16,
+        "encoder_layers": 1,
+        "encoder_attention_heads": 2,
+        "encoder_ffn_dim": 16,
+        "max_source_positions": 50,
+    }
+    config = Qwen2AudioConfig(audio_config=audio_config, text_config=LANGUAGE_MODEL, audio_token_index=3)
     extractor = WhisperFeatureExtractor(feature_size=8, chunk_length=1)
-    config = Qwen2AudioConfig(
-        audio_config={
-            "num_mel_bins": 8,
-            "d_model": 16,
-            "encoder_layers": 1,
-            "encoder_attention_heads": 2,
-            "encoder_ffn_dim": 16,
-            "max_source_positions": 50,
-        },
-        text_config={
-            "model_type": "qwen2",
-            "vocab_size": len(words),
-            "hidden_size": 16,
-            "num_hidden_layers": 1,
-            "num_attention_heads": 2,
-            "num_key_value_heads": 2,
-            "intermediate_size": 16,
-            "pad_token_id": 0,
-            "eos_token_id": 0,
-        },
-        audio_token_index=3,
-    )
-    return Qwen2AudioForConditionalGeneration(config), Qwen2AudioProcessor(extractor, tokenizer)
+    model = Qwen2AudioForConditionalGeneration(config)
+    torch.nn.init.zeros_(model.get_output_embeddings().weight[:7])  # so that it says words
+    return model, Qwen2AudioProcessor(extractor, chat_tokenizer)
 
 
-@pytest.mark.parametrize("family", ["whisper", "qwen_audio"])
+@pytest.fixture(scope="module")
+def audio_flamingo(chat_tokenizer):
+    torch.manual_seed(0)
+    audio_config = {
+        "num_mel_bins": 8,
+        "hidden_size": 16,
+        "num_hidden_layers": 1,
+        "num_attention_heads": 2,
+        "intermediate_size": 16,
+        "max_source_positions": 50,
+    }
+    config = AudioFlamingo3Config(audio_config=audio_config, text_config=LANGUAGE_MODEL, audio_token_id=6)
+    extractor = WhisperFeatureExtractor(feature_size=8, chunk_length=1)
+    template = "{% for part in messages[0]['content'] %}{{ '<sound>' if part['type'] == 'audio' else part['text'] }}{% endfor %}"
+    processor = AudioFlamingo3Processor(extractor, chat_tokenizer, chat_template=template)
+    model = AudioFlamingo3ForConditionalGeneration(config)
+    torch.nn.init.zeros_(model.get_output_embeddings().weight[:7])
+    return model, processor
+
+
+@pytest.mark.parametrize("family", ["whisper", "qwen_audio", "audio_flamingo"])
 def test_a_model_of_transformers_describes_each_window(family, request, tmp_path):
     model, processor = request.getfixturevalue(family)
     model.save_pretrained(tmp_path)
@@ -187,9 +218,9 @@ def test_a_chat_model_is_asked_for_a_description_and_its_answer_has_no_question_
     assert len(captioner.describe(CADENCE[:RATE]).split()) <= 4
 
 
-def test_a_model_that_hears_nothing_is_refused(tmp_path):
-    from transformers import BertConfig
-
+def test_a_model_that_hears_nothing_is_refused(tmp_path, qwen_audio, chat_tokenizer):
     BertConfig().save_pretrained(tmp_path)
     with pytest.raises(ValueError, match="answers audio with text, got .* which is a bert"):
         TransformersCaptioner.from_pretrained(str(tmp_path))
+    with pytest.raises(ValueError, match="'text only' hears nothing"):
+        TransformersCaptioner(qwen_audio[0], chat_tokenizer, name="text only")

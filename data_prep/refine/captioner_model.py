@@ -48,6 +48,11 @@ class TransformersCaptioner:
     ):
         if window_in_s <= 0:
             raise ValueError(f"`window_in_s` must be more than 0, got {window_in_s}.")
+        if not hasattr(processor, "feature_extractor"):
+            raise ValueError(
+                f"`processor` must take audio, got a {type(processor).__name__}: {name!r} hears nothing. Name a model "
+                "that answers audio with text."
+            )
         self.model = model.eval()
         self.processor = processor
         self.name = name
@@ -60,24 +65,24 @@ class TransformersCaptioner:
         cls, name_or_path: str, *, revision: str | None = None, device: str = "cpu", window_in_s: float = 10.0
     ) -> TransformersCaptioner:
         """Loads model and processor from a folder or from the Hub."""
-        from transformers import AutoConfig, AutoModelForMultimodalLM, AutoModelForSpeechSeq2Seq, AutoProcessor
+        import transformers
 
-        config = AutoConfig.from_pretrained(name_or_path, revision=revision)
-        is_speech_model = type(config) in AutoModelForSpeechSeq2Seq._model_mapping
-        has_chat = type(config) in AutoModelForMultimodalLM._model_mapping
-        if not is_speech_model and not has_chat:
+        config = transformers.AutoConfig.from_pretrained(name_or_path, revision=revision)
+        families = (
+            (transformers.AutoModelForMultimodalLM, transformers.MODEL_FOR_MULTIMODAL_LM_MAPPING),
+            (transformers.AutoModelForSeq2SeqLM, transformers.MODEL_FOR_SEQ_TO_SEQ_CAUSAL_LM_MAPPING),
+            (transformers.AutoModelForSpeechSeq2Seq, transformers.MODEL_FOR_SPEECH_SEQ_2_SEQ_MAPPING),
+        )
+        model_class = next((family for family, mapping in families if type(config) in mapping), None)
+        if model_class is None:
             raise ValueError(
                 f"`name_or_path` must be a model of transformers that answers audio with text, got {name_or_path!r}, "
                 f"which is a {config.model_type}."
             )
-        model_class = AutoModelForMultimodalLM if has_chat else AutoModelForSpeechSeq2Seq
+        processor = transformers.AutoProcessor.from_pretrained(name_or_path, revision=revision)
         model = model_class.from_pretrained(name_or_path, revision=revision).to(device)
-        return cls(
-            model,
-            AutoProcessor.from_pretrained(name_or_path, revision=revision),
-            name=f"{name_or_path}@{fingerprint_weights(model)}",
-            window_in_s=window_in_s,
-        )
+        name = f"{name_or_path}@{fingerprint_weights(model)}"
+        return cls(model, processor, name=name, window_in_s=window_in_s)
 
     def __call__(self, record: Record, waveform: np.ndarray, sampling_rate: int) -> list[Candidate]:
         """Returns a candidate for each window of the clip, equal ones once."""
@@ -103,4 +108,4 @@ class TransformersCaptioner:
         text = self.processor.apply_chat_template(
             [{"role": "user", "content": content}], add_generation_prompt=True, tokenize=False
         )
-        return self.processor(text=text, audio=[window], sampling_rate=self.sampling_rate, return_tensors="pt")
+        return self.processor(text=[text], audio=[window], sampling_rate=self.sampling_rate, return_tensors="pt")
