@@ -14,9 +14,12 @@ import subprocess
 import sys
 import tempfile
 import time
+from collections.abc import Callable
 from contextlib import contextmanager
 from dataclasses import asdict
+from itertools import islice
 from pathlib import Path
+from typing import Any
 
 from data_prep.refine.align import Thresholds
 from data_prep.refine.async_engine import answer_questions
@@ -78,30 +81,55 @@ def open_run(manifest: Path) -> RefineRun:
     return RefineRun(ManifestRows(manifest), manifest.with_name("refined"), SETTINGS, CLAP_NAME)
 
 
-def ask(manifest: Path, server: Server) -> Spending:
-    """Asks about all clips that have no answer yet, and returns what it took."""
+def ask(
+    manifest: Path,
+    server: Server,
+    *,
+    num_asked: int | None = None,
+    on_row: Callable[[int], None] = lambda num_rows: None,
+) -> Spending:
+    """Asks about the clips that have no answer yet, and returns what it took.
+
+    Args:
+        manifest: A prepared corpus.
+        server: Whom to ask.
+        num_asked: Only so many clips.
+        on_row: Called with the number of rows after each.
+    """
     with open_run(manifest) as run:
         spending = Spending(usage=run.stores["fuse"].usage)
-        write = run.stores["fuse"].append
-        questions = iterate_fusion_questions(run.iterate_jobs("fuse"), SETTINGS, write)
+        num_rows = 0
+
+        def write(row: dict[str, Any]) -> None:
+            nonlocal num_rows
+            run.stores["fuse"].append(row)
+            num_rows += 1
+            on_row(num_rows)
+
+        jobs = islice(run.iterate_jobs("fuse"), num_asked)
+        questions = iterate_fusion_questions(jobs, SETTINGS, write)
         answer_questions(questions, LlmClient(SETTINGS.model, server, spending), write)
     return spending
 
 
-def measure(manifest: Path, server: Server, num_clips: int) -> None:
+def measure(manifest: Path, server: Server, num_clips: int, num_asked: int) -> None:
     """Asks about a fresh corpus and prints what it took."""
-    megabyte = 1024  # getrusage counts kilobytes
-    resident_before = _resident_in_mb()
+    resident = {}
+
+    def note_memory(num_rows: int) -> None:
+        if num_rows in (num_asked // 4, num_asked):
+            resident[num_rows] = _resident_in_mb()
+
     started, started_cpu = time.perf_counter(), time.process_time()
-    spending = ask(manifest, server)
+    spending = ask(manifest, server, num_asked=num_asked, on_row=note_memory)
     seconds, cpu_seconds = time.perf_counter() - started, time.process_time() - started_cpu
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / megabyte
-    assert spending.usage.requests == num_clips, "every clip takes one request"
+    assert spending.usage.requests == num_asked, "every clip takes one request"
+    memory = ", ".join(f"{value:.0f} MB after {number} requests" for number, value in resident.items())
     print(
-        f"{num_clips} clips at concurrency {server.concurrency}: {num_clips / seconds:.0f} requests/s, "
-        f"{1000 * cpu_seconds / num_clips:.2f} CPU-ms a request ({num_clips / cpu_seconds:.0f} requests per CPU-second); "
-        f"memory {resident_before:.0f} MB before, {_resident_in_mb():.0f} MB after, {peak:.0f} MB at most; "
-        f"load average {os.getloadavg()[0]:.1f}"
+        f"{num_asked} of {num_clips} clips at concurrency {server.concurrency}: {num_asked / seconds:.0f} requests/s, "
+        f"{1000 * cpu_seconds / num_asked:.2f} CPU-ms a request; resident memory {memory}, "
+        f"{resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024:.0f} MB at most; "
+        f"load average {os.getloadavg()[0]:.1f} on {os.cpu_count()} cores"
     )
 
 
@@ -114,6 +142,7 @@ def main(argv: list[str] | None = None) -> int:
     """Runs the benchmark, or asks about a prepared corpus that is there already."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--num-clips", type=int, default=10_000)
+    parser.add_argument("--num-asked", type=int, help="ask about only so many of them (default: all)")
     parser.add_argument("--concurrency", type=int, default=64)
     parser.add_argument("--manifest", type=Path, help="a prepared corpus to go on with, for tests of kills")
     parser.add_argument("--base-url", help="its server")
@@ -127,7 +156,8 @@ def main(argv: list[str] | None = None) -> int:
         return 0
     with tempfile.TemporaryDirectory() as folder, running_server() as base_url:
         manifest = write_prepared_corpus(Path(folder), options.num_clips)
-        measure(manifest, Server(base_url=base_url, concurrency=options.concurrency), options.num_clips)
+        server = Server(base_url=base_url, concurrency=options.concurrency)
+        measure(manifest, server, options.num_clips, options.num_asked or options.num_clips)
     return 0
 
 

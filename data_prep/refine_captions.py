@@ -142,7 +142,7 @@ class Refinery:
         if summary.num_pending:
             parts.append(f"{summary.num_pending} still to be done")
         lines = [", ".join(parts) + "."]
-        if self.model is not None:
+        if self.server is not None:
             lines.append("spent: " + ", ".join(f"{name} {value}" for name, value in self.spending.describe().items()))
         if self.options.shard is not None:
             lines.append("When all shards are done, run without `--shard` to join them.")
@@ -249,7 +249,7 @@ class Refinery:
             self.run.settings = replace(self.run.settings, thresholds=guess_thresholds(self.run))
         result = estimate(self.run, self.spending.prices, retry_failed=self.options.retry_failed)
         clips = f"{self.run.count_open('generate')} of {len(self.run.positions)} clips are still to be heard"
-        if self.model is None:
+        if self.server is None:
             return f"{clips}; their captions are fused by rules, which costs nothing."
         tokens = f"about {result.usage.input_tokens:,} input and {result.usage.output_tokens:,} output tokens"
         cost = f", about {result.cost:.2f} at the given prices" if result.cost else ""

@@ -4,7 +4,9 @@ import json
 import time
 from dataclasses import replace
 from functools import partial
+from operator import itemgetter
 
+import numpy as np
 import pytest
 
 from benchmarks import refiner_throughput as prepared
@@ -13,9 +15,19 @@ from data_prep.refine.async_engine import answer_questions
 from data_prep.refine.batch_engine import BatchEngine, PartLimits
 from data_prep.refine.fuse import FUSION_SCHEMA, write_messages
 from data_prep.refine.jobs import RefineSettings
-from data_prep.refine.llm_client import LlmClient, ModelConfig, RunStopped, Server
-from data_prep.refine.questions import Question, iterate_fusion_questions, read_fusion, read_suggestions
+from data_prep.refine.llm_client import LlmClient, ModelConfig, RunStopped, Server, measure_messages
+from data_prep.refine.local_engine import run_jobs
+from data_prep.refine.questions import (
+    Question,
+    iterate_fusion_questions,
+    read_fusion,
+    read_suggestions,
+    write_audio_messages,
+)
 from data_prep.refine.spending import CostLimitReached, Prices, Spending
+from data_prep.refine.step_runner import StepRunner
+from qamdt.audio import write_audio
+from qamdt.manifest import Record
 
 
 SECRET = "sk-a-very-secret-key-1234567890"
@@ -182,6 +194,18 @@ def test_servers_without_schemas_are_told_the_schema_in_words(response_format):
     assert (body["temperature"], body["max_completion_tokens"]) == (0.5, 7)
 
 
+def test_sound_is_not_counted_as_text(tmp_path):
+    write_audio(tmp_path / "a.wav", np.zeros(32_000, np.float32), 16_000)
+    record = Record(id="a", path="a.wav", duration_in_s=2.0)
+    messages = write_audio_messages(record, tmp_path / "manifest.jsonl")
+    num_bytes, audio_in_s = measure_messages(messages)
+    assert len(json.dumps(messages)) > 80_000
+    assert num_bytes < 1000
+    assert audio_in_s == pytest.approx(2.0, abs=0.01)
+    bound = ModelConfig(model="m", max_tokens=10).bound_usage({"messages": messages})
+    assert (100 < bound.input_tokens < 1000, bound.output_tokens) == (True, 10)
+
+
 def test_a_base_url_with_a_password_is_refused():
     with pytest.raises(ValueError, match="must not hold a user name or password") as error:
         Server(base_url=f"https://me:{SECRET}@example.org/v1")
@@ -284,7 +308,7 @@ def test_a_batch_that_costs_too_much_is_not_submitted(run, base_url, tmp_path):
 def test_ray_asks_as_one_process_does(run, base_url, monkeypatch):
     monkeypatch.setenv("RAY_worker_niceness", "0")  # else other work on the machine may starve them
     ray = pytest.importorskip("ray", reason="needs the extra `ray`")
-    from data_prep.refine.ray_engine import ask_on_ray
+    from data_prep.refine.ray_engine import ask_on_ray, run_jobs_on_ray
 
     rows = []
     spending = Spending()
@@ -294,6 +318,9 @@ def test_ray_asks_as_one_process_does(run, base_url, monkeypatch):
         ask_on_ray(jobs, run.settings, server, spending, rows.append, num_actors=1)
         assert {row["id"]: row["status"] for row in rows} == {f"clip-{number:07d}": "done" for number in range(7)}
         assert spending.usage.requests == 7
+        by_rules = run_jobs_on_ray("fuse", run.iterate_jobs("fuse"), run.manifest.path, run.settings, num_actors=1)
+        expected = StepRunner(run.manifest.path, run.settings).run("fuse", list(run.iterate_jobs("fuse")))
+        assert sorted((row for rows in by_rules for row in rows), key=itemgetter("id")) == expected
         refused = replace(run.settings, model=ModelConfig(model="script:401"))
         with pytest.raises(RunStopped, match="refused the key"):
             ask_on_ray(run.iterate_jobs("fuse"), refused, server, spending, rows.append, num_actors=1)
@@ -307,6 +334,13 @@ def test_ray_asks_as_one_process_does(run, base_url, monkeypatch):
 def test_suggestions_of_another_form_are_refused(content):
     with pytest.raises(ValueError, match="of the answer must be|the answer must be"):
         read_suggestions(content, model="m")
+
+
+def test_two_processes_make_the_rows_of_one(run):
+    runner = StepRunner(run.manifest.path, run.settings)
+    expected = runner.run("fuse", list(run.iterate_jobs("fuse")))
+    batches = run_jobs("fuse", run.iterate_jobs("fuse"), runner, batch_size=4, num_workers=2)
+    assert [row for rows in batches for row in rows] == expected
 
 
 def test_settings_that_make_no_sense_are_refused():

@@ -187,8 +187,10 @@ def test_a_language_model_fuses(manifest, server, capsys):
 
 
 @pytest.mark.parametrize("source", ["tags", "audio"])
-def test_a_language_model_suggests_captions_that_are_aligned_like_others(source, manifest, server):
+def test_a_language_model_suggests_captions_that_are_aligned_like_others(source, manifest, server, capsys):
     options = ("--base-url", server[1], "--timeout", "120", "--suggester", "script:ok", "--suggest-from", source)
+    run(manifest, *options, "--dry-run")
+    assert "6 requests are left" in capsys.readouterr().out
     assert run(manifest, *options) == 0
     lines = (manifest.with_name("refined") / "refinements.jsonl").read_text().splitlines()
     for alignment in (json.loads(line)["alignment"] for line in lines):

@@ -24,6 +24,8 @@ KEY_VARIABLE = "OPENAI_API_KEY"
 NO_KEY = "none"  # servers of one's own ask for none, but the client wants something to send
 _FIRST_BACKOFF_IN_S = 0.5
 _LONGEST_BACKOFF_IN_S = 60.0
+_AUDIO_BYTES_PER_SECOND = 32_000
+_MOST_TOKENS_PER_AUDIO_SECOND = 50  # models that hear take 10 to 25
 _LONGEST_CONNECT_IN_S = 10.0
 _LONGEST_RETRY_AFTER_IN_S = 600.0
 _SECONDS_BETWEEN_LOOKS = 0.05  # at the purse, when it is nearly empty
@@ -91,7 +93,8 @@ class ModelConfig:
 
     def bound_usage(self, body: Mapping[str, Any]) -> Usage:
         """Returns the most tokens that a request may take."""
-        return Usage(bound_tokens(len(json.dumps(body["messages"]))), self.max_tokens, 1)
+        num_bytes, audio_in_s = measure_messages(body["messages"])
+        return Usage(bound_tokens(num_bytes) + round(audio_in_s * _MOST_TOKENS_PER_AUDIO_SECOND), self.max_tokens, 1)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -312,6 +315,20 @@ class _TryFailed(Exception):
         super().__init__(reason)
         self.retry_after_in_s = retry_after_in_s
         self.usage = Usage()
+
+
+def measure_messages(messages: list[dict[str, Any]]) -> tuple[int, float]:
+    """Returns the bytes of text in a chat and the seconds of its audio (16 kHz, 16 bit, as it is sent)."""
+    contents = [message["content"] for message in messages]
+    sounds = [
+        part["input_audio"]["data"]
+        for content in contents
+        if not isinstance(content, str)
+        for part in content
+        if part["type"] == "input_audio"
+    ]
+    num_encoded = sum(map(len, sounds))  # base64: four characters for three bytes
+    return len(json.dumps(messages)) - num_encoded, num_encoded * 3 / 4 / _AUDIO_BYTES_PER_SECOND
 
 
 def _failed_to_connect(error: BaseException | None) -> bool:
