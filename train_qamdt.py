@@ -29,7 +29,7 @@ from pathlib import Path
 import torch
 import yaml
 from accelerate import Accelerator
-from accelerate.utils import DistributedDataParallelKwargs, InitProcessGroupKwargs, set_seed
+from accelerate.utils import DistributedDataParallelKwargs, DistributedType, InitProcessGroupKwargs, set_seed
 from safetensors import SafetensorError
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.data import DataLoader
@@ -233,6 +233,13 @@ def make_accelerator(config: TrainConfig) -> Accelerator:
     accelerator = Accelerator(cpu=is_cpu, mixed_precision=config.run.mixed_precision, kwargs_handlers=[ddp, patience])
     if is_cpu:
         keep_freed_memory()
+    if accelerator.distributed_type == DistributedType.DEEPSPEED:
+        if config.loss.passes == "both" or config.run.gradient_accumulation_steps > 1:
+            raise ValueError(
+                "DeepSpeed updates after each backward pass; set `loss.passes` to another than both and "
+                "`run.gradient_accumulation_steps` to 1, or use DDP or FSDP."
+            )
+        accelerator.deepspeed_plugin.deepspeed_config["train_micro_batch_size_per_gpu"] = config.run.batch_size
     if config.lora is not None:
         store_trained_weights_alone(accelerator)
     return accelerator

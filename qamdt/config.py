@@ -141,8 +141,6 @@ class OptimConfig:
         decay_share: Share of the run that the last part of the trapezoid takes.
         max_grad_norm: Where the gradient's norm is clipped.
         ema_decay: Decay of the averaged weights, which are the ones exported.
-        posthoc_ema_steps: Updates between the snapshots from which `qamdt.posthoc_ema` makes averages of any length
-            afterwards; no snapshots when null.
     """
 
     optimizer: Literal["adamw", "adamw8bit", "muon"] = "adamw"
@@ -156,7 +154,6 @@ class OptimConfig:
     decay_share: float = 0.25
     max_grad_norm: float = 1.0
     ema_decay: float = 0.9999
-    posthoc_ema_steps: int | None = None
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -1,4 +1,5 @@
 import dataclasses
+import json
 import math
 
 import numpy as np
@@ -64,19 +65,25 @@ def make_dataset(shards, **changes):
     return LatentDataset(DataConfig(latents=str(shards), **{"crop_in_frames": 8, **changes}), seed=0)
 
 
+def texts_of(folder):
+    return [json.loads(line) for line in (folder / "texts-00000.jsonl").read_text().splitlines()]
+
+
 def test_audio_caption_and_quality_of_a_draw_belong_to_one_clip(shards):
     dataset = make_dataset(shards, quality_dropout=0, clip_quality_dropout=0, frame_quality_dropout=0, text_dropout=0)
-    for epoch in range(20):
-        for number in range(NUM_CLIPS):
-            sample = dataset[epoch, number, 0]
-            clip = int(sample.id.removeprefix("clip-"))
-            score = 1 + clip / 4
-            assert math.floor(sample.latents.min()) == clip
-            assert sample.quality_score == score
-            assert sample.quality_level == STATS.level(score)
-            assert sample.frame_quality.unique().tolist() == pytest.approx([STATS.fractional_level(score)])
-            assert sample.text.removeprefix(STATS.prefix(score)) in (f"song {clip}", f"music {clip}")
-            torch.testing.assert_close(sample.encoder_hidden_states, text_state(sample.text))
+    levels = [STATS.level(1 + clip / 4) for clip in range(NUM_CLIPS)]
+    fractions = [STATS.fractional_level(1 + clip / 4) for clip in range(NUM_CLIPS)]
+    prefixes = [STATS.prefix(1 + clip / 4) for clip in range(NUM_CLIPS)]
+    states = {text: text_state(text)[:, 0].tolist() for text in texts_of(shards)}
+    batches = iter(EpochSampler(dataset.buckets(), batch_size=100, seed=0))
+    for sample in (dataset[draw] for _ in range(100) for draw in next(batches)):
+        clip = int(sample.id.removeprefix("clip-"))
+        assert math.floor(sample.latents.min()) == math.floor(sample.latents.max()) == clip
+        assert sample.quality_score == 1 + clip / 4
+        assert sample.quality_level == levels[clip]
+        assert abs(sample.frame_quality - fractions[clip]).max() < 1e-5
+        assert sample.text.removeprefix(prefixes[clip]) in (f"song {clip}", f"music {clip}")
+        assert sample.encoder_hidden_states[:, 0].tolist() == states[sample.text]
 
 
 def test_the_score_of_a_crop_is_the_mean_of_its_own_frames(tmp_path, shards):
@@ -168,6 +175,27 @@ def test_short_clips_are_counted_and_too_long_crops_refused(shards):
     assert make_dataset(shards).num_short_clips == 1
     with pytest.raises(ValueError, match=r"`data.crop_in_frames` is 99, but the longest clip in .* has 20"):
         make_dataset(shards, crop_in_frames=99)
+
+
+def test_a_clip_gives_crops_of_the_longest_length_that_fits(shards):
+    for name, length in (("short", 10), ("shorter", 5)):
+        mean = torch.zeros(2, length, 3)
+        record = Record(id=name, path=f"{name}.wav", duration_in_s=1.0)
+        write_latent_shard(shards, [record], [mean], [mean], [torch.full((length,), math.nan)])
+    dataset = make_dataset(shards, crop_in_frames=[20, 8])
+    assert dataset.num_short_clips == 1
+    assert [bucket.tolist() for bucket in dataset.buckets()] == [[NUM_CLIPS], list(range(NUM_CLIPS))]
+    assert dataset[0, 0, 0].latents.shape[1] == 20
+    assert dataset[0, NUM_CLIPS, 0].latents.shape[1] == 8
+
+
+def test_weights_follow_the_levels(shards):
+    weights = make_dataset(shards, level_weights=[1.0, 2.0, 3.0, 4.0, 5.0]).weights()
+    assert weights.tolist() == [float(STATS.level(1 + i / 4)) for i in range(NUM_CLIPS)]
+    index = open_folder(shards).index
+    write_json(shards / INDEX_NAME, {**index, "quality": None})
+    with pytest.raises(ValueError, match="have no quality scores"):
+        make_dataset(shards, level_weights=[1.0, 2.0, 3.0, 4.0, 5.0]).weights()
 
 
 def test_damaged_shards_are_named(shards):

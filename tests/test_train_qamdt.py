@@ -3,6 +3,7 @@ import json
 import math
 import multiprocessing
 import random
+import re
 import resource
 import shutil
 import time
@@ -286,6 +287,24 @@ def test_a_dry_run_prints_settings_and_size(capsys):
     output = capsys.readouterr().out
     assert "batch_size: 7" in output
     assert "M parameters" in output
+
+
+def test_adapters_of_the_published_network_fit_into_twelve_gigabytes(capsys):
+    """The estimate; parameters are counted, and one block is run."""
+    overrides = ["run.batch_size=1", "lora.rank=16", "run.init_from=somewhere"]
+    assert train_qamdt.main(["--config", "base", "--dry-run", *overrides]) == 0
+    output = capsys.readouterr().out
+    together = float(re.search(r"together +([\d.]+) GiB", output)[1])
+    assert 3.9 < together < 12 * 1e9 / 2**30
+    assert "690.14 M parameters, 13.90 M of them train; 1025 tokens a crop." in output
+    assert re.search(r"About \d+ tokens", output)
+
+
+def test_eight_bit_moments_train_and_resume(latents, tmp_path):
+    pytest.importorskip("bitsandbytes")
+    config = make_config(latents, tmp_path, optim={"optimizer": "adamw8bit", "warmup_steps": 0})
+    train_qamdt.train(config, StopAfter(3))
+    assert train_qamdt.train(config, StopAfter())["step"] == 6
 
 
 def test_wrong_settings_are_told_in_one_line(capsys):
