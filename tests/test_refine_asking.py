@@ -11,6 +11,7 @@ import pytest
 
 from benchmarks import refiner_throughput as prepared
 from benchmarks.refiner_robustness import refine_and_kill
+from data_prep.refine import ray_engine
 from data_prep.refine.async_engine import answer_questions
 from data_prep.refine.batch_engine import BatchEngine, PartLimits
 from data_prep.refine.fuse import FUSION_SCHEMA, write_messages
@@ -308,22 +309,20 @@ def test_a_batch_that_costs_too_much_is_not_submitted(run, base_url, tmp_path):
 def test_ray_asks_as_one_process_does(run, base_url, monkeypatch):
     monkeypatch.setenv("RAY_worker_niceness", "0")  # else other work on the machine may starve them
     ray = pytest.importorskip("ray", reason="needs the extra `ray`")
-    from data_prep.refine.ray_engine import ask_on_ray, run_jobs_on_ray
 
     rows = []
     spending = Spending()
     server = Server(base_url=base_url, timeout_in_s=BUSY, concurrency=2)
     try:
         jobs = run.iterate_jobs("fuse")
-        ask_on_ray(jobs, run.settings, server, spending, rows.append, num_actors=1)
+        ray_engine.ask_on_ray(jobs, run.settings, server, spending, rows.append, num_actors=1)
         assert {row["id"]: row["status"] for row in rows} == {f"clip-{number:07d}": "done" for number in range(7)}
         assert spending.usage.requests == 7
-        by_rules = run_jobs_on_ray("fuse", run.iterate_jobs("fuse"), run.manifest.path, run.settings, num_actors=1)
+        by_rules = ray_engine.run_jobs_on_ray(
+            "fuse", run.iterate_jobs("fuse"), run.manifest.path, run.settings, num_actors=1
+        )
         expected = StepRunner(run.manifest.path, run.settings).run("fuse", list(run.iterate_jobs("fuse")))
         assert sorted((row for rows in by_rules for row in rows), key=itemgetter("id")) == expected
-        refused = replace(run.settings, model=ModelConfig(model="script:401"))
-        with pytest.raises(RunStopped, match="refused the key"):
-            ask_on_ray(run.iterate_jobs("fuse"), refused, server, spending, rows.append, num_actors=1)
     finally:
         ray.shutdown()
 
@@ -334,6 +333,18 @@ def test_ray_asks_as_one_process_does(run, base_url, monkeypatch):
 def test_suggestions_of_another_form_are_refused(content):
     with pytest.raises(ValueError, match="of the answer must be|the answer must be"):
         read_suggestions(content, model="m")
+
+
+def test_what_stops_one_actor_stops_the_run(run, base_url, monkeypatch):
+    refused = replace(run.settings, model=ModelConfig(model="script:401"))
+    actor = ray_engine._AskActor(refused, Server(base_url=base_url, timeout_in_s=BUSY), Spending(), "key")
+
+    def map_in_this_process(jobs, *_, **__):
+        yield [json.loads(row) for row in actor({"job": [job.to_json() for job in jobs]})["row"]]
+
+    monkeypatch.setattr(ray_engine, "_map_jobs", map_in_this_process)
+    with pytest.raises(RunStopped, match="refused the key"):
+        ray_engine.ask_on_ray(run.iterate_jobs("fuse"), refused, actor.server, Spending(), print, num_actors=1)
 
 
 def test_two_processes_make_the_rows_of_one(run):

@@ -63,6 +63,16 @@ def test_two_processes_cannot_write_one_store(tmp_path):
         RowStore(tmp_path, "fuse").open()
 
 
+def test_what_another_process_wrote_before_we_could_is_seen(tmp_path):
+    late = RowStore(tmp_path, "fuse")
+    first = RowStore(tmp_path, "fuse")
+    first.append(make_row(1, "a"))
+    first.close()
+    assert late.status(1) is None
+    late.open()
+    assert late.status(1) == DONE
+
+
 def test_a_damaged_line_is_named(tmp_path):
     (tmp_path / "fuse.jsonl").write_text('{"key": "01", "id": "a", "status": "done"}\nnonsense\n')
     with pytest.raises(ValueError, match=r"fuse\.jsonl, line 2: .*delete this line"):

@@ -1,5 +1,6 @@
 """The thresholds of a data set, derived from its own clips once and kept for all later runs."""
 
+import os
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -48,7 +49,9 @@ def settle_thresholds(run: RefineRun, clap: Clap, stand_in: Path) -> tuple[Thres
         pairs = list(_iterate_stand_in(ManifestRows(stand_in), clap))
     embeddings = np.stack([embedding for _, embedding in pairs])  # (N, E)
     thresholds = derive_thresholds(embeddings, clap.embed_text([text for text, _ in pairs]))
-    write_thresholds(path, thresholds)
+    temporary = path.with_suffix(".tmp")
+    write_thresholds(temporary, thresholds)
+    os.replace(temporary, path)
     return thresholds, source
 
 

@@ -56,6 +56,7 @@ class RowStore:
         """Reads which rows there are; those appended since the last time become visible."""
         keys, places, done = array("Q"), array("Q"), array("B")
         self.usage = Usage()
+        self._size_read = self._measure_size()
         self._paths = sorted(self.folder.glob(f"{self.step}*.jsonl"))
         for number, path in enumerate(self._paths):
             for offset, row in _read_rows(path):
@@ -111,6 +112,8 @@ class RowStore:
             ) from error
         os.ftruncate(file.fileno(), _end_of_last_line(self.path))
         self._file = file
+        if self._measure_size() != self._size_read:  # another process has written since we read, or a tail was torn
+            self.refresh()
 
     def sync(self) -> None:
         """Brings everything to disk, so that not even a power cut loses it."""
@@ -123,6 +126,9 @@ class RowStore:
             self.sync()
             self._file.close()
             self._file = None
+
+    def _measure_size(self) -> int:
+        return sum(path.stat().st_size for path in self.folder.glob(f"{self.step}*.jsonl"))
 
     def _find(self, key: int) -> int | None:
         place = int(np.searchsorted(self._keys, np.uint64(key)))
