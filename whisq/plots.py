@@ -22,7 +22,7 @@ def plot_scatter(path: Path, pairs: dict[str, tuple[Sequence[float], Sequence[fl
     """
     from matplotlib.figure import Figure  # here, because it takes half a second and only evaluation draws
 
-    figure = Figure(figsize=(4.5 * len(pairs), 4.5), layout="constrained")
+    figure = Figure(figsize=(4.6 * len(pairs), 5.0), layout="constrained")
     panels = figure.subplots(1, len(pairs), squeeze=False)[0]
     for axes, (title, (ratings, predictions)) in zip(panels, pairs.items(), strict=True):
         axes.plot([MIN_RATING, MAX_RATING], [MIN_RATING, MAX_RATING], color="0.7", linewidth=1)
@@ -40,7 +40,7 @@ def plot_calibration(path: Path, pairs: dict[str, tuple[Sequence[float], Sequenc
     """
     from matplotlib.figure import Figure
 
-    figure = Figure(figsize=(4.5 * len(pairs), 4.5), layout="constrained")
+    figure = Figure(figsize=(4.6 * len(pairs), 5.0), layout="constrained")
     panels = figure.subplots(1, len(pairs), squeeze=False)[0]
     for axes, (title, (ratings, predictions)) in zip(panels, pairs.items(), strict=True):
         centers, means, errors = calibration_curve(ratings, predictions)
