@@ -298,8 +298,10 @@ def read_server(options: argparse.Namespace) -> Server | None:
 
 def copy_sample_corpus() -> Path:
     """Copies the sample corpus to where it may be written beside, and returns its manifest there."""
-    if not (SAMPLE_COPY / SAMPLE_MANIFEST.name).is_file():
-        shutil.copytree(SAMPLE_MANIFEST.parent, SAMPLE_COPY, dirs_exist_ok=True)
+    if not SAMPLE_COPY.is_dir():
+        temporary = SAMPLE_COPY.with_name(f".{SAMPLE_COPY.name}.tmp")
+        shutil.copytree(SAMPLE_MANIFEST.parent, temporary, dirs_exist_ok=True)
+        temporary.rename(SAMPLE_COPY)
     return SAMPLE_COPY / SAMPLE_MANIFEST.name
 
 

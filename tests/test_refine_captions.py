@@ -295,6 +295,15 @@ def test_shards_are_counted_from_zero(shard, manifest, capsys):
     assert "as in 0/4" in capsys.readouterr().err
 
 
+def test_without_arguments_the_sample_corpus_is_refined(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    assert main(["--captioners", "tags"]) == 0
+    said = capsys.readouterr().out
+    assert "43 of 43 clips refined" in said
+    assert "refined manifest: data/sample_corpus/refined.jsonl" in said
+    assert len(refined(tmp_path / "data/sample_corpus/manifest.jsonl")) == 43
+
+
 def test_the_script_runs_by_its_path():
     command = [sys.executable, "data_prep/refine_captions.py", "--help"]
     result = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
