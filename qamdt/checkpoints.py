@@ -17,9 +17,11 @@ from pathlib import Path
 
 from accelerate import Accelerator
 
+from qamdt.training import AVERAGES_FILE
+
 
 RESUME_FOLDER = "resume"
-NOT_OF_THE_MODEL = (RESUME_FOLDER, "state.json")
+NOT_OF_THE_MODEL = (RESUME_FOLDER, "state.json", AVERAGES_FILE)
 
 
 def save_checkpoint(
@@ -45,6 +47,9 @@ def save_checkpoint(
     if accelerator.is_main_process:
         write_model(temporary)
         files = [file for file in sorted(temporary.rglob("*")) if file.is_file()]
+        for file in files:
+            if file.stat().st_nlink == 1:
+                file.chmod(0o644)  # safetensors makes files that only their owner can read
         digests = {file.relative_to(temporary).as_posix(): _digest(file) for file in files}
         (temporary / "state.json").write_text(json.dumps({**state, "sha256": digests}, indent=2) + "\n")
         for file in temporary.rglob("*"):
