@@ -25,7 +25,7 @@ from tqdm import tqdm
 from data_prep.degradation_score import FRAME_RATE, SCORER, degradation_mos
 from data_prep.degradations import KINDS, Degradation, degrade, draw_degradation
 from data_prep.productions import produce
-from qamdt.audio import SAMPLING_RATE, read_audio, write_audio
+from qamdt.audio import SAMPLING_RATE, normalize_waveform, read_audio, write_audio
 from qamdt.manifest import Record, read_manifest, write_manifest
 
 
@@ -69,7 +69,8 @@ def degrade_clip(record: Record, root: Path, folder: Path, settings: DegradeSett
         folder: Folder of the new corpus.
         settings: What to make.
     """
-    clean = read_audio(root / record.path, start_in_s=record.start_in_s, duration_in_s=record.duration_in_s).numpy()
+    clean = read_audio(root / record.path, start_in_s=record.start_in_s, duration_in_s=record.duration_in_s)
+    clean = normalize_waveform(clean).numpy()  # leaves room for noise
     return [_write_version(record, clean, version, folder, settings) for version in range(settings.versions)]
 
 
@@ -85,6 +86,7 @@ def _write_version(record: Record, clean: np.ndarray, version: int, folder: Path
 
     clip_id = f"{record.id}-v{version}"
     path = f"audio/{clip_id}.flac"
+    (folder / path).parent.mkdir(parents=True, exist_ok=True)  # ids may have slashes
     write_audio(folder / path, degraded, SAMPLING_RATE)
     return replace(
         record,
@@ -118,6 +120,7 @@ def degrade_corpus(
     *,
     settings: DegradeSettings | None = None,
     split: str | None = None,
+    num_clips: int | None = None,
     num_workers: int = 1,
 ) -> tuple[Path, list[str]]:
     """Degrades the clean clips of a manifest, or those that are not done yet.
@@ -127,6 +130,7 @@ def degrade_corpus(
         folder: Folder of the new corpus; made if it does not exist.
         settings: What to make.
         split: Take only clips whose tag `split` has this value.
+        num_clips: Take only so many, evenly spread over the manifest.
         num_workers: Number of processes.
 
     Returns:
@@ -145,6 +149,8 @@ def degrade_corpus(
         raise ValueError(
             f"`manifest` {str(manifest)!r} has no clean clip" + (f" of split {split!r}." if split else ".")
         )
+    if num_clips is not None and num_clips < len(records):
+        records = [records[index * len(records) // num_clips] for index in range(num_clips)]
     done = _read_progress(folder)
     missing = [record for record in records if record.id not in done]
     failures = []
@@ -221,6 +227,7 @@ def main(argv: list[str] | None = None) -> None:
     parser.add_argument("--second-share", type=float, default=0.2, help="versions degraded twice (%(default)s)")
     parser.add_argument("--produce-share", type=float, default=0.7, help="versions of another sound (%(default)s)")
     parser.add_argument("--split", help="only clips whose tag `split` has this value")
+    parser.add_argument("--num-clips", type=int, help="only so many clips, evenly spread")
     parser.add_argument("--seed", type=int, default=0, help="seed of everything (%(default)s)")
     parser.add_argument("--num-workers", type=int, default=1, help="number of processes (%(default)s)")
     arguments = parser.parse_args(argv)
@@ -238,6 +245,7 @@ def main(argv: list[str] | None = None) -> None:
             arguments.folder,
             settings=settings,
             split=arguments.split,
+            num_clips=arguments.num_clips,
             num_workers=arguments.num_workers,
         )
     except (ValueError, OSError) as error:

@@ -117,7 +117,8 @@ def main(argv: list[str] | None = None) -> None:
     loss_module = VAELoss(vae, arguments.loudness_weight, arguments.kl_weight, arguments.bf16)
 
     def export() -> None:
-        vae.register_to_config(scaling_factor=1 / latent_std(vae, sample.to(vae.device)))
+        if not arguments.freeze_encoder:  # or the latents that others were trained on would change their scale
+            vae.register_to_config(scaling_factor=1 / latent_std(vae, sample.to(vae.device)))
         vae.save_pretrained(arguments.output_dir / "vae")
 
     fit(loss_module, crops, fit_options(arguments), export)

@@ -176,3 +176,10 @@ def test_other_weights_are_another_scorer(scorer, scorer_dir, tmp_path):
         next(model.parameters()).add_(1e-3)
     model.save_pretrained(tmp_path / "whisq-tiny")
     assert WhisQScorer.from_pretrained(tmp_path / "whisq-tiny").name != scorer.name
+
+
+def test_how_loud_a_clip_was_mastered_changes_nothing(scorer):
+    waveform = 0.1 * torch.randn(20_000, generator=torch.Generator().manual_seed(0))
+    loud, quiet = scorer.score([waveform, 0.01 * waveform], 16_000)
+    assert quiet.overall_quality == pytest.approx(loud.overall_quality, abs=1e-4)
+    assert quiet.frame_overall_quality == pytest.approx(loud.frame_overall_quality, abs=1e-4)

@@ -13,6 +13,8 @@ from diffusers import ConfigMixin, ModelMixin
 from diffusers.configuration_utils import register_to_config
 from torch import nn
 
+from qamdt.audio import LogMel
+
 
 class ConvNeXtBlock(nn.Module):
     """Residual block: depthwise convolution over time, then a pointwise feed-forward network.
@@ -53,6 +55,8 @@ class ISTFTVocoder(ModelMixin, ConfigMixin):
         num_layers: Number of ConvNeXt blocks.
         mel_mean: Mean of the log-mel values in training data, subtracted first.
         mel_std: Their standard deviation, divided by.
+        loudness_window: Frames over which the sound is given the loudness of the spectrogram; 0 leaves it as it comes.
+            Needs the spectrogram of `qamdt.audio.LogMel`.
     """
 
     _supports_gradient_checkpointing = False
@@ -68,8 +72,10 @@ class ISTFTVocoder(ModelMixin, ConfigMixin):
         num_layers: int = 6,
         mel_mean: float = -5.0,
         mel_std: float = 3.0,
+        loudness_window: int = 17,
     ):
         super().__init__()
+        self.log_mel = LogMel(sampling_rate, hop_length=hop_length, num_mel_bins=num_mel_bins)
         self.embed = nn.Conv1d(num_mel_bins, dim, kernel_size=7, padding=3)
         self.embed_norm = nn.LayerNorm(dim, eps=1e-6)
         self.blocks = nn.ModuleList(
@@ -86,8 +92,8 @@ class ISTFTVocoder(ModelMixin, ConfigMixin):
                 f"`mel_spectrogram` must have shape (batch, frames, {self.config.num_mel_bins}), "
                 f"got {tuple(mel_spectrogram.shape)}."
             )
-        mel_spectrogram = (mel_spectrogram - self.config.mel_mean) / self.config.mel_std
-        hidden_states = self.embed(mel_spectrogram.transpose(1, 2)).transpose(1, 2)  # (B, N, D)
+        normalized = (mel_spectrogram - self.config.mel_mean) / self.config.mel_std
+        hidden_states = self.embed(normalized.transpose(1, 2)).transpose(1, 2)  # (B, N, D)
         hidden_states = self.embed_norm(hidden_states)
         for block in self.blocks:
             hidden_states = block(hidden_states)
@@ -96,7 +102,30 @@ class ISTFTVocoder(ModelMixin, ConfigMixin):
         # Magnitudes above e^6 do not occur at peak 1; the limit keeps an untrained head from overflowing.
         log_magnitude, phase = prediction.transpose(1, 2).chunk(2, dim=1)  # (B, K, N) each
         spectrum = torch.polar(log_magnitude.clamp(max=6.0).exp(), phase)
-        return self.inverse_stft(spectrum)
+        waveforms = self.inverse_stft(spectrum)
+        return self.match_loudness(waveforms, mel_spectrogram) if self.config.loudness_window else waveforms
+
+    def match_loudness(self, waveforms: torch.Tensor, mel_spectrogram: torch.Tensor) -> torch.Tensor:
+        """Gives waveforms `(batch, samples)` the loudness, over time, of log-mel frames `(batch, frames, mel_bins)`.
+
+        Phases that do not fit together add up to more or less than they should. The gain is that of the energies over
+        `loudness_window` frames, at most a factor of two either way.
+        """
+        window = self.config.loudness_window
+        if waveforms.shape[1] <= self.log_mel.n_fft:
+            return waveforms  # too short to measure
+        energies = [
+            nn.functional.avg_pool1d(
+                ((2 * mel.float()).exp() @ self.log_mel.bins_per_band.float())[:, None],
+                window,
+                stride=1,
+                padding=window // 2,
+                count_include_pad=False,
+            )
+            for mel in (mel_spectrogram, self.log_mel(waveforms)[:, 0])
+        ]
+        gain = (energies[0] / energies[1]).sqrt().clamp(0.5, 2.0)  # (B, 1, N)
+        return waveforms * nn.functional.interpolate(gain, size=waveforms.shape[1], mode="linear")[:, 0]
 
     def inverse_stft(self, spectrum: torch.Tensor) -> torch.Tensor:
         """Overlap-adds frames `(batch, frequency_bins, frames)` into waveforms `(batch, samples)`.
