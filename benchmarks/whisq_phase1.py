@@ -37,9 +37,9 @@ SETTINGS = [
     "encoders.text=embedded",
     "encoders.batch_size=4",
     "model.dropout=0.0",
-    "optim.learning_rate=1.0e-3",
-    "run.patience=10",
-    "run.max_epochs=40",
+    "optim.learning_rate=3.0e-3",
+    "run.patience=15",
+    "run.max_epochs=60",
     "run.num_resamples=200",
 ]
 BARS = {
@@ -138,7 +138,7 @@ def _synthesize(
     noise_db = -15 - 9 * (quality - 1)
     noise = 10 ** (noise_db / 20) * generator.normal(size=len(times))
     hums_hz = (1000 * 1.2 ** (system % 6), 3000 * 1.2 ** (system // 6 % 6))
-    hum = sum(0.05 * np.sin(2 * np.pi * hum_hz * times) for hum_hz in hums_hz)
+    hum = sum(0.15 * np.sin(2 * np.pi * hum_hz * times) for hum_hz in hums_hz)
     return np.clip(0.4 * fade * WAVEFORMS[instrument](phase) + noise + hum, -1, 1).astype(np.float32)
 
 
