@@ -84,6 +84,12 @@ def _add_generate(commands: argparse._SubParsersAction) -> None:
     parser.add_argument("--sampler", choices=SAMPLER_NAMES, help="how to denoise (the model's own scheduler)")
     parser.add_argument("--spectrogram", type=Path, metavar="PNG", help="also draw what was made")
     parser.add_argument("--model", help="folder or Hub id (QAMDT_MODEL, or the embedded model)")
+    parser.add_argument(
+        "--dtype",
+        choices=("auto", "float32", "bfloat16"),
+        default="auto",
+        help="precision of the transformer; auto is bfloat16 where the processor has instructions for it (%(default)s)",
+    )
     parser.add_argument("--device", help='such as "cpu" or "cuda:1" (a GPU where there is one)')
 
 

@@ -16,6 +16,7 @@ from tqdm import tqdm
 
 from pipelines.model_info import versions
 from pipelines.pipeline_qamdt import QAMDTPipeline
+from pipelines.precision import preferred_dtype
 from pipelines.samplers import PAPER_SETTINGS, make_scheduler, paper_scheduler
 from qamdt.audio import write_audio
 from qamdt.cpu_memory import keep_freed_memory
@@ -68,7 +69,7 @@ def generate(arguments: argparse.Namespace) -> None:
             return
 
     keep_freed_memory()
-    pipe = load_pipeline(settings["model"], settings["sampler"], arguments.device)
+    pipe = load_pipeline(settings["model"], settings["sampler"], settings["dtype"], arguments.device)
     judge = None
     if "best_of" in settings:
         from pipelines.best_of import Judge  # transformers is imported only for who asks for the best of several
@@ -95,6 +96,7 @@ def collect_settings(arguments: argparse.Namespace) -> dict[str, Any]:
     """What decides how the music sounds, apart from prompt and seed."""
     model = arguments.model or default_model()
     is_paper = arguments.sampler == "paper"
+    dtype = preferred_dtype(choose_device(arguments.device)) if arguments.dtype == "auto" else arguments.dtype
     best_of = {}
     if arguments.best_of > 1:
         # Where low quality is asked for, the best sounding candidate is not the one that does as asked.
@@ -109,6 +111,7 @@ def collect_settings(arguments: argparse.Namespace) -> dict[str, Any]:
         "guidance": arguments.guidance,
         "sampler": arguments.sampler,
         "eta": PAPER_SETTINGS["eta"] if is_paper else 0.0,
+        "dtype": str(dtype).removeprefix("torch."),
         "seed": arguments.seed,
         **best_of,
     }
@@ -127,14 +130,20 @@ def plan_takes(path: Path, prompt: str, num_takes: int, settings: dict[str, Any]
     ]
 
 
-def load_pipeline(model: str, sampler: str | None, device: str | None) -> QAMDTPipeline:
-    """Loads a model with the chosen sampler onto the device."""
+def choose_device(device: str | None) -> str:
+    """The device asked for, or else a GPU where there is one."""
+    return device or ("cuda" if torch.cuda.is_available() else "cpu")
+
+
+def load_pipeline(model: str, sampler: str | None, dtype: str, device: str | None) -> QAMDTPipeline:
+    """Loads a model with the chosen sampler onto the device, its transformer in the chosen precision."""
     pipe = QAMDTPipeline.from_pretrained(None if model == EMBEDDED_MODEL_DIR.name else model)
     if sampler is not None:
         is_paper = sampler == "paper"
         pipe.scheduler = paper_scheduler(pipe.scheduler) if is_paper else make_scheduler(sampler, pipe.scheduler)
     pipe.set_progress_bar_config(desc="denoising", leave=False)
-    return pipe.to(device or ("cuda" if torch.cuda.is_available() else "cpu"))
+    pipe.transformer.to(getattr(torch, dtype))
+    return pipe.to(choose_device(device))
 
 
 def make_best(pipe: QAMDTPipeline, takes: list[Take], judge: Judge) -> tuple[torch.Tensor, list[dict]]:

@@ -15,11 +15,12 @@ from huggingface_hub import snapshot_download
 from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError, OfflineModeIsEnabled
 from safetensors import SafetensorError
 
+from pipelines.precision import preferred_dtype
 from qamdt.embedded import TEXT_ENCODER_PACKAGE, default_model, load_text_encoder
 
 
 class GenerateWhenCalledWithPrompt(type):
-    """Makes `Pipeline("a prompt", ...)` generate with the default model, which is loaded once.
+    """Makes `Pipeline("a prompt", ...)` generate with the default model, which is loaded once, in its fastest precision.
 
     A call without prompt builds a pipeline from its components, as for any class.
     """
@@ -32,7 +33,9 @@ class GenerateWhenCalledWithPrompt(type):
 
 @functools.lru_cache(maxsize=1)
 def _load_once(pipeline_class: type, model: str) -> DiffusionPipeline:
-    return pipeline_class.from_pretrained(model)
+    pipe = pipeline_class.from_pretrained(model)
+    pipe.transformer.to(preferred_dtype(pipe.device))
+    return pipe
 
 
 class LoadingMixin:
