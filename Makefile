@@ -11,7 +11,7 @@ music: $(VENV)/.installed
 	$(VENV)/bin/qamdt generate "$(PROMPT)" --quality high --seconds 10 --seed 0 -o music.wav
 
 test: $(VENV)/.installed-dev
-	HF_HUB_OFFLINE=1 $(VENV)/bin/python -m pytest
+	HF_HUB_OFFLINE=1 OMP_NUM_THREADS=1 $(VENV)/bin/python -m pytest -n auto --maxprocesses 4 --dist loadfile
 
 lint: $(VENV)/.installed-dev
 	$(VENV)/bin/ruff check .

@@ -9,7 +9,14 @@ from importlib.metadata import files
 from pathlib import Path
 
 
-DATA_FOLDERS = {"qamdt/weights": "qamdt/weights", "configs": "qamdt/configs"}  # in the checkout: in the wheel
+DATA_FOLDERS = {  # in the checkout: in the wheel
+    "qamdt/weights": "qamdt/weights",
+    "whisq/weights": "whisq/weights",
+    "configs/qamdt": "qamdt/configs/qamdt",
+    "configs/accelerate": "qamdt/configs/accelerate",
+    "configs/whisq": "whisq/configs",
+    "data_prep/sample_corpus": "data_prep/sample_corpus",
+}
 
 
 def main() -> None:

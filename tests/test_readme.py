@@ -17,6 +17,7 @@ from pipelines import cli
 
 
 ROOT = Path(__file__).resolve().parent.parent
+COMMANDS = {"qamdt": "pipelines.cli", "whisq": "whisq.cli"}
 DOCUMENTS = ("README.md", "CONTRIBUTING.md")
 
 
@@ -34,15 +35,21 @@ def read_commands() -> list[list[str]]:
 
 def module_and_arguments(command: list[str]) -> tuple[str, list[str]] | None:
     """The module of ours that a command runs, and what it passes on; `None` for other programs."""
-    if command[0] == "qamdt":
-        return "pipelines.cli", command[1:]
+    if command[0] in COMMANDS:
+        return COMMANDS[command[0]], command[1:]
     if command[:2] == ["python", "-m"]:
         return command[2], command[3:]
     if command[:3] == ["accelerate", "launch", "-m"]:
         return command[3], command[4:]
     if command[:2] == ["accelerate", "launch"]:
-        return command[2].removesuffix(".py"), command[3:]
+        return module_name(command[2]), command[3:]
+    if command[0] == "python" and command[1].endswith(".py"):
+        return module_name(command[1]), command[2:]
     return None
+
+
+def module_name(path: str) -> str:
+    return path.removesuffix(".py").replace("/", ".")
 
 
 OUR_COMMANDS = [parsed for command in read_commands() if (parsed := module_and_arguments(command))]
@@ -59,7 +66,7 @@ def help_text(module: str, *subcommand: str) -> str:
 
 @pytest.mark.parametrize(("module", "arguments"), OUR_COMMANDS, ids=lambda value: str(value)[:60])
 def test_documented_options_exist(module, arguments):
-    subcommand = arguments[:1] if module == "pipelines.cli" else []
+    subcommand = arguments[:1] if module in COMMANDS.values() else []
     known = set(re.findall(r"(?<![\w-])--?[a-z][\w-]*", help_text(module, *subcommand)))
     assert {word for word in arguments if word.startswith("-")} <= known
 

@@ -8,6 +8,8 @@ Shapes: B batch, N frames, M mel bins, D width, K frequency bins (n_fft // 2 + 1
 
 from __future__ import annotations
 
+import functools
+
 import torch
 from diffusers import ConfigMixin, ModelMixin
 from diffusers.configuration_utils import register_to_config
@@ -75,7 +77,6 @@ class ISTFTVocoder(ModelMixin, ConfigMixin):
         loudness_window: int = 17,
     ):
         super().__init__()
-        self.log_mel = LogMel(sampling_rate, hop_length=hop_length, num_mel_bins=num_mel_bins)
         self.embed = nn.Conv1d(num_mel_bins, dim, kernel_size=7, padding=3)
         self.embed_norm = nn.LayerNorm(dim, eps=1e-6)
         self.blocks = nn.ModuleList(
@@ -111,18 +112,19 @@ class ISTFTVocoder(ModelMixin, ConfigMixin):
         Phases that do not fit together add up to more or less than they should. The gain is that of the energies over
         `loudness_window` frames, at most a factor of two either way.
         """
-        window = self.config.loudness_window
-        if waveforms.shape[1] <= self.log_mel.n_fft:
+        config, window = self.config, self.config.loudness_window
+        log_mel = _log_mel(config.sampling_rate, config.hop_length, config.num_mel_bins, waveforms.device)
+        if waveforms.shape[1] <= log_mel.n_fft:
             return waveforms  # too short to measure
         energies = [
             nn.functional.avg_pool1d(
-                ((2 * mel.float()).exp() @ self.log_mel.bins_per_band.float())[:, None],
+                ((2 * mel.float()).exp() @ log_mel.bins_per_band)[:, None],
                 window,
                 stride=1,
                 padding=window // 2,
                 count_include_pad=False,
             )
-            for mel in (mel_spectrogram, self.log_mel(waveforms)[:, 0])
+            for mel in (mel_spectrogram, log_mel(waveforms)[:, 0])
         ]
         gain = (energies[0] / energies[1]).sqrt().clamp(0.5, 2.0)  # (B, 1, N)
         return waveforms * nn.functional.interpolate(gain, size=waveforms.shape[1], mode="linear")[:, 0]
@@ -140,6 +142,13 @@ class ISTFTVocoder(ModelMixin, ConfigMixin):
         padding = (n_fft - hop_length) // 2
         samples = slice(padding, padding + spectrum.shape[2] * hop_length)
         return waveforms[:, samples] / envelope[:, samples].clamp(min=1e-8)
+
+
+@functools.lru_cache(maxsize=4)
+def _log_mel(sampling_rate: int, hop_length: int, num_mel_bins: int, device: torch.device) -> LogMel:
+    """The spectrogram that loudness is measured with, in float32 whatever the precision of the vocoder."""
+    with torch.inference_mode(False):  # or it could not be used in training any more
+        return LogMel(sampling_rate, hop_length=hop_length, num_mel_bins=num_mel_bins).to(device)
 
 
 def overlap_add(frames: torch.Tensor, hop_length: int) -> torch.Tensor:
