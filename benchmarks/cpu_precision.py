@@ -41,8 +41,7 @@ def main(argv: list[str] | None = None) -> None:
     torch.set_num_threads(arguments.threads)
     pipelines = {}
     for dtype in (torch.float32, torch.bfloat16):
-        pipelines[dtype] = QAMDTPipeline.from_pretrained()
-        pipelines[dtype].transformer.to(dtype)
+        pipelines[dtype] = QAMDTPipeline.from_pretrained(dtype={"transformer": dtype, "default": torch.float32})
         pipelines[dtype].set_progress_bar_config(disable=True)
 
     def generate(dtype: torch.dtype, number: int, seed: int) -> tuple[torch.Tensor, float]:

@@ -137,12 +137,14 @@ def choose_device(device: str | None) -> str:
 
 def load_pipeline(model: str, sampler: str | None, dtype: str, device: str | None) -> QAMDTPipeline:
     """Loads a model with the chosen sampler onto the device, its transformer in the chosen precision."""
-    pipe = QAMDTPipeline.from_pretrained(None if model == EMBEDDED_MODEL_DIR.name else model)
+    pipe = QAMDTPipeline.from_pretrained(
+        None if model == EMBEDDED_MODEL_DIR.name else model,
+        dtype={"transformer": getattr(torch, dtype), "default": torch.float32},
+    )
     if sampler is not None:
         is_paper = sampler == "paper"
         pipe.scheduler = paper_scheduler(pipe.scheduler) if is_paper else make_scheduler(sampler, pipe.scheduler)
     pipe.set_progress_bar_config(desc="denoising", leave=False)
-    pipe.transformer.to(getattr(torch, dtype))
     return pipe.to(choose_device(device))
 
 

@@ -33,9 +33,8 @@ class GenerateWhenCalledWithPrompt(type):
 
 @functools.lru_cache(maxsize=1)
 def _load_once(pipeline_class: type, model: str) -> DiffusionPipeline:
-    pipe = pipeline_class.from_pretrained(model)
-    pipe.transformer.to(preferred_dtype(pipe.device))
-    return pipe
+    dtype = {"transformer": preferred_dtype("cpu"), "default": torch.float32}
+    return pipeline_class.from_pretrained(model, dtype=dtype)
 
 
 class LoadingMixin:

@@ -10,6 +10,7 @@ import pytest
 import soundfile
 
 from pipelines.cli import SAMPLER_NAMES, main, parse_quality
+from pipelines.precision import preferred_dtype
 
 
 @pytest.fixture
@@ -33,6 +34,7 @@ def test_one_prompt_makes_one_file_and_its_record(run, tmp_path):
     assert (
         run("generate", "calm piano", "--quality", "0:2,0.2:4.5", "--seconds", 0.5, "--seed", 3, "-o", "out.wav") == 0
     )
+    dtype = str(preferred_dtype("cpu")).removeprefix("torch.")
     assert soundfile.info(tmp_path / "out.wav").samplerate == 16_000
     assert len(read(tmp_path / "out.wav")) == 8000
     record = json.loads((tmp_path / "out.json").read_text())
@@ -46,6 +48,7 @@ def test_one_prompt_makes_one_file_and_its_record(run, tmp_path):
         "guidance": 3.5,
         "sampler": None,
         "eta": 0.0,
+        "dtype": dtype,
         "seed": 3,
     }
     assert record["sound"] == {"sampling_rate": 16_000, "seconds": 0.5}
