@@ -4,12 +4,13 @@
     python -m benchmarks.control_metrics --manifest corpus/manifest.jsonl --output control_rendered.json
 
 The first form generates each prompt at high and at low quality with the same seed, and measures the clips with the
-plain signal measures of `signal_measures.py` and `tempo_and_key.py`. The second measures rendered music instead, whose
+plain signal measures of `signal_measures.py` and `tempo_and_key.py` and with the embedded scorer. The second measures rendered music instead, whose
 facts are known (clean clips stand for high quality, their degraded twins for low): what it reaches is the most that the
 measures can show. Each hit rate for tempo and key stands beside the rate that the same clips reach with the prompts exchanged.
 """
 
 import argparse
+import functools
 import json
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass
@@ -25,6 +26,7 @@ from benchmarks import signal_measures
 from data_prep.refine import tempo_and_key
 from qamdt.audio import SAMPLING_RATE, read_audio
 from qamdt.manifest import read_manifest, resolve_clip_path
+from whisq.scorer import WhisQScorer
 
 
 # Ten that the training music often has alone.
@@ -48,7 +50,7 @@ WORDINGS = (
 )
 TEMPO_TOLERANCE = 0.04
 # What high quality should do to each measure, against low quality.
-EXPECTED_SIGN = {"bandwidth_hz": +1, "rolloff_hz": +1, "noise_floor_db": -1}
+EXPECTED_SIGN = {"bandwidth_hz": +1, "rolloff_hz": +1, "noise_floor_db": -1, "overall_quality": +1}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -127,9 +129,15 @@ def read_clips(manifest: Path, split: str | None, low_below: float) -> Iterator[
         yield wanted, waveform.numpy()
 
 
+@functools.cache
+def load_scorer() -> WhisQScorer:
+    return WhisQScorer.from_pretrained()
+
+
 def measure(waveform: np.ndarray) -> dict:
-    """All signal measures of one clip."""
+    """All measures of one clip: of the signal, and the embedded scorer's opinion."""
     return {
+        "overall_quality": load_scorer().score(waveform, SAMPLING_RATE)[0].overall_quality,
         "bandwidth_hz": signal_measures.bandwidth_hz(waveform, SAMPLING_RATE),
         "rolloff_hz": signal_measures.rolloff_hz(waveform, SAMPLING_RATE),
         "noise_floor_db": signal_measures.noise_floor_db(waveform, SAMPLING_RATE),
