@@ -375,7 +375,7 @@ def test_folders_of_something_else_are_refused(tmp_path):
     with pytest.raises(FileNotFoundError, match="a folder with a config.json"):
         load_audio_encoder(tmp_path)
     (tmp_path / "config.json").write_text('{"model_type": "bert"}')
-    with pytest.raises(ValueError, match="must name a Whisper, MuQ or `MiniClap` model"):
+    with pytest.raises(ValueError, match="must name a Whisper, MuQ, `MiniClap` or `AudioTower` model"):
         load_audio_encoder(tmp_path)
     with pytest.raises(ValueError, match="'\\+30s' is for Whisper"):
         load_audio_encoder(f"{tmp_path}+30s")

@@ -187,8 +187,10 @@ def test_every_variant_of_the_ablation_trains(planted, accelerator, tmp_path):
     sweep = list_sweep(config, None, [0.05])
     assert [cell["loss.alignment_weight"] for cell in sweep.values()] == [1e-6, 1e-5, 4e-5, 1e-4]
     variants = VARIANTS | dict([sweep.popitem()])
+    del variants["fine-tuned encoders"]  # which asks for sound; `test_whisq_finetune` trains it
     rows = run_variants(config, variants, dataclasses.replace(music, splits=short), accelerator, StopAfter(), "test")
-    assert list(rows) == [*VARIANTS, "weight 0.0001, blur 0.05"]
+    assert list(rows) == list(variants)
+    assert list(rows)[-1] == "weight 0.0001, blur 0.05"
 
 
 def test_windows_are_drawn_inside_the_clip_and_repeat_with_their_seed(planted):

@@ -1,4 +1,4 @@
-"""Trains the variants of a run and tables them: what co-attention and optimal transport are worth.
+"""Trains the variants of a run and tables them: what co-attention, optimal transport and fine-tuning are worth.
 
     accelerate launch -m whisq.ablation --config default data.musiceval=MusicEval-phase1 run.output_dir=runs/ablation
 
@@ -37,6 +37,7 @@ VARIANTS: dict[str, dict[str, Any]] = {
     "cross-attention": {"model.coattention_type": "cross"},
     "Gromov-Wasserstein": {"loss.alignment": "gromov_wasserstein"},
     "contrastive": {"loss.alignment": "contrastive"},
+    "fine-tuned encoders": {"encoders.finetune": "both"},
 }
 # Around the configured weight as the values 1e-6, 1e-5, 4e-5 and 1e-4 lie around the paper's 4e-5.
 WEIGHT_FACTORS = (0.025, 0.25, 1.0, 2.5)

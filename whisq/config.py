@@ -71,13 +71,15 @@ class DataConfig:
 
 @dataclass(frozen=True, kw_only=True)
 class EncoderConfig:
-    """The frozen encoders.
+    """The encoders, and whether they stay frozen.
 
     Args:
         audio: "embedded", or folder or Hub id of an audio encoder.
         audio_revision: Revision on the Hub.
         text: "embedded", or folder or Hub id of a text encoder.
         text_revision: Revision on the Hub.
+        finetune: Which of them learn with the heads: "none", "audio", "text" or "both". Each seed starts from what is
+            named here, and saves its own next to its heads.
         batch_size: Clips encoded at once.
     """
 
@@ -85,7 +87,18 @@ class EncoderConfig:
     audio_revision: str | None = None
     text: str = "embedded"
     text_revision: str | None = None
+    finetune: Literal["none", "audio", "text", "both"] = "none"
     batch_size: int = 8
+
+    @property
+    def finetunes_audio(self) -> bool:
+        """Whether the audio encoder learns with the heads."""
+        return self.finetune in ("audio", "both")
+
+    @property
+    def finetunes_text(self) -> bool:
+        """Whether the text encoder does."""
+        return self.finetune in ("text", "both")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -117,12 +130,14 @@ class OptimConfig:
 
     Args:
         learning_rate: Peak rate; it rises over the warm-up and falls to zero along a cosine.
+        encoder_learning_rate: The same for encoders that are fine-tuned.
         weight_decay: For matrices; biases and norms have none.
         warmup_share: Share of the updates over which the rate rises.
         max_grad_norm: Where the gradient's norm is clipped.
     """
 
     learning_rate: float = 3.0e-4
+    encoder_learning_rate: float = 1.0e-5
     weight_decay: float = 0.01
     warmup_share: float = 0.05
     max_grad_norm: float = 1.0

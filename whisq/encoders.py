@@ -1,11 +1,11 @@
-"""The frozen encoders that the scorer stands on: one turns waveforms into tokens, the other prompts.
+"""The encoders that the scorer stands on: one turns waveforms into tokens, the other prompts.
 
 A name says which: "embedded" for the encoder that ships with the package, a folder, or a Hub id, with `@revision`
 behind it if wanted. Whisper encodes a clip as it is, which costs less the shorter the clip; with `+30s` behind its name
 it pads every clip to thirty seconds first, as Whisper was trained. The two are not the same features.
 
 An encoder says in `name` what it is, down to the commit, and that name loads the same encoder again. Parameters are
-frozen; `requires_grad_(True)` makes them trainable, except for those of the embedded audio tower.
+frozen; `requires_grad_(True)` makes them trainable.
 
 Shapes: B batch, S samples, N mel frames, T audio tokens, L text tokens, D width.
 """
@@ -254,7 +254,8 @@ def load_audio_encoder(name_or_path: str | os.PathLike, *, revision: str | None 
 
     Args:
         name_or_path: "embedded", or folder or Hub id of a Whisper (`+30s` behind it pads clips to thirty seconds) or
-            MuQ model, or the folder of a CLAP that `whisq.train_clap` wrote. `id@revision` names a revision.
+            MuQ model, or the folder of a CLAP that `whisq.train_clap` wrote or of the audio tower of one. `id@revision`
+            names a revision.
         revision: Branch, tag or commit on the Hub.
     """
     name, revision = split_name(name_or_path, revision)
@@ -283,9 +284,15 @@ def load_audio_encoder(name_or_path: str | os.PathLike, *, revision: str | None 
         tower = MiniClap.from_pretrained(folder_or_id, revision=commit, use_safetensors=True).audio_tower
         tower.name = full_name
         return freeze(tower)
+    if config.get("_class_name") == "AudioTower":
+        from whisq.modeling_audio_tower import AudioTower
+
+        tower = AudioTower.from_pretrained(folder_or_id, revision=commit, use_safetensors=True)
+        tower.name = full_name
+        return freeze(tower)
     raise ValueError(
-        "`name_or_path` must name a Whisper, MuQ or `MiniClap` model, "
-        f"got {full_name!r}, whose config.json is of neither."
+        "`name_or_path` must name a Whisper, MuQ, `MiniClap` or `AudioTower` model, "
+        f"got {full_name!r}, whose config.json is of none of them."
     )
 
 

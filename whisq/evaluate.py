@@ -27,6 +27,7 @@ from accelerate import Accelerator
 
 from whisq.config import WhisQConfig, load_config, override
 from whisq.controls import exchange_prompts, look_up_systems, one_person_against_others, quality_as_alignment
+from whisq.finetuning import load_finetuned
 from whisq.modeling_whisq import WhisQModel
 from whisq.plots import plot_calibration, plot_scatter
 from whisq.preparation import PreparedMusic, prepare
@@ -53,7 +54,15 @@ def predict_all(
 ) -> list[Predictions]:
     """Returns what each model says about the clips."""
     return [
-        predict(model, music.cached, clips, batch_size=config.run.batch_size, device=model.device) for model in models
+        predict(
+            model,
+            music.cached,
+            clips,
+            batch_size=config.run.batch_size,
+            device=model.device,
+            encoders=load_finetuned(model),
+        )
+        for model in models
     ]
 
 

@@ -1,4 +1,4 @@
-"""Hidden states of the frozen encoders, computed once and kept on disk, so that training never runs an encoder.
+"""Hidden states of the encoders as loaded, computed once and kept on disk, so that training runs no frozen encoder.
 
     audio/settings.json               which encoder made the states, and their width
     audio/states-000-00000.safetensors    `hidden_states` (tokens, dim) fp16 of many clips, end to end, without padding,
@@ -149,7 +149,7 @@ def cache_clips(
             try:
                 key = clip_key(clip, max_seconds)
                 if key not in store:
-                    yield key, _read_clip(clip, max_seconds)
+                    yield key, read_clip(clip, max_seconds)
             except (ValueError, OSError) as error:
                 faults.append(Fault(file=str(clip.path), line=None, error=str(error)))
 
@@ -205,7 +205,7 @@ def _fill(
         store.add(keys, states)
 
 
-def _read_clip(clip: RatedClip, max_seconds: float) -> torch.Tensor:
+def read_clip(clip: RatedClip, max_seconds: float) -> torch.Tensor:
     """Reads the samples of a clip `(samples,)`, at most `max_seconds` of them."""
     seconds = max_seconds if clip.duration_in_s is None else min(clip.duration_in_s, max_seconds)
     waveform = read_audio(clip.path, start_in_s=clip.start_in_s, duration_in_s=seconds)

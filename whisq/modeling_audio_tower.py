@@ -123,7 +123,6 @@ class AudioTower(ModelMixin, ConfigMixin):
             hidden_states = block(hidden_states, mask)
         return self.final_norm(hidden_states) * mask[:, :, None], mask
 
-    @torch.no_grad()
     def encode(
         self, waveforms: torch.Tensor, lengths: torch.Tensor | None = None
     ) -> tuple[torch.Tensor, torch.Tensor]:

@@ -1,6 +1,7 @@
 """WhisQ: predicts how good a piece of music is and how well it follows its prompt (https://arxiv.org/abs/2506.05899).
 
-The model reads the hidden states of two frozen encoders (`whisq.encoders`), so a checkpoint holds the heads alone.
+The model reads the hidden states of two encoders (`whisq.encoders`), so a checkpoint holds the heads alone. Encoders
+that were fine-tuned with them lie in folders beside it.
 
     audio tokens ──────────────── pool ── head ── overall quality
       │    ▲
@@ -11,6 +12,7 @@ Shapes: B batch, T audio tokens, L text tokens, D width (that of the audio token
 """
 
 from dataclasses import dataclass
+from pathlib import Path
 
 import torch
 from diffusers import ModelMixin
@@ -140,8 +142,9 @@ class WhisQModel(ModelMixin, ConfigMixin):
     mask, or for a whole curve at once with `score_frames`.
 
     Args:
-        audio_encoder: Name of the audio encoder, as `whisq.encoders.load_audio_encoder` takes it.
-        text_encoder: Name of the text encoder, as `whisq.encoders.load_text_encoder` takes it.
+        audio_encoder: Name of the audio encoder, as `whisq.encoders.load_audio_encoder` takes it; "./..." is a folder
+            beside the heads.
+        text_encoder: Name of the text encoder, as `whisq.encoders.load_text_encoder` takes it, or "./..." likewise.
         audio_hidden_size: Width of the audio tokens, and of everything in here.
         text_hidden_size: Width of the text tokens; they are projected to that of the audio tokens.
         num_attention_heads: Heads of the co-attention.
@@ -224,6 +227,11 @@ class WhisQModel(ModelMixin, ConfigMixin):
             features.append(pooled_audio * pooled_text)
         text_alignment = self._to_scores(self.alignment_head(torch.cat(features, dim=-1)))
         return WhisQOutput(overall_quality, text_alignment, audio, text)
+
+    def encoder_name(self, kind: str) -> str:
+        """Returns the name of the "audio" or "text" encoder, found where the model was loaded from if it lies there."""
+        name = self.config[f"{kind}_encoder"]
+        return str(Path(self.config["_name_or_path"]) / name) if name.startswith("./") else name
 
     def score_frames(
         self, audio_hidden_states: torch.Tensor, audio_mask: torch.Tensor, *, window: int, hop: int

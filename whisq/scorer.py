@@ -108,19 +108,19 @@ class WhisQScorer:
         """Loads a scorer with its encoders.
 
         Args:
-            path_or_id: A folder that `WhisQModel.save_pretrained` wrote, or the id of a Hub repository with the same
-                files; the embedded scorer when `None`.
+            path_or_id: A folder that `WhisQModel.save_pretrained` or `whisq.train` wrote, or the id of a Hub repository
+                with the same files; the embedded scorer when `None`.
             revision: Branch, tag or commit of the Hub repository.
             device: Where to compute.
         """
         model, name = load_model(path_or_id, revision=revision)
-        return cls(model, load_audio_encoder(model.config.audio_encoder), name=name, device=device)
+        return cls(model, load_audio_encoder(model.encoder_name("audio")), name=name, device=device)
 
     @property
     def text_encoder(self) -> TextEncoder:
         """Encodes prompts; loaded when it is first asked for, since quality needs none."""
         if self._text_encoder is None:
-            self._text_encoder = load_text_encoder(self.model.config.text_encoder).to(self.device)
+            self._text_encoder = load_text_encoder(self.model.encoder_name("text")).to(self.device)
         return self._text_encoder
 
     @property
@@ -274,7 +274,12 @@ def load_model(path_or_id: str | os.PathLike | None, *, revision: str | None = N
                 "name another scorer by folder or Hub id."
             )
     folder_or_id, commit, _ = locate(os.fspath(path_or_id), revision)
-    model = WhisQModel.from_pretrained(folder_or_id, revision=commit, use_safetensors=True)
+    if commit is not None:
+        from huggingface_hub import snapshot_download
+
+        # Fine-tuned encoders come in folders of the same repository.
+        folder_or_id = snapshot_download(folder_or_id, revision=commit)
+    model = WhisQModel.from_pretrained(folder_or_id, use_safetensors=True)
     digest = hashlib.sha256()
     for key, value in sorted(model.state_dict().items()):
         digest.update(key.encode())

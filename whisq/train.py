@@ -1,16 +1,18 @@
-"""Trains the heads of a WhisQ model on rated music, once for each seed.
+"""Trains the heads of a WhisQ model, and its encoders if wanted, on rated music, once for each seed.
 
     accelerate launch -m whisq.train --config default data.musiceval=MusicEval-phase1 run.output_dir=runs/whisq
     accelerate launch -m whisq.train --config mini data.manifest=corpus/manifest.jsonl run.output_dir=runs/mini
 
-The encoders are frozen: what they say about every clip and prompt is computed first and cached. Each seed stops when its
+What the encoders say about every clip and prompt is computed first and cached. One that `encoders.finetune` names then
+learns with the heads, and what it says is computed anew in every step; the other is frozen. Each seed stops when its
 rank correlations on the dev set have not risen for `run.patience` passes, and keeps the weights of its best pass. The
 same command again resumes; SIGTERM or Ctrl-C ends it earlier, with a checkpoint.
 
     output_dir/config.yaml          the settings of the run
     output_dir/faults.jsonl         rows and files that could not be used; then the exit status is 1
     output_dir/seed-0/log.jsonl     losses and dev scores, a line for each pass
-    output_dir/seed-0/model/        the weights of the best pass, which `WhisQModel.from_pretrained` opens
+    output_dir/seed-0/model/        the weights of the best pass, which `WhisQScorer.from_pretrained` opens; fine-tuned
+                                    encoders lie in it as audio_encoder/ and text_encoder/
     output_dir/results.json         figures on the dev and test set: each seed's, mean and standard deviation
 """
 
@@ -29,11 +31,12 @@ from pathlib import Path
 import torch
 import yaml
 from accelerate import Accelerator
-from accelerate.utils import broadcast, set_seed
+from accelerate.utils import DistributedDataParallelKwargs, broadcast, set_seed
 from tqdm import tqdm
 
 from whisq.config import WhisQConfig, format_config, load_config
 from whisq.dataset import order_of_epoch
+from whisq.finetuning import FineTunedEncoders, load_finetuned, start_finetuning
 from whisq.modeling_whisq import WhisQModel
 from whisq.preparation import PreparedMusic, prepare
 from whisq.ratings import write_faults
@@ -81,7 +84,14 @@ def train(
             measures = [
                 measure_predictions(
                     clips,
-                    predict(model, music.cached, clips, batch_size=config.run.batch_size, device=accelerator.device),
+                    predict(
+                        model,
+                        music.cached,
+                        clips,
+                        batch_size=config.run.batch_size,
+                        device=accelerator.device,
+                        encoders=load_finetuned(model),
+                    ),
                     system_ratings=music.system_ratings,
                 )
                 for model in models
@@ -111,20 +121,23 @@ def train_seed(
 
     # Model, optimizer, and where an earlier run stopped.
     set_seed(seed)
-    model = WhisQModel(**config.model, **music.model_arguments).train()
-    optimizer = build_optimizer(model, config.optim)
+    encoders = start_finetuning(config.encoders)
+    model = WhisQModel(**config.model, **music.model_arguments | encoders.names).train()
+    trained = WhisQObjective(model, encoders, config.loss, config.data.window_loss)
+    optimizer = build_optimizer(trained, config.optim)
     state = {"seed": seed, "epoch": 0, "step": 0, "loss_sums": {}, "best_score": -2.0, "best_epoch": 0}
     folder.mkdir(parents=True, exist_ok=True)
     checkpoint = folder / "checkpoint.pt"
     if checkpoint.is_file():
-        state = load_checkpoint(checkpoint, model, optimizer)
+        state = load_checkpoint(checkpoint, trained, optimizer)
     cut_log(folder / "log.jsonl", state["epoch"])
-    objective = WhisQObjective(model, config.loss, config.data.window_loss)
-    objective, optimizer = accelerator.prepare(objective, optimizer)
+    # Processes must not wait for gradients of parts that no token passes, such as the pooling of BERT.
+    accelerator.ddp_handler = DistributedDataParallelKwargs(find_unused_parameters=bool(encoders.names))
+    objective, optimizer = accelerator.prepare(trained, optimizer)
 
     def save() -> None:
         if accelerator.is_main_process:
-            save_checkpoint(checkpoint, model, optimizer.optimizer, state)
+            save_checkpoint(checkpoint, trained, optimizer.optimizer, state)
         accelerator.wait_for_everyone()
 
     with tqdm(
@@ -142,14 +155,21 @@ def train_seed(
 
             # Look at the dev set and keep the best weights.
             clips = music.splits["dev"]
-            predictions = predict(model, music.cached, clips, batch_size=run.batch_size, device=accelerator.device)
+            predictions = predict(
+                model,
+                music.cached,
+                clips,
+                batch_size=run.batch_size,
+                device=accelerator.device,
+                encoders=encoders,
+            )
             scores = dev_score(clips, predictions)
             is_best = scores["score"] > state["best_score"]
             if is_best:
                 state |= {"best_score": scores["score"], "best_epoch": state["epoch"]}
             if accelerator.is_main_process:
                 if is_best:
-                    replace_model(model, folder / "model")
+                    replace_model(model, encoders, folder / "model")
                 line = {"epoch": state["epoch"], **losses, **{f"dev_{name}": value for name, value in scores.items()}}
                 with (folder / "log.jsonl").open("a") as file:
                     file.write(json.dumps(line) + "\n")
@@ -188,12 +208,17 @@ def train_pass(
     while state["step"] < num_steps:
         done = (epoch + state["step"] / num_steps) / config.run.max_epochs
         for group in optimizer.param_groups:
-            group["lr"] = config.optim.learning_rate * learning_rate_factor(config.optim, done)
+            group["lr"] = group["initial_lr"] * learning_rate_factor(config.optim, done)
 
         # Forward and backward.
         first = (state["step"] * accelerator.num_processes + accelerator.process_index) * batch_size
         some = [clips[i] for i in order[first : first + batch_size]]
-        batch = music.cached.collate(some, seed=f"window {seed} {epoch}").to(accelerator.device)
+        batch = music.cached.collate(
+            some,
+            seed=f"window {seed} {epoch}",
+            hears=config.encoders.finetunes_audio,
+            reads=config.encoders.finetunes_text,
+        ).to(accelerator.device)
         place = f"dropout {seed} {epoch} {state['step']} {accelerator.process_index}"
         torch.manual_seed(random.Random(place).getrandbits(63))
         with accelerator.autocast():
@@ -225,12 +250,13 @@ def train_pass(
     return {name: total / num_steps for name, total in state["loss_sums"].items()}
 
 
-def replace_model(model: WhisQModel, folder: Path) -> None:
+def replace_model(model: WhisQModel, encoders: FineTunedEncoders, folder: Path) -> None:
     """Writes the weights of the best pass in place of those that were the best before."""
     temporary, outdated = folder.with_name(f".{folder.name}.tmp"), folder.with_name(f".{folder.name}.old")
     for leftover in (temporary, outdated):
         shutil.rmtree(leftover, ignore_errors=True)
     model.save_pretrained(temporary)
+    encoders.save_pretrained(temporary)
     # A folder cannot replace another in one step, so for a moment there is none.
     if folder.exists():
         os.replace(folder, outdated)
@@ -251,7 +277,8 @@ def check_same_run(path: Path, config: WhisQConfig) -> None:
     """Refuses to resume a run with other settings, except those that change no result, and records the settings."""
     free = {"run.seeds", "run.checkpoint_minutes", "run.num_resamples", "run.output_dir", "data.features"}
     if path.is_file():
-        found, given = (flatten(yaml.safe_load(text)) for text in (path.read_text(), format_config(config)))
+        # A setting that the run was started without has the value that it has by default.
+        found, given = (flatten(yaml.safe_load(format_config(some))) for some in (load_config(path), config))
         changed = sorted(key for key in found.keys() | given.keys() if found.get(key) != given.get(key))
         changed = [key for key in changed if key not in free]
         if changed:

@@ -15,6 +15,7 @@ from torch import nn
 
 from whisq.config import LossConfig, OptimConfig
 from whisq.dataset import Batch, CachedClips
+from whisq.finetuning import FineTunedEncoders
 from whisq.loss import huber, whisq_loss
 from whisq.metrics import measure_agreement
 from whisq.modeling_whisq import WhisQModel
@@ -29,18 +30,21 @@ class WhisQObjective(nn.Module):
 
     Args:
         model: The scorer.
+        encoders: The encoders that learn with it.
         config: Says how the parts are computed and weighted.
         window_loss: Weight of the random windows.
     """
 
-    def __init__(self, model: WhisQModel, config: LossConfig, window_loss: float):
+    def __init__(self, model: WhisQModel, encoders: FineTunedEncoders, config: LossConfig, window_loss: float):
         super().__init__()
         self.model = model
+        self.encoders = encoders
         self.config = config
         self.window_loss = window_loss
 
     def forward(self, batch: Batch) -> dict[str, torch.Tensor]:
         """Returns `loss` and its parts."""
+        batch = self.encoders(batch)
         output = self.model(batch.audio_hidden_states, batch.audio_mask, batch.text_hidden_states, batch.text_mask)
         whole = whisq_loss(
             output,
@@ -60,12 +64,20 @@ class WhisQObjective(nn.Module):
         return {"loss": loss} | {name: value.detach() for name, value in parts.items()}
 
 
-def build_optimizer(model: nn.Module, config: OptimConfig) -> torch.optim.AdamW:
-    """Returns AdamW with weight decay for matrices alone."""
-    matrices = [parameter for parameter in model.parameters() if parameter.requires_grad and parameter.ndim > 1]
-    others = [parameter for parameter in model.parameters() if parameter.requires_grad and parameter.ndim <= 1]
-    groups = [{"params": matrices, "weight_decay": config.weight_decay}, {"params": others, "weight_decay": 0.0}]
-    return torch.optim.AdamW(groups, lr=config.learning_rate)
+def build_optimizer(objective: WhisQObjective, config: OptimConfig) -> torch.optim.AdamW:
+    """Returns AdamW with weight decay for matrices alone; each group keeps its peak rate as `initial_lr`."""
+    groups = []
+    for module, rate in (
+        (objective.model, config.learning_rate),
+        (objective.encoders, config.encoder_learning_rate),
+    ):
+        parameters = [parameter for parameter in module.parameters() if parameter.requires_grad]
+        matrices = [parameter for parameter in parameters if parameter.ndim > 1]
+        others = [parameter for parameter in parameters if parameter.ndim <= 1]
+        for some, weight_decay in ((matrices, config.weight_decay), (others, 0.0)):
+            if some:
+                groups.append({"params": some, "weight_decay": weight_decay, "lr": rate, "initial_lr": rate})
+    return torch.optim.AdamW(groups)
 
 
 def learning_rate_factor(config: OptimConfig, progress: float) -> float:
@@ -90,7 +102,13 @@ class Predictions:
 
 @torch.inference_mode()
 def predict(
-    model: WhisQModel, cached: CachedClips, clips: Sequence[RatedClip], *, batch_size: int, device: torch.device
+    model: WhisQModel,
+    cached: CachedClips,
+    clips: Sequence[RatedClip],
+    *,
+    batch_size: int,
+    device: torch.device,
+    encoders: FineTunedEncoders | None = None,
 ) -> Predictions:
     """Scores clips as a whole, in evaluation mode.
 
@@ -100,18 +118,23 @@ def predict(
         clips: The clips with their prompts.
         batch_size: Clips scored at once.
         device: Where `model` lies.
+        encoders: The encoders that learnt with `model`, on the same device; their mode is restored as well.
     """
-    was_training = model.training
-    model.eval()
+    encoders = encoders or FineTunedEncoders()
+    modes = [(module, module.training) for module in (model, encoders)]
+    for module, _ in modes:
+        module.eval()
     quality, alignment = [], []
     for start in range(0, len(clips), batch_size):
         some = clips[start : start + batch_size]
-        batch = cached.collate(some).to(device)
+        batch = cached.collate(some, hears=encoders.audio is not None, reads=encoders.text is not None).to(device)
+        batch = encoders(batch)
         output = model(batch.audio_hidden_states, batch.audio_mask, batch.text_hidden_states, batch.text_mask)
         has_prompt = torch.tensor([clip.prompt is not None for clip in some])
         quality.append(output.overall_quality.float().cpu())
         alignment.append(output.text_alignment.float().cpu().masked_fill(~has_prompt, math.nan))
-    model.train(was_training)
+    for module, was_training in modes:
+        module.train(was_training)
     return Predictions(
         overall_quality=torch.cat(quality).double().numpy(), text_alignment=torch.cat(alignment).double().numpy()
     )
