@@ -6,6 +6,7 @@ import soundfile
 import torch
 
 from whisq import features
+from whisq.audio import level
 from whisq.features import FeatureStore, cache_clips, cache_texts, clip_key, fingerprint
 from whisq.modeling_audio_tower import AudioTower
 from whisq.ratings import RatedClip
@@ -42,7 +43,7 @@ def test_cached_states_are_what_the_encoder_says_of_the_clip_alone(tmp_path, tow
     store, faults = fill(tmp_path / "store", tower, clips)
     assert (len(store), faults) == (5, [])
     for clip in clips:
-        samples = torch.from_numpy(soundfile.read(clip.path, dtype="float32")[0])
+        samples = level(torch.from_numpy(soundfile.read(clip.path, dtype="float32")[0]))
         expected, mask = tower.encode(samples[None], torch.tensor([len(samples)]))
         states = store.read(clip_key(clip, 30.0))
         assert states.dtype == torch.float16

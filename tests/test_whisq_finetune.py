@@ -13,6 +13,7 @@ from safetensors.torch import load_file
 
 from benchmarks.whisq_phase1 import write_phase1
 from whisq.ablation import VARIANTS, run_variants
+from whisq.audio import PEAK
 from whisq.config import WhisQConfig, build, override
 from whisq.encoders import load_audio_encoder, load_text_encoder
 from whisq.evaluate import load_models, predict_all
@@ -23,7 +24,6 @@ from whisq.preparation import prepare
 from whisq.scorer import WhisQScorer
 from whisq.train import main, train
 from whisq.training import WhisQObjective, build_optimizer
-from whisq.windows import PEAK
 
 
 class StopAfter:

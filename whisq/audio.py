@@ -17,6 +17,8 @@ from transformers.audio_utils import mel_filter_bank
 
 
 SAMPLING_RATE = 16_000
+PEAK = 0.5
+SILENT_PEAK = 10 ** (-70 / 20)  # -70 dB of full scale
 
 
 def read_audio(
@@ -61,6 +63,15 @@ def resample(waveform: torch.Tensor, sampling_rate: int) -> torch.Tensor:
         return waveform.float()
     samples = soxr.resample(waveform.float().numpy(), sampling_rate, SAMPLING_RATE)
     return torch.from_numpy(np.ascontiguousarray(samples, dtype=np.float32))
+
+
+def level(waveform: torch.Tensor) -> torch.Tensor:
+    """Scales samples `(samples,)` to a peak of one half: how loud a recording was mastered is no quality.
+
+    What peaks below -70 dB of full scale is silence, and stays it.
+    """
+    peak = waveform.abs().max()
+    return waveform * (PEAK / peak) if peak >= SILENT_PEAK else waveform
 
 
 class LogMel(nn.Module):

@@ -119,8 +119,8 @@ class LossConfig:
     alignment: Literal["sinkhorn", "gromov_wasserstein", "contrastive", "none"] = "sinkhorn"
     alignment_weight: float = 0.05
     min_match_rating: float = 1.0
-    blur: float = 0.05
-    scaling: float = 0.9
+    blur: float = 0.02
+    scaling: float = 0.8
     normalize: bool = True
 
 

@@ -15,15 +15,13 @@ import soundfile
 import torch
 from torch.utils.data import Dataset
 
-from whisq.audio import SAMPLING_RATE, resample
+from whisq.audio import SAMPLING_RATE, SILENT_PEAK, level, resample
 from whisq.clips import Clip
 
 
 WINDOW_IN_S = 30.0
 WINDOW_HOP_IN_S = 15.0
 
-PEAK = 0.5  # of every window: how loud a recording was mastered is no quality
-SILENT_PEAK = 10 ** (-70 / 20)  # -70 dB of full scale
 CLIPPED_LEVEL = 0.999
 CLIPPED_SHARE = 1e-3
 SHORT_IN_S = 1.0
@@ -83,7 +81,7 @@ def make_window(
     duration_in_s = len(samples) / sampling_rate
     waveform = torch.from_numpy(samples.mean(axis=1, dtype=np.float32))
     return Window(
-        waveform=_level(resample(waveform, sampling_rate)) if is_finite and len(samples) else waveform,
+        waveform=level(resample(waveform, sampling_rate)) if is_finite and len(samples) else waveform,
         start_in_s=start_in_s,
         duration_in_s=duration_in_s,
         missing_in_s=0.0 if asked_in_s is None else max(asked_in_s - duration_in_s, 0.0),
@@ -93,12 +91,6 @@ def make_window(
         clipped_share=float((magnitudes >= CLIPPED_LEVEL).mean()) if magnitudes.size else 0.0,
         is_finite=is_finite,
     )
-
-
-def _level(waveform: torch.Tensor) -> torch.Tensor:
-    """Scales samples `(samples,)` to the peak that the scorer was trained on; silence stays silent."""
-    peak = waveform.abs().max()
-    return waveform * (PEAK / peak) if peak >= SILENT_PEAK else waveform
 
 
 def read_window(path: Path, *, clip_start_in_s: float, start_in_s: float, duration_in_s: float | None) -> Window:
