@@ -14,7 +14,7 @@ import shutil
 from pathlib import Path
 
 import torch
-from diffusers import AutoencoderKL, DPMSolverMultistepScheduler
+from diffusers import AutoencoderKL, DPMSolverMultistepScheduler, FlowMatchEulerDiscreteScheduler, SchedulerMixin
 
 from pipelines.pipeline_qamdt import QAMDTPipeline
 from qamdt.embedded import TEXT_ENCODER_PACKAGE
@@ -46,7 +46,7 @@ def assemble(vae: Path, vocoder: Path, transformer: Path, out: Path, dtype: torc
         text_encoder=None,
         tokenizer=None,
         transformer=QAMDTTransformer2DModel.from_pretrained(transformer / "transformer"),
-        scheduler=DPMSolverMultistepScheduler.from_pretrained(transformer / "scheduler"),
+        scheduler=load_scheduler(transformer / "scheduler"),
         vocoder=ISTFTVocoder.from_pretrained(vocoder),
         quality_stats=QualityStats.load(stats_file).to_dict() if stats_file.is_file() else None,
         text_encoder_package=TEXT_ENCODER_PACKAGE,
@@ -55,6 +55,13 @@ def assemble(vae: Path, vocoder: Path, transformer: Path, out: Path, dtype: torc
         shutil.rmtree(out / part, ignore_errors=True)
     pipe.to(dtype).save_pretrained(out)
     return sum(file.stat().st_size for file in out.rglob("*") if file.is_file())
+
+
+def load_scheduler(folder: Path) -> SchedulerMixin:
+    """Loads the scheduler that the training chose for what its network predicts: noise and velocities, or flows."""
+    name = json.loads((folder / "scheduler_config.json").read_text())["_class_name"]
+    is_flow = name == FlowMatchEulerDiscreteScheduler.__name__
+    return (FlowMatchEulerDiscreteScheduler if is_flow else DPMSolverMultistepScheduler).from_pretrained(folder)
 
 
 def main(argv: list[str] | None = None) -> None:

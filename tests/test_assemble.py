@@ -1,0 +1,32 @@
+import json
+
+import pytest
+import torch
+from diffusers import DPMSolverMultistepScheduler, FlowMatchEulerDiscreteScheduler
+
+from pipelines.assemble import main
+from pipelines.pipeline_qamdt import QAMDTPipeline
+from qamdt.config import LossConfig
+from qamdt.loss import make_scheduler
+
+
+@pytest.mark.parametrize(
+    ("prediction_type", "scheduler_class"),
+    [("v_prediction", DPMSolverMultistepScheduler), ("flow_prediction", FlowMatchEulerDiscreteScheduler)],
+)
+def test_parts_become_a_model_folder_that_generates(build_components, tmp_path, prediction_type, scheduler_class):
+    components = build_components(cross_attention_dim=384)
+    components["vae"].save_pretrained(tmp_path / "vae")
+    components["vocoder"].save_pretrained(tmp_path / "vocoder")
+    export = tmp_path / "export"
+    components["transformer"].save_pretrained(export / "transformer")
+    make_scheduler(LossConfig(prediction_type=prediction_type)).save_pretrained(export / "scheduler")
+    (export / "training.json").write_text(json.dumps({"scaling_factor": 0.25}))
+
+    folders = ["--vae", tmp_path / "vae", "--vocoder", tmp_path / "vocoder", "--transformer", export]
+    main([str(word) for word in [*folders, "--out", tmp_path / "model", "--dtype", "float32"]])
+    pipe = QAMDTPipeline.from_pretrained(tmp_path / "model")
+    assert type(pipe.scheduler) is scheduler_class
+    assert pipe.vae.config.scaling_factor == 0.25
+    audios = pipe("a harp", audio_length_in_s=0.2, num_inference_steps=2, output_type="pt").audios
+    assert torch.isfinite(audios).all()
