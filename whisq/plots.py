@@ -4,11 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 
 from whisq.ratings import MAX_RATING, MIN_RATING
 
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
 
 NUM_BINS = 8
 
@@ -20,9 +24,7 @@ def plot_scatter(path: Path, pairs: dict[str, tuple[Sequence[float], Sequence[fl
         path: PNG file to write.
         pairs: Ratings and predictions, by the title of their panel.
     """
-    from matplotlib.figure import Figure  # here, because it takes half a second and only evaluation draws
-
-    figure = Figure(figsize=(4.6 * len(pairs), 5.0), layout="constrained")
+    figure = _new_figure(len(pairs))
     panels = figure.subplots(1, len(pairs), squeeze=False)[0]
     for axes, (title, (ratings, predictions)) in zip(panels, pairs.items(), strict=True):
         axes.plot([MIN_RATING, MAX_RATING], [MIN_RATING, MAX_RATING], color="0.7", linewidth=1)
@@ -38,9 +40,7 @@ def plot_calibration(path: Path, pairs: dict[str, tuple[Sequence[float], Sequenc
         path: PNG file to write.
         pairs: Ratings and predictions, by the title of their panel.
     """
-    from matplotlib.figure import Figure
-
-    figure = Figure(figsize=(4.6 * len(pairs), 5.0), layout="constrained")
+    figure = _new_figure(len(pairs))
     panels = figure.subplots(1, len(pairs), squeeze=False)[0]
     for axes, (title, (ratings, predictions)) in zip(panels, pairs.items(), strict=True):
         centers, means, errors = calibration_curve(ratings, predictions)
@@ -48,6 +48,14 @@ def plot_calibration(path: Path, pairs: dict[str, tuple[Sequence[float], Sequenc
         axes.errorbar(centers, means, yerr=errors, marker="o", markersize=4, capsize=2)
         _label(axes, title, "prediction", "mean rating")
     figure.savefig(path, dpi=120)
+
+
+def _new_figure(num_panels: int) -> Figure:
+    try:
+        from matplotlib.figure import Figure  # here, because it takes half a second and only evaluation draws
+    except ImportError as error:
+        raise ImportError("plots need matplotlib; install it with `pip install 'qamdt[demo]'`.") from error
+    return Figure(figsize=(4.6 * num_panels, 5.0), layout="constrained")
 
 
 def calibration_curve(
