@@ -25,6 +25,7 @@ from tqdm import tqdm
 from data_prep.degradation_score import FRAME_RATE, SCORER, degradation_mos
 from data_prep.degradations import KINDS, Degradation, degrade, draw_degradation
 from data_prep.productions import produce
+from data_prep.progress import read_progress
 from qamdt.audio import SAMPLING_RATE, normalize_waveform, read_audio, write_audio
 from qamdt.manifest import Record, read_manifest, write_manifest
 
@@ -151,7 +152,8 @@ def degrade_corpus(
         )
     if num_clips is not None and num_clips < len(records):
         records = [records[index * len(records) // num_clips] for index in range(num_clips)]
-    done = _read_progress(folder)
+    finished = read_progress(folder / "progress.jsonl")
+    done = {line["id"]: [Record.from_dict(version) for version in line["records"]] for line in finished}
     missing = [record for record in records if record.id not in done]
     failures = []
     with (folder / "progress.jsonl").open("a", encoding="utf-8") as progress:
@@ -200,20 +202,6 @@ def _check_settings(folder: Path, settings: DegradeSettings) -> None:
             f"`folder` {str(folder)!r} holds a corpus with other settings, {found}; asked for {wanted}. "
             "Choose another folder or the same settings."
         )
-
-
-def _read_progress(folder: Path) -> dict[str, list[Record]]:
-    """Reads which clips are done, and cuts off a last line that was only half written."""
-    path = folder / "progress.jsonl"
-    if not path.is_file():
-        return {}
-    content = path.read_bytes()
-    whole = content[: content.rfind(b"\n") + 1]
-    if len(whole) < len(content):
-        with path.open("r+b") as file:
-            file.truncate(len(whole))
-    lines = [json.loads(line) for line in whole.decode("utf-8").splitlines()]
-    return {line["id"]: [Record.from_dict(record) for record in line["records"]] for line in lines}
 
 
 def main(argv: list[str] | None = None) -> None:

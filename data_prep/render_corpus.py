@@ -23,6 +23,7 @@ from data_prep.captions import write_captions
 from data_prep.composer.composition import Piece, compose
 from data_prep.degradation_score import FRAME_RATE, SCORER, degradation_mos, num_score_frames
 from data_prep.degradations import Degradation, degrade, draw_degradation
+from data_prep.progress import read_progress
 from data_prep.synthesis import DEFAULT_SOUNDFONT, Synthesizer, check_soundfont, import_fluidsynth
 from qamdt.audio import SAMPLING_RATE, write_audio
 from qamdt.manifest import Record, write_manifest
@@ -226,21 +227,12 @@ def _check_settings(folder: Path, settings: CorpusSettings) -> None:
 
 
 def _read_progress(folder: Path) -> dict[int, list[Record]]:
-    """Reads which pieces are done, and cuts off a last line that was only half written."""
-    path = folder / "progress.jsonl"
-    if not path.is_file():
-        return {}
-    content = path.read_bytes()
-    whole = content[: content.rfind(b"\n") + 1]
-    if len(whole) < len(content):
-        with path.open("r+b") as file:
-            file.truncate(len(whole))
+    """The records of the pieces that are done and whose audio is there."""
     done = {}
-    for line in whole.decode("utf-8").splitlines():
-        values = json.loads(line)
-        records = [Record.from_dict(record) for record in values["records"]]
+    for line in read_progress(folder / "progress.jsonl"):
+        records = [Record.from_dict(record) for record in line["records"]]
         if all((folder / record.path).is_file() for record in records):
-            done[values["index"]] = records
+            done[line["index"]] = records
     return done
 
 

@@ -38,6 +38,7 @@ from pipelines.input_checks import (
 from pipelines.loading import GenerateWhenCalledWithPrompt, LoadingMixin
 from pipelines.lora import QAMDTLoraLoaderMixin
 from pipelines.quality_conditioning import Quality, QualityCondition, add_prefixes, resolve_qualities
+from pipelines.samplers import scale_model_input
 from qamdt.decoding import decode_latents, mel_to_waveform, samples_per_frame, vae_scale_factor
 from qamdt.models.transformer_qamdt import QAMDTTransformer2DModel
 from qamdt.models.vocoder_istft import ISTFTVocoder
@@ -324,7 +325,7 @@ class QAMDTPipeline(LoadingMixin, DiffusionPipeline, QAMDTLoraLoaderMixin, metac
                 if self.interrupt:
                     break
                 is_guided = self.do_classifier_free_guidance and first_guided <= step < last_guided
-                model_input = self._scale(latents, timestep)
+                model_input = scale_model_input(self.scheduler, latents, timestep)
                 model_output = self._predict(model_input, timestep, branches if is_guided else branches[:1])
                 model_output = guide(model_output, scales if is_guided else [])
                 latents = self.scheduler.step(model_output, timestep, latents, **step_arguments, return_dict=False)[0]
@@ -433,11 +434,6 @@ class QAMDTPipeline(LoadingMixin, DiffusionPipeline, QAMDTLoraLoaderMixin, metac
                 return_dict=False,
             )[0]
         return model_output.float()
-
-    def _scale(self, latents: torch.Tensor, timestep: torch.Tensor) -> torch.Tensor:
-        """Brings latents to the size that the network knows, where the scheduler keeps them at another."""
-        is_scaled = hasattr(self.scheduler, "scale_model_input")
-        return self.scheduler.scale_model_input(latents, timestep) if is_scaled else latents
 
     def _step_arguments(self, eta: float, generator: torch.Generator | list[torch.Generator] | None) -> dict[str, Any]:
         """The arguments that only some schedulers take in a step."""
