@@ -164,6 +164,23 @@ def test_side_interpolator_runs_under_masking_only(model):
         assert calls.pop()
 
 
+@pytest.mark.parametrize("fused", [False, True])
+def test_a_block_can_give_its_first_tokens_alone(model, fused):
+    block = model.side_interpolator
+    values = (torch.randn(2, 7, 16), torch.randn(2, 6, 16), torch.randn(2, 5, 16))
+    expected = block(*values)[:, :3]
+    if fused:
+        model.fuse_qkv_projections()
+    torch.testing.assert_close(block(*values, num_queries=3), expected)
+
+
+def test_side_interpolator_computes_nothing_for_visible_patches(model):
+    num_queries = []
+    model.side_interpolator.ff.register_forward_hook(lambda module, args, output: num_queries.append(output.shape[1]))
+    predict(model, inputs(keep_ids=torch.tensor([[0, 4, 6], [1, 5, 7]])))
+    assert num_queries == [1 + 8 - 3]  # the quality token and the hidden patches
+
+
 def test_masked_pass_is_the_same_in_training_and_evaluation(model):
     values = inputs(keep_ids=torch.tensor([[0, 4, 6], [1, 5, 7]]))
     torch.testing.assert_close(predict(model.train(), values), predict(model.eval(), values))

@@ -18,14 +18,17 @@ class QAMDTAttnProcessor:
         hidden_states: torch.Tensor,
         encoder_hidden_states: torch.Tensor | None = None,
         attention_mask: torch.Tensor | None = None,
+        num_queries: int | None = None,
     ) -> torch.Tensor:
         context = encoder_hidden_states if attn.is_cross_attention else hidden_states
+        queries = hidden_states[:, :num_queries]
         if attn.fused_projections and attn.is_cross_attention:
-            query, (key, value) = attn.to_q(hidden_states), attn.to_kv(context).chunk(2, dim=-1)
+            query, (key, value) = attn.to_q(queries), attn.to_kv(context).chunk(2, dim=-1)
         elif attn.fused_projections:
-            query, key, value = attn.to_qkv(hidden_states).chunk(3, dim=-1)
+            query, key, value = attn.to_qkv(context).chunk(3, dim=-1)
+            query = query[:, :num_queries]
         else:
-            query, key, value = attn.to_q(hidden_states), attn.to_k(context), attn.to_v(context)
+            query, key, value = attn.to_q(queries), attn.to_k(context), attn.to_v(context)
 
         hidden_states = dispatch_attention_fn(
             query.unflatten(-1, (attn.heads, -1)),
@@ -66,5 +69,6 @@ class QAMDTAttention(nn.Module, AttentionModuleMixin):
         hidden_states: torch.Tensor,
         encoder_hidden_states: torch.Tensor | None = None,
         attention_mask: torch.Tensor | None = None,
+        num_queries: int | None = None,
     ) -> torch.Tensor:
-        return self.processor(self, hidden_states, encoder_hidden_states, attention_mask)
+        return self.processor(self, hidden_states, encoder_hidden_states, attention_mask, num_queries)

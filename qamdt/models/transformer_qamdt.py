@@ -37,7 +37,8 @@ class QAMDTBlock(nn.Module):
     """Transformer block: self-attention, cross-attention to the text, feed-forward.
 
     Timestep and global conditions act through `modulation`, one tensor for all blocks, to which each block adds a
-    learned table (adaLN-single). Cross-attention is neither normalised nor gated.
+    learned table (adaLN-single). Cross-attention is neither normalised nor gated. With `num_queries`, only that many of
+    the first tokens come out, and the others are there to be attended to.
 
     Args:
         dim: Width of the token stream.
@@ -64,6 +65,7 @@ class QAMDTBlock(nn.Module):
         encoder_attention_mask: torch.Tensor | None = None,
         skip: torch.Tensor | None = None,
         positions: torch.Tensor | None = None,
+        num_queries: int | None = None,
     ) -> torch.Tensor:
         # `positions` are added in here, not before, so that a cache that leaves the block out leaves them out too.
         if positions is not None:
@@ -74,8 +76,9 @@ class QAMDTBlock(nn.Module):
         shift_attn, scale_attn, gate_attn, shift_ff, scale_ff, gate_ff = (self.scale_shift_table + modulation).chunk(
             6, dim=1
         )  # each (B, 1, D)
-        attn_output = self.attn(modulate(self.norm1(hidden_states), shift_attn, scale_attn))
-        hidden_states = torch.addcmul(hidden_states, gate_attn, attn_output)
+        attn_input = modulate(self.norm1(hidden_states), shift_attn, scale_attn)
+        attn_output = self.attn(attn_input, num_queries=num_queries)
+        hidden_states = torch.addcmul(hidden_states[:, :num_queries], gate_attn, attn_output)
         hidden_states = hidden_states + self.cross_attn(hidden_states, encoder_hidden_states, encoder_attention_mask)
         ff_output = self.ff(modulate(self.norm2(hidden_states), shift_ff, scale_ff))
         return torch.addcmul(hidden_states, gate_ff, ff_output)
@@ -329,16 +332,25 @@ class QAMDTTransformer2DModel(ModelMixin, AttentionMixin, ConfigMixin, PeftAdapt
 
         Visible patches pass by unchanged. The quality token does not: as published, it takes the interpolator's value.
         """
-        prefix, visible = hidden_states[:, : self.num_prefix_tokens], hidden_states[:, self.num_prefix_tokens :]
-        batch_size, num_patches, dim = prefix.shape[0], positions.shape[1] - self.num_prefix_tokens, prefix.shape[2]
-        patches = self.mask_token.to(visible.dtype).expand(batch_size, num_patches, -1)
-        patches = patches.scatter(1, keep_ids[..., None].expand(-1, -1, dim), visible)
-        hidden_states = torch.cat([prefix, patches], dim=1) + positions  # (B, 1 + N, D)
+        num_prefix_tokens, (batch_size, _, dim) = self.num_prefix_tokens, hidden_states.shape
+        num_patches = positions.shape[1] - num_prefix_tokens
+        is_visible = torch.zeros(batch_size, num_patches, device=keep_ids.device).scatter(1, keep_ids, 1.0)
+        hidden_ids = is_visible.argsort(dim=1, stable=True)[:, : num_patches - keep_ids.shape[1]]
+        order = torch.cat([hidden_ids, keep_ids], dim=1)[..., None].expand(-1, -1, dim)  # (B, N, D)
 
-        is_visible = torch.zeros(hidden_states.shape[:2], dtype=torch.bool, device=hidden_states.device)
-        is_visible = is_visible.scatter(1, keep_ids + self.num_prefix_tokens, True)
-        filled = self._run_block(self.side_interpolator, hidden_states, *conditions)
-        return torch.where(is_visible[..., None], hidden_states, filled)
+        # Visible patches stand last: they are attended to, and what would come out for them is never computed.
+        prefix, visible = hidden_states[:, :num_prefix_tokens], hidden_states[:, num_prefix_tokens:]
+        mask_tokens = self.mask_token.to(visible.dtype).expand(batch_size, hidden_ids.shape[1], -1)
+        patch_positions = positions[:, num_prefix_tokens:].expand(batch_size, -1, -1)
+        patches = torch.cat([mask_tokens, visible], dim=1) + patch_positions.gather(1, order)
+        num_queries = num_prefix_tokens + hidden_ids.shape[1]
+        filled = self._run_block(
+            self.side_interpolator, torch.cat([prefix, patches], dim=1), *conditions, None, None, num_queries
+        )
+
+        patches = torch.cat([filled[:, num_prefix_tokens:], patches[:, hidden_ids.shape[1] :]], dim=1)
+        patches = torch.empty_like(patches).scatter(1, order, patches)
+        return torch.cat([filled[:, :num_prefix_tokens], patches], dim=1)
 
     def _run_block(self, block: QAMDTBlock, *inputs: torch.Tensor | None) -> torch.Tensor:
         if torch.is_grad_enabled() and self.gradient_checkpointing:
