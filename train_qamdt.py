@@ -23,13 +23,12 @@ import math
 import shutil
 import sys
 import time
-from datetime import timedelta
 from pathlib import Path
 
 import torch
 import yaml
 from accelerate import Accelerator
-from accelerate.utils import DistributedDataParallelKwargs, DistributedType, InitProcessGroupKwargs, set_seed
+from accelerate.utils import set_seed
 from safetensors import SafetensorError
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.data import DataLoader
@@ -42,16 +41,15 @@ from qamdt.checkpoints import (
     NOT_OF_THE_MODEL,
     find_checkpoint,
     link_tree,
+    load_resume,
     read_state,
     replace_folder,
-    resume_folder,
     save_checkpoint,
     set_aside,
-    store_trained_weights_alone,
 )
 from qamdt.config import TrainConfig, load_config
-from qamdt.cpu_memory import keep_freed_memory
 from qamdt.dataset import LatentDataset, collate
+from qamdt.launch import make_accelerator, prepare
 from qamdt.loss import NoiseSchedule, diffusion_loss, draw, make_scheduler, passes_of_step, select_conditions
 from qamdt.models.transformer_qamdt import QAMDTTransformer2DModel
 from qamdt.run_control import Clock, StopSignal, agree, cut_loss_file, run_progress
@@ -98,7 +96,7 @@ def train(config: TrainConfig, stop: StopSignal) -> dict:
     model.train()
     optimizers = build_optimizers(model, config.optim)
     peak_rates = [[group["lr"] for group in optimizer.param_groups] for optimizer in optimizers]
-    transformer, *optimizers = accelerator.prepare(model, *optimizers)
+    transformer, optimizers = prepare(accelerator, model, optimizers)
     average = ExponentialAverage(model, config.optim.ema_decay)
     schedule = NoiseSchedule(config.loss).to(accelerator.device)
     say(accelerator, f"{count_trained(model) / 1e6:.2f} M parameters train.")
@@ -223,28 +221,6 @@ def train(config: TrainConfig, stop: StopSignal) -> dict:
     return state
 
 
-def make_accelerator(config: TrainConfig) -> Accelerator:
-    """Returns what distributes the run over the processes that `accelerate launch` or `torchrun` started."""
-    # A full pass leaves the side interpolator without gradients, which DDP must be told.
-    ddp = DistributedDataParallelKwargs(find_unused_parameters=config.loss.passes in ("full", "alternate"))
-    patience = InitProcessGroupKwargs(timeout=timedelta(hours=2))  # the others wait while one writes or renders
-    # Without `cpu=True`, processes that torchrun started on a machine without a GPU would not find each other.
-    is_cpu = not torch.accelerator.is_available()
-    accelerator = Accelerator(cpu=is_cpu, mixed_precision=config.run.mixed_precision, kwargs_handlers=[ddp, patience])
-    if is_cpu:
-        keep_freed_memory()
-    if accelerator.distributed_type == DistributedType.DEEPSPEED:
-        if config.loss.passes == "both" or config.run.gradient_accumulation_steps > 1:
-            raise ValueError(
-                "DeepSpeed updates after each backward pass; set `loss.passes` to another than both and "
-                "`run.gradient_accumulation_steps` to 1, or use DDP or FSDP."
-            )
-        accelerator.deepspeed_plugin.deepspeed_config["train_micro_batch_size_per_gpu"] = config.run.batch_size
-    if config.lora is not None:
-        store_trained_weights_alone(accelerator)
-    return accelerator
-
-
 def choose_checkpoint(accelerator: Accelerator, folder: Path) -> Path | None:
     """Returns the newest whole checkpoint; newer ones that are damaged are named and set aside."""
     checkpoint, damaged, faults = find_checkpoint(folder)
@@ -262,7 +238,7 @@ def load_checkpoint(
     accelerator: Accelerator, average: ExponentialAverage, checkpoint: Path, config: TrainConfig
 ) -> dict:
     """Restores model, optimizers, random generators and averages, and returns the state that was saved with them."""
-    accelerator.load_state(str(resume_folder(checkpoint)), strict=config.lora is None)
+    load_resume(accelerator, checkpoint, strict=config.lora is None)
     average.load(checkpoint)
     state = read_state(checkpoint)
     if "samples" in state:  # of a run that knew one length of crops alone

@@ -16,12 +16,19 @@ from collections.abc import Callable
 from pathlib import Path
 
 from accelerate import Accelerator
+from accelerate.utils import DistributedType
 
 from qamdt.training import AVERAGES_FILE
 
 
 RESUME_FOLDER = "resume"
 NOT_OF_THE_MODEL = (RESUME_FOLDER, "state.json", AVERAGES_FILE)
+# How Accelerate names the weights in the folder `resume`, by how a run was launched.
+_WEIGHTS_BY_LAUNCH = {
+    "with FSDP": "pytorch_model_fsdp_0",
+    "with DeepSpeed": "pytorch_model",
+    "without FSDP and DeepSpeed": "model.safetensors",
+}
 
 
 def save_checkpoint(
@@ -44,6 +51,7 @@ def save_checkpoint(
         temporary.mkdir(parents=True)
     accelerator.wait_for_everyone()
     accelerator.save_state(str(temporary / RESUME_FOLDER))
+    accelerator.wait_for_everyone()  # each process writes its own random state, and its own share of the weights
     if accelerator.is_main_process:
         write_model(temporary)
         files = [file for file in sorted(temporary.rglob("*")) if file.is_file()]
@@ -94,6 +102,26 @@ def resume_folder(checkpoint: Path) -> Path:
     return folder if folder.is_dir() else checkpoint
 
 
+def load_resume(accelerator: Accelerator, checkpoint: Path, *, strict: bool) -> None:
+    """Restores model, optimizers and random generators.
+
+    Args:
+        accelerator: Holds them.
+        checkpoint: What `save_checkpoint` wrote.
+        strict: Whether all weights must be there, frozen ones too.
+    """
+    folder = resume_folder(checkpoint)
+    launches = {DistributedType.FSDP: "with FSDP", DistributedType.DEEPSPEED: "with DeepSpeed"}
+    launch = launches.get(accelerator.distributed_type, "without FSDP and DeepSpeed")
+    written = next((way for way, name in _WEIGHTS_BY_LAUNCH.items() if (folder / name).exists()), launch)
+    if launch != written:
+        raise RuntimeError(
+            f"{checkpoint} was written {written}, and this run is launched {launch}; launch it as before, or start a "
+            f"new `run.output_dir` from the averaged weights with `run.init_from={checkpoint}`."
+        )
+    accelerator.load_state(str(folder), strict=strict)
+
+
 def read_state(checkpoint: Path) -> dict:
     """Returns the state that was saved with a checkpoint."""
     state = json.loads((checkpoint / "state.json").read_text())
@@ -105,7 +133,8 @@ def store_trained_weights_alone(accelerator: Accelerator) -> None:
     """Keeps frozen weights out of the checkpoints of `accelerator`; load those with `strict=False`."""
 
     def remove_frozen(models: list, weights: list[dict], folder: str) -> None:
-        for model, state_dict in zip(models, weights, strict=True):
+        # With FSDP the weights are saved already, whole, and there are none here.
+        for model, state_dict in zip(models, weights, strict=False):
             trained = {name for name, parameter in model.named_parameters() if parameter.requires_grad}
             for name in state_dict.keys() - {name.removeprefix("module.") for name in trained} - trained:
                 del state_dict[name]

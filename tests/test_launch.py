@@ -1,0 +1,33 @@
+"""What a run refuses, by how it was launched."""
+
+from types import SimpleNamespace
+
+import pytest
+import torch
+from accelerate.state import AcceleratorState
+from accelerate.utils import DistributedType
+
+from qamdt import launch
+from qamdt.config import TrainConfig, build
+
+
+def make_config(**groups):
+    run = {"output_dir": "none", "max_steps": 1, **groups.pop("run", {})}
+    return build(TrainConfig, {"model": {}, "run": run, **groups})
+
+
+@pytest.mark.skipif(torch.accelerator.is_available(), reason="there is a GPU")
+def test_fp16_without_a_gpu_is_refused_rather_than_ignored():
+    AcceleratorState._reset_state(reset_partial_state=True)
+    with pytest.raises(ValueError, match=r"`run.mixed_precision` is fp16, which needs a GPU.*set it to bf16 or no"):
+        launch.make_accelerator(make_config(run={"mixed_precision": "fp16"}))
+
+
+def test_fsdp_of_the_first_version_is_refused(monkeypatch):
+    plugin = SimpleNamespace(fsdp_version=1)
+    accelerator = SimpleNamespace(
+        distributed_type=DistributedType.FSDP, state=SimpleNamespace(fsdp_plugin=plugin), num_processes=2
+    )
+    monkeypatch.setattr(launch, "Accelerator", lambda **arguments: accelerator)
+    with pytest.raises(ValueError, match=r"FSDP must be of version 2, got 1; set `fsdp_version: 2`"):
+        launch.make_accelerator(make_config())
