@@ -13,6 +13,7 @@ checkpoint. `--dry-run` prints the settings, and what a run takes of memory and 
     output_dir/checkpoints/       what resuming needs, and in each a model that `QAMDTPipeline.from_pretrained` opens
     output_dir/export/            the model of the newest checkpoint alone
     output_dir/previews/          what the model plays along the way, if `preview.prompts` asks for that
+    output_dir/ema_snapshots/     what `qamdt.post_hoc_ema` averages, if `optim.ema_snapshot_lengths` asks for that
 """
 
 import argparse
@@ -49,6 +50,7 @@ from qamdt.checkpoints import (
 )
 from qamdt.config import TrainConfig, load_config
 from qamdt.dataset import LatentDataset, collate
+from qamdt.ema_snapshots import SNAPSHOT_FOLDER, SnapshotAverages, cut_snapshots
 from qamdt.launch import make_accelerator, prepare
 from qamdt.loss import NoiseSchedule, diffusion_loss, draw, make_scheduler, passes_of_step, select_conditions
 from qamdt.models.transformer_qamdt import QAMDTTransformer2DModel
@@ -98,6 +100,9 @@ def train(config: TrainConfig, stop: StopSignal) -> dict:
     peak_rates = [[group["lr"] for group in optimizer.param_groups] for optimizer in optimizers]
     transformer, optimizers = prepare(accelerator, model, optimizers)
     average = ExponentialAverage(model, config.optim.ema_decay)
+    snapshots = SnapshotAverages(
+        model, config.optim, output_dir / SNAPSHOT_FOLDER, is_main_process=accelerator.is_main_process
+    )
     schedule = NoiseSchedule(config.loss).to(accelerator.device)
     say(accelerator, f"{count_trained(model) / 1e6:.2f} M parameters train.")
 
@@ -105,7 +110,7 @@ def train(config: TrainConfig, stop: StopSignal) -> dict:
     state = {"step": 0, "taken": None, "minutes": 0.0, "scaling_factor": dataset.scaling_factor, "losses": []}
     checkpoint = choose_checkpoint(accelerator, output_dir / "checkpoints")
     if checkpoint is not None:
-        state = load_checkpoint(accelerator, average, checkpoint, config)
+        state = load_checkpoint(accelerator, average, snapshots, checkpoint, config)
         say(accelerator, f"Resuming from {checkpoint}.")
         if state["scaling_factor"] != dataset.scaling_factor:
             raise ValueError(
@@ -182,6 +187,7 @@ def train(config: TrainConfig, stop: StopSignal) -> dict:
             optimizer.zero_grad()
         state["step"] += 1
         average.update(model, state["step"])
+        snapshots.update(model, state["step"])
         progress_bar.update()
 
         # Log, save and listen.
@@ -205,14 +211,18 @@ def train(config: TrainConfig, stop: StopSignal) -> dict:
         is_preview = bool(config.preview.prompts) and state["step"] % config.preview.steps == 0
         is_due = state["minutes"] - saved_at >= run.checkpoint_minutes
         if is_due or is_preview or (run.checkpoint_steps is not None and state["step"] % run.checkpoint_steps == 0):
-            save(accelerator, model, average, {**state, "losses": mean_over_ranks(accelerator, losses)}, config)
+            losses_so_far = mean_over_ranks(accelerator, losses)
+            save(accelerator, model, average, snapshots, {**state, "losses": losses_so_far}, config)
             saved_at, saved_step = state["minutes"], state["step"]
         if is_preview:
             preview(accelerator, config, state["step"], tracker)
     progress_bar.close()
 
+    if progress >= 1 and state["step"] % config.optim.ema_snapshot_steps:
+        snapshots.write(state["step"])
     if state["step"] != saved_step:
-        save(accelerator, model, average, {**state, "losses": mean_over_ranks(accelerator, losses)}, config)
+        losses_so_far = mean_over_ranks(accelerator, losses)
+        save(accelerator, model, average, snapshots, {**state, "losses": losses_so_far}, config)
     tracker.close()
     say(
         accelerator,
@@ -235,11 +245,16 @@ def choose_checkpoint(accelerator: Accelerator, folder: Path) -> Path | None:
 
 
 def load_checkpoint(
-    accelerator: Accelerator, average: ExponentialAverage, checkpoint: Path, config: TrainConfig
+    accelerator: Accelerator,
+    average: ExponentialAverage,
+    snapshots: SnapshotAverages,
+    checkpoint: Path,
+    config: TrainConfig,
 ) -> dict:
     """Restores model, optimizers, random generators and averages, and returns the state that was saved with them."""
     load_resume(accelerator, checkpoint, strict=config.lora is None)
     average.load(checkpoint)
+    snapshots.load(checkpoint)
     state = read_state(checkpoint)
     if "samples" in state:  # of a run that knew one length of crops alone
         state["taken"] = [state.pop("samples")]
@@ -252,6 +267,7 @@ def prepare_output(config: TrainConfig, dataset: LatentDataset, step: int) -> No
     output_dir.mkdir(parents=True, exist_ok=True)
     write_atomically(output_dir / "config.yaml", lambda file: file.write_text(format_config(config)))
     cut_loss_file(output_dir / "loss.jsonl", step)
+    cut_snapshots(output_dir / SNAPSHOT_FOLDER, step)
     components = output_dir / ".components.tmp"
     shutil.rmtree(components, ignore_errors=True)
     components.mkdir()
@@ -278,18 +294,20 @@ def save(
     accelerator: Accelerator,
     model: QAMDTTransformer2DModel,
     average: ExponentialAverage,
+    snapshots: SnapshotAverages,
     state: dict,
     config: TrainConfig,
 ) -> None:
     """Writes a checkpoint, and the model in it once more as `export`."""
     output_dir = Path(config.run.output_dir)
-    averages = average.gather()
+    averages, snapshot_averages = average.gather(), snapshots.gather()
 
     def write_model(folder: Path) -> None:
         link_tree(output_dir / "components", folder)
         save_weights(model, averages, folder)
         if config.lora is not None:
             save_lora(model, averages, folder)
+        snapshots.save(snapshot_averages, folder)
         (folder / "training.json").write_text(json.dumps(state, indent=2) + "\n")
 
     checkpoint = save_checkpoint(

@@ -1,7 +1,8 @@
 """Checkpoints of a training run: written whole or not at all, checked before they are used, and rotated.
 
     checkpoints/step-00001000/    a model that `from_pretrained` opens, and beside it:
-        resume/                   weights, optimizers and random generators, as Accelerate saves them
+        resume/                   weights, optimizers and random generators, as Accelerate saves them, and the averages
+                                  of `optim.ema_snapshot_lengths`
         state.json                how far the run is, and a digest of every other file; written last
 
 A checkpoint is filled in a hidden folder that is renamed once everything in it is on the disk. So a process may be killed
@@ -61,11 +62,11 @@ def save_checkpoint(
         digests = {file.relative_to(temporary).as_posix(): _digest(file) for file in files}
         (temporary / "state.json").write_text(json.dumps({**state, "sha256": digests}, indent=2) + "\n")
         for file in temporary.rglob("*"):
-            _flush_to_disk(file)
+            flush_to_disk(file)
         if target.exists():
             shutil.rmtree(target)
         os.replace(temporary, target)
-        _flush_to_disk(folder)
+        flush_to_disk(folder)
         for outdated in list_checkpoints(folder)[num_checkpoints:]:
             shutil.rmtree(outdated)
     accelerator.wait_for_everyone()
@@ -188,7 +189,7 @@ def _digest(file: Path) -> str:
         return hashlib.file_digest(stream, "sha256").hexdigest()
 
 
-def _flush_to_disk(path: Path) -> None:
+def flush_to_disk(path: Path) -> None:
     """Waits until a file or folder is on the disk, so that a power cut after the rename loses nothing."""
     descriptor = os.open(path, os.O_RDONLY)
     try:

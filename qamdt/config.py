@@ -12,6 +12,7 @@ import yaml
 _PACKAGE_DIR = Path(__file__).resolve().parent
 # Presets lie in configs/ in a checkout and are copied into the package by the wheel build.
 CONFIG_DIR = next(folder for folder in (_PACKAGE_DIR / "configs", _PACKAGE_DIR.parent / "configs") if folder.is_dir())
+MAX_EMA_LENGTH = 0.28  # of a power-function average; a plain mean over the whole training has 12 ** -0.5 = 0.289
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -141,6 +142,12 @@ class OptimConfig:
         decay_share: Share of the run that the last part of the trapezoid takes.
         max_grad_norm: Where the gradient's norm is clipped.
         ema_decay: Decay of the averaged weights, which are the ones exported.
+        ema_snapshot_lengths: Lengths of further averages, whose snapshots let `qamdt.post_hoc_ema` make an average of
+            any length after the training, such as [0.05, 0.1] (Karras et al. 2024); none when null. A length is the
+            spread (standard deviation) of the averaged updates, as a share of the training so far. Each takes as much
+            memory as the weights.
+        ema_snapshot_steps: Updates between these snapshots, which are all kept, at two bytes a weight and length. The
+            end of the run has one too.
     """
 
     optimizer: Literal["adamw", "adamw8bit", "muon"] = "adamw"
@@ -154,6 +161,18 @@ class OptimConfig:
     decay_share: float = 0.25
     max_grad_norm: float = 1.0
     ema_decay: float = 0.9999
+    ema_snapshot_lengths: list[float] | None = None
+    ema_snapshot_steps: int = 1000
+
+    def __post_init__(self):
+        lengths = self.ema_snapshot_lengths or []
+        if not all(0 < length <= MAX_EMA_LENGTH for length in lengths) or len(set(lengths)) < len(lengths):
+            raise ValueError(
+                f"`optim.ema_snapshot_lengths` must be different numbers above 0 and at most {MAX_EMA_LENGTH}, "
+                f"got {lengths}; [0.05, 0.1] suits most runs."
+            )
+        if self.ema_snapshot_steps < 1:
+            raise ValueError(f"`optim.ema_snapshot_steps` must be at least 1, got {self.ema_snapshot_steps}.")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -266,6 +285,11 @@ class TrainConfig:
             raise ValueError("`model` must give the network's arguments, or `run.init_from` a model to start from.")
         if self.lora is not None and self.run.init_from is None:
             raise ValueError("`lora` needs `run.init_from`, the model that the adapters are for; it is null.")
+        if self.lora is not None and self.optim.ema_snapshot_lengths:
+            raise ValueError(
+                f"`optim.ema_snapshot_lengths` is {self.optim.ema_snapshot_lengths}, but snapshots are of whole networks "
+                "and `lora` trains adapters; set one of the two to null."
+            )
         if self.preview.prompts and self.run.pipeline is None:
             raise ValueError("`preview.prompts` needs `run.pipeline`, which decodes the latents; it is null.")
 

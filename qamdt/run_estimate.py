@@ -71,7 +71,7 @@ def estimate_memory(
         "their copies in half precision": 0 if config.run.mixed_precision == "no" else 2 * num_parameters,
         "gradients": 4 * num_trained,
         "optimizer": _optimizer_bytes(model, config.optim),
-        "averaged weights": 4 * num_trained,
+        "averaged weights": 4 * num_trained * (1 + len(config.optim.ema_snapshot_lengths or [])),
         "activations": config.run.batch_size * activations,
         # Gradients of one block's activations, while they are computed.
         "workspace": config.run.batch_size * bytes_kept,

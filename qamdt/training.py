@@ -158,16 +158,14 @@ def learning_rate_factor(config: OptimConfig, step: int, progress: float) -> flo
     return warmup
 
 
-class ExponentialAverage:
-    """Averaged weights: an exponential moving average whose decay rises towards its final value at the start.
+class WeightAverage:
+    """Averaged weights, which move towards the present ones.
 
     Args:
         model: The model to follow; the weights of it that train are the first average.
-        decay: Decay per update.
     """
 
-    def __init__(self, model: nn.Module, decay: float):
-        self.decay = decay
+    def __init__(self, model: nn.Module):
         self.averages = {
             name: parameter.detach().float().clone()
             for name, parameter in model.named_parameters()
@@ -175,11 +173,10 @@ class ExponentialAverage:
         }
 
     @torch.no_grad()
-    def update(self, model: nn.Module, step: int) -> None:
-        """Moves the average towards the weights after update number `step`."""
-        decay = min(self.decay, (1 + step) / (10 + step))
+    def move(self, model: nn.Module, share: float) -> None:
+        """Gives the present weights this share of the average."""
         weights = [parameter.detach().float() for parameter in model.parameters() if parameter.requires_grad]
-        torch._foreach_lerp_(list(self.averages.values()), weights, 1 - decay)
+        torch._foreach_lerp_(list(self.averages.values()), weights, share)
 
     def gather(self) -> dict[str, torch.Tensor]:
         """Returns whole averages, also where FSDP has spread them; every process must call it."""
@@ -188,15 +185,36 @@ class ExponentialAverage:
             for name, average in self.averages.items()
         }
 
-    def load(self, checkpoint: Path) -> None:
-        """Reads the averages that `save_weights` wrote into a checkpoint."""
-        path = checkpoint / "transformer" / WEIGHTS_FILE
-        averages = load_file(path if path.is_file() else checkpoint / AVERAGES_FILE)
+    def fill(self, averages: dict[str, torch.Tensor]) -> None:
+        """Takes over what `gather` returned."""
         for name, average in self.averages.items():
             value = averages[name].to(average.device)
             if isinstance(average, DTensor):
                 value = distribute_tensor(value, average.device_mesh, average.placements)
             average.copy_(value)
+
+
+class ExponentialAverage(WeightAverage):
+    """An exponential moving average whose decay rises towards its final value at the start.
+
+    Args:
+        model: The model to follow.
+        decay: Decay per update.
+    """
+
+    def __init__(self, model: nn.Module, decay: float):
+        super().__init__(model)
+        self.decay = decay
+
+    def update(self, model: nn.Module, step: int) -> None:
+        """Moves the average towards the weights after update number `step`."""
+        decay = min(self.decay, (1 + step) / (10 + step))
+        self.move(model, 1 - decay)
+
+    def load(self, checkpoint: Path) -> None:
+        """Reads the averages that `save_weights` wrote into a checkpoint."""
+        path = checkpoint / "transformer" / WEIGHTS_FILE
+        self.fill(load_file(path if path.is_file() else checkpoint / AVERAGES_FILE))
 
 
 def save_weights(model: QAMDTTransformer2DModel, averages: dict[str, torch.Tensor], folder: Path) -> None:

@@ -11,7 +11,9 @@ from accelerate.state import AcceleratorState
 from safetensors.torch import load_file
 
 import train_qamdt
+from pipelines.assemble import assemble
 from pipelines.pipeline_qamdt import QAMDTPipeline
+from qamdt import post_hoc_ema
 from qamdt.config import TrainConfig, build
 from qamdt.manifest import Record
 from qamdt.quality import PUBLISHED_QUALITY_STATS
@@ -131,6 +133,21 @@ def test_an_adapter_is_resumed_exactly_and_read_by_the_pipeline(latents, pipe_di
     assert np.abs(adapted - plain).max() > 1e-4
     heard = soundfile.read(tmp_path / "run" / "previews" / "step-00000004" / "00.wav")[0]
     np.testing.assert_allclose(heard, adapted[0].clip(-1, 1), atol=1e-4)
+
+
+def test_an_average_made_after_the_training_is_opened_by_the_pipeline_and_assembled(latents, pipe_dir, tmp_path):
+    optim = {"learning_rate": 0.01, "warmup_steps": 0, "ema_snapshot_lengths": [0.05, 0.1], "ema_snapshot_steps": 2}
+    train_qamdt.train(make_config(latents, pipe_dir, tmp_path / "run", optim=optim), NeverStop())
+    out = tmp_path / "out"
+    assert post_hoc_ema.main([str(tmp_path / "run"), "--length", "0.08", "--out", str(out)]) == 0
+    played = play(QAMDTPipeline.from_pretrained(out))
+    assert np.abs(played - play(QAMDTPipeline.from_pretrained(tmp_path / "run" / "export"))).max() > 1e-4
+
+    assembled = tmp_path / "assembled"
+    assemble(pipe_dir / "vae", pipe_dir / "vocoder", out, assembled, torch.float32)
+    weights = "transformer/diffusion_pytorch_model.safetensors"
+    expected = load_file(out / weights)
+    assert all(torch.equal(value, expected[name]) for name, value in load_file(assembled / weights).items())
 
 
 def test_a_flow_plays_through_the_pipeline_with_several_samplers(latents, pipe_dir, tmp_path):
