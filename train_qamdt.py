@@ -54,7 +54,7 @@ from qamdt.ema_snapshots import SNAPSHOT_FOLDER, SnapshotAverages, cut_snapshots
 from qamdt.launch import make_accelerator, prepare
 from qamdt.loss import NoiseSchedule, diffusion_loss, draw, make_scheduler, passes_of_step, select_conditions
 from qamdt.models.transformer_qamdt import QAMDTTransformer2DModel
-from qamdt.run_control import Clock, StopSignal, agree, cut_loss_file, run_progress
+from qamdt.run_control import Clock, StopSignal, agree, cut_loss_file, peak_memory_in_gib, run_progress
 from qamdt.run_estimate import describe_run
 from qamdt.sampling import EpochSampler
 from qamdt.shards import INDEX_NAME, write_atomically
@@ -200,7 +200,8 @@ def train(config: TrainConfig, stop: StopSignal) -> dict:
                 "loss": accelerator.gather(torch.stack(losses)).mean().item(),
                 "grad_norm": grad_norm.item(),
                 "learning_rate": peak_rates[-1][0] * factor,
-                "clips_per_s": round((num_samples - log_samples) / (time.monotonic() - log_start), 2),
+                "clips_per_s": float(f"{(num_samples - log_samples) / (time.monotonic() - log_start):.4g}"),
+                "peak_memory_gib": peak_memory_in_gib(accelerator.device),
             }
             if accelerator.is_main_process:
                 with (output_dir / "loss.jsonl").open("a") as file:

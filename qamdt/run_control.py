@@ -1,7 +1,8 @@
-"""When a training run ends: the clock, the signals, and what processes agree on."""
+"""What a training run watches: the clock, the signals that end it, what processes agree on, and its memory."""
 
 import json
 import signal
+import sys
 import time
 from pathlib import Path
 
@@ -65,3 +66,19 @@ def cut_loss_file(path: Path, step: int) -> None:
             line for line in path.read_text().splitlines() if line.endswith("}") and json.loads(line)["step"] <= step
         ]
         write_atomically(path, lambda file: file.write_text("".join(line + "\n" for line in lines)))
+
+
+def peak_memory_in_gib(device: torch.device) -> float:
+    """Returns the most memory this process ever had: allocated by PyTorch on a GPU, else resident."""
+    if device.type == "cuda":
+        peak = torch.cuda.max_memory_allocated(device)
+    elif sys.platform == "win32":
+        import psutil  # comes with accelerate
+
+        peak = psutil.Process().memory_info().peak_wset
+    else:
+        import resource  # not on Windows
+
+        unit = 1 if sys.platform == "darwin" else 1024
+        peak = unit * resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return round(peak / 2**30, 3)
