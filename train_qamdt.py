@@ -94,7 +94,10 @@ def train(config: TrainConfig, stop: StopSignal) -> dict:
     if run.gradient_checkpointing:
         model.enable_gradient_checkpointing()
     if run.compile:
-        model.compile_repeated_blocks()
+        # Blocks are compiled for each kind of call (with skips, with positions, for hidden patches), not for each length
+        # of crop, text or mask. By default PyTorch gives up at the ninth kind and runs that one uncompiled.
+        torch._dynamo.config.recompile_limit = 32
+        model.compile_repeated_blocks(dynamic=True)
     model.train()
     optimizers = build_optimizers(model, config.optim)
     peak_rates = [[group["lr"] for group in optimizer.param_groups] for optimizer in optimizers]
