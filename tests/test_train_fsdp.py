@@ -94,7 +94,14 @@ def config(tmp_path):
     values = {
         "data": {"latents": str(folder), "crop_in_frames": 16},
         "model": MODEL,
-        "optim": {"learning_rate": 0.001, "warmup_steps": 0, "max_grad_norm": 0.05, "ema_decay": 0.9},
+        "optim": {
+            "learning_rate": 0.001,
+            "warmup_steps": 0,
+            "max_grad_norm": 0.05,
+            "ema_decay": 0.9,
+            "ema_snapshot_lengths": [0.2],
+            "ema_snapshot_steps": 4,
+        },
         "run": {"output_dir": "", "batch_size": 3, "max_steps": 4, "checkpoint_steps": 2, "log_steps": 1},
     }
     (tmp_path / "config.yaml").write_text(yaml.safe_dump(values))
@@ -112,14 +119,16 @@ def test_sharded_weights_train_save_resume_and_export_as_whole_ones_do(config, t
     def run(name, *overrides, status=0):
         return ["--config", config, f"run.output_dir={tmp_path / name}", *overrides], status
 
+    base = f"run.init_from={tmp_path / 'one' / 'export'}"
+    adapters = ["lora.rank=2", base, "model=null", "optim.ema_snapshot_lengths=null"]
     runs = [
         run("on_cpus", status=2),
         run("straight"),
         run("resumed", "run.max_steps=2"),
         run("resumed"),
         run("half", "run.mixed_precision=bf16", "loss.prediction_type=flow_prediction", "run.max_steps=1"),
-        run("lora", f"run.init_from={tmp_path / 'one' / 'export'}", "model=null", "lora.rank=2", "run.max_steps=2"),
-        run("lora", f"run.init_from={tmp_path / 'one' / 'export'}", "model=null", "lora.rank=2", "run.max_steps=3"),
+        run("lora", *adapters, "run.max_steps=2"),
+        run("lora", *adapters, "run.max_steps=3"),
         run("one", "run.max_steps=5", status=2),
         run("muon", "optim.optimizer=muon", status=2),
     ]
@@ -149,6 +158,12 @@ def test_sharded_weights_train_save_resume_and_export_as_whole_ones_do(config, t
     torch.testing.assert_close(resumed, straight, atol=0, rtol=0)
     model = QAMDTTransformer2DModel.from_pretrained(tmp_path / "straight" / "export" / "transformer")
     torch.testing.assert_close(model.state_dict(), straight, atol=0, rtol=0)
+    snapshots = [
+        load_file(tmp_path / name / "ema_snapshots/step-00000004-length-0.2.safetensors")
+        for name in ("one", "straight", "resumed")
+    ]
+    torch.testing.assert_close(snapshots[1], snapshots[0], atol=1e-3, rtol=1e-3)
+    torch.testing.assert_close(snapshots[2], snapshots[1], atol=0, rtol=0)
 
     # A checkpoint is complete: it lists what the slower process wrote.
     state = json.loads((tmp_path / "straight/checkpoints/step-00000004/state.json").read_text())
