@@ -1,12 +1,13 @@
 """Where a run's losses and previews are shown: TensorBoard, Weights & Biases, or nowhere beside the run's own files."""
 
-import hashlib
+import secrets
 from pathlib import Path
 from typing import Any
 
 import torch
 
 from qamdt.config import TrainConfig
+from qamdt.shards import write_atomically
 
 
 def start_tracker(config: TrainConfig, settings: dict[str, Any]) -> "Tracker":
@@ -74,7 +75,7 @@ class WandbTracker(Tracker):
     """Sends to Weights & Biases, to one run for all resumptions.
 
     Args:
-        folder: Folder of the training run.
+        folder: Folder of the training run; the run's name there is kept in it.
         settings: Shown with the run.
     """
 
@@ -86,11 +87,23 @@ class WandbTracker(Tracker):
                 "`run.log_with=wandb` needs the package wandb; install it with `pip install wandb`."
             ) from error
         self._wandb = wandb
-        name = str(folder.resolve())
-        run_id = hashlib.sha256(name.encode()).hexdigest()[:12]
-        self._run = wandb.init(
-            project="qamdt", name=folder.name, id=run_id, resume="allow", dir=str(folder), config=settings
-        )
+        id_file = folder / "wandb_id"
+        if not id_file.is_file():
+            write_atomically(id_file, lambda file: file.write_text(secrets.token_hex(6)))
+        try:
+            self._run = wandb.init(
+                project="qamdt",
+                name=folder.name,
+                id=id_file.read_text(),
+                resume="allow",
+                dir=str(folder),
+                config=settings,
+            )
+        except wandb.Error as error:
+            raise RuntimeError(
+                f"`run.log_with=wandb` could not begin a run: {error} Log in with `wandb login`, or set WANDB_MODE=offline "
+                "and send the run later with `wandb sync`."
+            ) from error
 
     def log(self, values: dict[str, float]) -> None:
         numbers = {f"train/{name}": value for name, value in values.items() if name != "step"}
