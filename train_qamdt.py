@@ -38,6 +38,7 @@ from tqdm import tqdm
 from data_prep.encode_latents import encode_corpus
 from data_prep.make_sample_corpus import SAMPLE_CORPUS_DIR
 from pipelines.checkpoint_model import check_autoencoder, render_previews, save_components, save_lora
+from pipelines.spectrogram import check_matplotlib
 from qamdt.checkpoints import (
     NOT_OF_THE_MODEL,
     find_checkpoint,
@@ -267,6 +268,8 @@ def load_checkpoint(
 
 def prepare_output(config: TrainConfig, dataset: LatentDataset, step: int) -> None:
     """Writes what the run's folder holds from the beginning: its settings, and the parts that checkpoints share."""
+    if config.preview.prompts:
+        check_matplotlib("`preview.prompts`")
     output_dir = Path(config.run.output_dir)
     output_dir.mkdir(parents=True, exist_ok=True)
     write_atomically(output_dir / "config.yaml", lambda file: file.write_text(format_config(config)))

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import importlib.util
 import json
 import re
 from dataclasses import dataclass
@@ -18,6 +17,7 @@ from pipelines.model_info import versions
 from pipelines.pipeline_qamdt import QAMDTPipeline
 from pipelines.precision import preferred_dtype
 from pipelines.samplers import PAPER_SETTINGS, make_scheduler, paper_scheduler
+from pipelines.spectrogram import check_matplotlib
 from qamdt.audio import write_audio
 from qamdt.cpu_memory import keep_freed_memory
 from qamdt.embedded import EMBEDDED_MODEL_DIR, default_model
@@ -50,8 +50,8 @@ class Take:
 
 def generate(arguments: argparse.Namespace) -> None:
     """Runs the command with the parsed arguments."""
-    if arguments.spectrogram is not None and importlib.util.find_spec("matplotlib") is None:
-        raise ImportError("--spectrogram needs matplotlib; install it with `pip install 'qamdt[demo]'`")
+    if arguments.spectrogram is not None:
+        check_matplotlib("--spectrogram")
     settings = collect_settings(arguments)
     if arguments.prompts is None:
         batches = [plan_takes(arguments.output, arguments.prompt, arguments.num, settings)]

@@ -2,12 +2,19 @@
 
 from __future__ import annotations
 
+import importlib.util
 from pathlib import Path
 
 import torch
 
 from qamdt.audio import LogMel
 from qamdt.shards import write_atomically
+
+
+def check_matplotlib(option: str) -> None:
+    """Refuses an option that asks for pictures where nothing can draw them, before the work is done."""
+    if importlib.util.find_spec("matplotlib") is None:
+        raise ImportError(f"{option} needs matplotlib; install it with `pip install 'qamdt[demo]'`")
 
 
 def draw_spectrograms(path: Path, waveforms: torch.Tensor, sampling_rate: int) -> None:

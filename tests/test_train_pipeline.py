@@ -1,6 +1,7 @@
 """What a run writes is what the pipeline opens: whole networks, adapters, flows; and previews come out of it."""
 
 import dataclasses
+import importlib.util
 import math
 
 import numpy as np
@@ -110,6 +111,15 @@ def test_previews_are_what_the_checkpoint_plays(latents, pipe_dir, tmp_path):
     weights = "checkpoints/step-00000004/resume/model.safetensors"
     watched, unwatched = load_file(tmp_path / "run" / weights), load_file(tmp_path / "quiet" / weights)
     assert all(torch.equal(tensor, unwatched[name]) for name, tensor in watched.items())
+
+
+def test_previews_without_matplotlib_are_refused_before_the_training(latents, pipe_dir, tmp_path, monkeypatch):
+    find_spec = importlib.util.find_spec
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: None if name == "matplotlib" else find_spec(name))
+    config = make_config(latents, pipe_dir, tmp_path / "run", preview=PREVIEW)
+    with pytest.raises(ImportError, match=r"`preview.prompts` needs matplotlib; install it with"):
+        train_qamdt.train(config, NeverStop())
+    assert not (tmp_path / "run" / "loss.jsonl").exists()
 
 
 def test_an_adapter_is_resumed_exactly_and_read_by_the_pipeline(latents, pipe_dir, tmp_path):
