@@ -102,7 +102,7 @@ def train(config: TrainConfig, stop: StopSignal) -> dict:
     model.train()
     optimizers = build_optimizers(model, config.optim)
     peak_rates = [[group["lr"] for group in optimizer.param_groups] for optimizer in optimizers]
-    transformer, optimizers = prepare(accelerator, model, optimizers)
+    transformer, optimizers = prepare(accelerator, model, optimizers, run.mixed_precision)
     average = ExponentialAverage(model, config.optim.ema_decay)
     snapshots = SnapshotAverages(
         model, config.optim, output_dir / SNAPSHOT_FOLDER, is_main_process=accelerator.is_main_process
@@ -179,9 +179,9 @@ def train(config: TrainConfig, stop: StopSignal) -> dict:
                 losses.append(loss.detach())
 
         # Update.
-        grad_norm = accelerator.clip_grad_norm_(transformer.parameters(), config.optim.max_grad_norm)
+        grad_norm = float(accelerator.clip_grad_norm_(transformer.parameters(), config.optim.max_grad_norm))
         # In fp16 gradients may overflow now and then; the scaler leaves such updates out.
-        if not torch.isfinite(grad_norm) and accelerator.scaler is None:
+        if not math.isfinite(grad_norm) and accelerator.scaler is None:
             raise RuntimeError(
                 f"the gradient is not finite after {state['step']} updates (loss {loss.item()}); "
                 "lower `optim.learning_rate` and run again: the run resumes from its last checkpoint."
@@ -202,7 +202,7 @@ def train(config: TrainConfig, stop: StopSignal) -> dict:
                 "minutes": round(state["minutes"], 3),
                 "epoch": round(num_samples / len(dataset), 3),
                 "loss": accelerator.gather(torch.stack(losses)).mean().item(),
-                "grad_norm": grad_norm.item(),
+                "grad_norm": grad_norm,
                 "learning_rate": peak_rates[-1][0] * factor,
                 "clips_per_s": float(f"{(num_samples - log_samples) / (time.monotonic() - log_start):.4g}"),
                 "peak_memory_gib": peak_memory_in_gib(accelerator.device),

@@ -120,7 +120,9 @@ def load_resume(accelerator: Accelerator, checkpoint: Path, *, strict: bool) -> 
             f"{checkpoint} was written {written}, and this run is launched {launch}; launch it as before, or start a "
             f"new `run.output_dir` from the averaged weights with `run.init_from={checkpoint}`."
         )
-    accelerator.load_state(str(folder), strict=strict)
+    # DeepSpeed saves frozen weights too, and knows no `strict`.
+    options = {} if accelerator.distributed_type == DistributedType.DEEPSPEED else {"strict": strict}
+    accelerator.load_state(str(folder), **options)
 
 
 def read_state(checkpoint: Path) -> dict:
