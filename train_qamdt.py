@@ -31,7 +31,6 @@ import yaml
 from accelerate import Accelerator
 from accelerate.utils import set_seed
 from safetensors import SafetensorError
-from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.data import DataLoader
 from tqdm import tqdm
 
@@ -62,6 +61,7 @@ from qamdt.shards import INDEX_NAME, write_atomically
 from qamdt.tracking import Tracker, start_tracker
 from qamdt.training import (
     ExponentialAverage,
+    attention_kernel,
     build_model,
     build_optimizers,
     check_fit,
@@ -173,7 +173,10 @@ def train(config: TrainConfig, stop: StopSignal) -> dict:
             draws = draw(batch, num_patches, config.loss, mask_seed=run.seed + state["step"])
             for number, is_masked in enumerate(passes):
                 is_last = micro_step == run.gradient_accumulation_steps - 1 and number == len(passes) - 1
-                with attention_kernel(accelerator), sync_gradients(accelerator, transformer, is_last):
+                with (
+                    attention_kernel(accelerator.device, run.mixed_precision),
+                    sync_gradients(accelerator, transformer, is_last),
+                ):
                     loss = diffusion_loss(transformer, batch, draws, schedule, config.loss, is_masked=is_masked)
                     accelerator.backward(loss * share)
                 losses.append(loss.detach())
@@ -362,18 +365,6 @@ def encode_manifest(config: TrainConfig) -> TrainConfig:
         if num_bad_clips:
             print(f"{num_bad_clips} bad clips are left out, listed in {latents}/bad_clips.jsonl.", file=sys.stderr)
     return dataclasses.replace(config, data=dataclasses.replace(data, latents=latents))
-
-
-def attention_kernel(accelerator: Accelerator) -> contextlib.AbstractContextManager:
-    """Returns the context that attention runs in.
-
-    On a CPU in bf16 the fused kernel's backward pass is so slow that plain matrix products, which are not fused, make
-    the whole step 1.4 times faster at a few hundred tokens.
-    """
-    if accelerator.device.type == "cpu" and accelerator.mixed_precision == "bf16":
-        torch.backends.cuda.allow_fp16_bf16_reduction_math_sdp(True)  # holds for CPU as well: products stay in bf16
-        return sdpa_kernel(SDPBackend.MATH)
-    return contextlib.nullcontext()
 
 
 def sync_gradients(

@@ -1,19 +1,21 @@
 """What a training run takes, before it begins: parameters, memory, and how fast this machine is.
 
-One block of the network is run forward and backward on one crop, here and now. How long it takes and what it keeps for the
-backward pass is measured; the rest is counted.
+One block of the network is run forward and backward, here and now: on one crop to see what it keeps for the backward pass,
+then on more and more crops to see how fast it gets. The rest is counted.
 """
 
+import math
 import time
 
 import torch
 
 from qamdt.config import OptimConfig, TrainConfig
 from qamdt.models.transformer_qamdt import QAMDTBlock, QAMDTTransformer2DModel
-from qamdt.training import add_adapter, read_model_config, split_parameters
+from qamdt.training import add_adapter, attention_kernel, read_model_config, split_parameters
 
 
 TEXT_TOKENS = 32
+PATIENCE_IN_S = 0.4  # no larger batch is tried after a run that took longer
 DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16}
 
 
@@ -29,7 +31,7 @@ def describe_run(config: TrainConfig) -> str:
     crop = (config.data.crop_lengths[-1], model.config.sample_size[1])
     num_tokens = model.num_prefix_tokens + model.patch_embed.grid_size(crop)[0] * model.patch_embed.grid_size(crop)[1]
     device = torch.accelerator.current_accelerator() if torch.accelerator.is_available() else torch.device("cpu")
-    bytes_kept, seconds = measure_block(model, num_tokens, config.run.mixed_precision, device)
+    bytes_kept, seconds = measure_block(model, num_tokens, config.run.batch_size, config.run.mixed_precision, device)
     memory = estimate_memory(model, config, num_tokens, bytes_kept)
     num_blocks = model.config.num_layers + (config.loss.passes != "full")
     tokens_per_s = num_tokens / (seconds * num_blocks * (4 / 3 if config.run.gradient_checkpointing else 1))
@@ -41,7 +43,7 @@ def describe_run(config: TrainConfig) -> str:
         f"Memory of each process, estimated for batches of {config.run.batch_size}:\n{parts}\n"
         f"  {'together':<34}{sum(memory.values()) / 2**30:8.2f} GiB\n"
         f"About {tokens_per_s:.0f} tokens or {tokens_per_s / num_tokens:.2f} crops a second on this machine's "
-        f"{device.type}, forward and backward through the full network, judged by one block with one crop."
+        f"{device.type}, forward and backward through the full network, judged by one block."
     )
 
 
@@ -79,13 +81,37 @@ def estimate_memory(
 
 
 def measure_block(
-    model: QAMDTTransformer2DModel, num_tokens: int, mixed_precision: str, device: torch.device
+    model: QAMDTTransformer2DModel, num_tokens: int, batch_size: int, mixed_precision: str, device: torch.device
 ) -> tuple[int, float]:
-    """Runs a block with one crop; returns the bytes it keeps for the backward pass, without weights, and the seconds."""
+    """Runs a block forward and backward.
+
+    Args:
+        model: The network, on the meta device or any other.
+        num_tokens: Tokens of a crop.
+        batch_size: The most crops at once.
+        mixed_precision: As `run.mixed_precision`.
+        device: Where to compute.
+
+    Returns:
+        The bytes that it keeps for the backward pass of one crop, without weights, and the least seconds a crop takes.
+    """
     dim = model.config.num_attention_heads * model.config.attention_head_dim
     block = QAMDTBlock(dim, model.config.num_attention_heads, model.config.mlp_ratio, has_skip=True).to(device)
-    inputs = torch.randn(1, num_tokens, dim, device=device, requires_grad=True)
-    conditions = (torch.randn(1, 6, dim, device=device), torch.randn(1, TEXT_TOKENS, dim, device=device))
+    dtype = DTYPES.get(mixed_precision)
+
+    def run(num_crops: int) -> float:
+        """Returns the seconds that one run takes."""
+        inputs = torch.randn(num_crops, num_tokens, dim, device=device, requires_grad=True)
+        modulation = torch.randn(num_crops, 6, dim, device=device)
+        texts = torch.randn(num_crops, TEXT_TOKENS, dim, device=device)
+        start = time.perf_counter()
+        with torch.autocast(device.type, dtype=dtype, enabled=dtype is not None):
+            output = block(inputs, modulation, texts, skip=inputs)
+        output.float().sum().backward()
+        if device.type != "cpu":
+            torch.accelerator.synchronize()
+        return time.perf_counter() - start
+
     weight_shapes = {shape for weight in block.parameters() for shape in (weight.shape, weight.shape[::-1])}
     kept: dict[int, int] = {}
 
@@ -94,21 +120,18 @@ def measure_block(
             kept[tensor.untyped_storage().data_ptr()] = tensor.untyped_storage().nbytes()
         return tensor
 
-    dtype = DTYPES.get(mixed_precision)
-    for _ in range(2):  # the first is slow, and counts
-        start = time.perf_counter()
-        with (
-            torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor),
-            torch.autocast(device.type, dtype=dtype, enabled=dtype is not None),
-        ):
-            output = block(inputs, *conditions, skip=inputs)
-        bytes_kept = sum(kept.values())
-        output.float().sum().backward()
-        if device.type != "cpu":
-            torch.accelerator.synchronize()
-        seconds = time.perf_counter() - start
-        kept.clear()
-    return bytes_kept, seconds
+    # With the kernel that a GPU takes, as the question is whether the run fits into one.
+    with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
+        run(1)
+
+    num_crops, seconds_per_crop = 1, math.inf
+    with attention_kernel(device, mixed_precision):
+        while True:
+            seconds = min(run(num_crops), run(num_crops))  # the first run of a size is slow
+            seconds_per_crop = min(seconds_per_crop, seconds / num_crops)
+            if num_crops == batch_size or seconds > PATIENCE_IN_S:
+                return sum(kept.values()), seconds_per_crop
+            num_crops = min(2 * num_crops, batch_size)
 
 
 def _optimizer_bytes(model: QAMDTTransformer2DModel, config: OptimConfig) -> int:
