@@ -54,7 +54,18 @@ def assemble(vae: Path, vocoder: Path, transformer: Path, out: Path, dtype: torc
     for part in ("vae", "transformer", "vocoder", "scheduler"):
         shutil.rmtree(out / part, ignore_errors=True)
     pipe.to(dtype).save_pretrained(out)
+    for part in ("vae", "transformer", "vocoder"):
+        _make_shareable(out / part)
     return sum(file.stat().st_size for file in out.rglob("*") if file.is_file())
+
+
+def _make_shareable(folder: Path) -> None:
+    """Removes from a part's config where it lay on this machine, and lets everyone read what diffusers wrote."""
+    config = json.loads((folder / "config.json").read_text())
+    config.pop("_name_or_path", None)
+    (folder / "config.json").write_text(json.dumps(config, indent=2, sort_keys=True) + "\n")
+    for file in folder.iterdir():
+        file.chmod(0o644)
 
 
 def load_scheduler(folder: Path) -> SchedulerMixin:

@@ -73,7 +73,7 @@ def peak_memory_in_gib(device: torch.device) -> float:
     if device.type == "cuda":
         peak = torch.cuda.max_memory_allocated(device)
     elif sys.platform == "win32":
-        import psutil  # comes with accelerate
+        import psutil  # declared for Windows alone
 
         peak = psutil.Process().memory_info().peak_wset
     else:

@@ -25,6 +25,7 @@ def test_parts_become_a_model_folder_that_generates(build_components, tmp_path, 
 
     folders = ["--vae", tmp_path / "vae", "--vocoder", tmp_path / "vocoder", "--transformer", export]
     main([str(word) for word in [*folders, "--out", tmp_path / "model", "--dtype", "float32"]])
+    assert not any(str(tmp_path) in file.read_text() for file in (tmp_path / "model").rglob("*.json"))
     pipe = QAMDTPipeline.from_pretrained(tmp_path / "model")
     assert type(pipe.scheduler) is scheduler_class
     assert pipe.vae.config.scaling_factor == 0.25
