@@ -13,8 +13,10 @@ from pathlib import Path, PurePosixPath
 from typing import Any
 
 
-_NUMBERS = ("start_in_s", "duration_in_s", "quality_score", "quality_frame_rate")
-_STRINGS = ("id", "path", "source", "license", "quality_scorer")
+_NUMBERS = ("start_in_s", "duration_in_s", "quality_score", "quality_frame_rate", "tempo_bpm", "first_beat_in_s")
+_STRINGS = ("id", "path", "source", "license", "quality_scorer", "time_signature", "key")
+_OPTIONAL = ("quality_score", "quality_frame_rate", "quality_scorer", "tempo_bpm", "first_beat_in_s", "time_signature")
+_OPTIONAL += ("key",)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -34,6 +36,11 @@ class Record:
         quality_frames: Mean opinion scores along the clip, evenly spaced.
         quality_frame_rate: How many values of `quality_frames` make a second.
         quality_scorer: Who gave the scores; scores of different scorers must not be mixed.
+        tempo_bpm: Beats a minute. This and the next four are `None` where they are not known for sure.
+        first_beat_in_s: When the first beat of a bar falls, in seconds after the clip's start.
+        time_signature: Beats to a bar and what counts as one, such as `"3/4"`.
+        key: Tonic and mode, such as `"A minor"`.
+        chords: `(second, symbol)` where each chord begins, such as `(0.0, "Am7")`, rising.
         extra: Fields of other steps, kept as they are.
     """
 
@@ -49,6 +56,11 @@ class Record:
     quality_frames: tuple[float, ...] | None = None
     quality_frame_rate: float | None = None
     quality_scorer: str | None = None
+    tempo_bpm: float | None = None
+    first_beat_in_s: float | None = None
+    time_signature: str | None = None
+    key: str | None = None
+    chords: tuple[tuple[float, str], ...] | None = None
     extra: dict[str, Any] = field(default_factory=dict)
 
     def __post_init__(self):
@@ -83,9 +95,9 @@ class Record:
                 f"the fields {sorted(missing)} are missing; a record needs `id`, `path`, `duration_in_s`."
             )
         arguments = {key: value for key, value in values.items() if key in known}
-        for key in ("captions", "quality_frames"):
+        for key in ("captions", "quality_frames", "chords"):
             if isinstance(arguments.get(key), list):
-                arguments[key] = tuple(arguments[key])
+                arguments[key] = tuple(tuple(item) if isinstance(item, list) else item for item in arguments[key])
         return cls(**arguments, extra={key: value for key, value in values.items() if key not in known})
 
     def to_dict(self) -> dict[str, Any]:
@@ -163,12 +175,12 @@ def resolve_clip_path(manifest_path: str | Path, record: Record) -> Path:
 def _check_types(record: Record) -> None:
     for name in _STRINGS:
         value = getattr(record, name)
-        if not isinstance(value, str) and not (name == "quality_scorer" and value is None):
+        if not isinstance(value, str) and not (name in _OPTIONAL and value is None):
             raise ValueError(f"`{name}` must be a string, got {value!r}.")
     for name in _NUMBERS:
         value = getattr(record, name)
         is_number = isinstance(value, (int, float)) and not isinstance(value, bool)
-        if not is_number and not (name.startswith("quality") and value is None):
+        if not is_number and not (name in _OPTIONAL and value is None):
             raise ValueError(f"`{name}` must be a number, got {value!r}.")
     if not isinstance(record.captions, tuple) or not all(isinstance(caption, str) for caption in record.captions):
         raise ValueError(f"`captions` must be a list of strings, got {record.captions!r}.")
