@@ -15,7 +15,7 @@ from tqdm import tqdm
 
 from pipelines.model_info import versions
 from pipelines.pipeline_qamdt import QAMDTPipeline
-from pipelines.precision import preferred_dtype
+from qamdt.precision import preferred_dtype
 from pipelines.samplers import PAPER_SETTINGS, make_scheduler, paper_scheduler
 from pipelines.spectrogram import check_matplotlib
 from qamdt.audio import write_audio

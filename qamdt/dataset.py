@@ -16,6 +16,8 @@ import torch
 from torch.utils.data import Dataset
 
 from qamdt.config import DataConfig
+from qamdt.manifest import Record
+from qamdt.music import Music, music_curve
 from qamdt.quality import QualityStats
 from qamdt.sampling import Draw
 from qamdt.shards import LatentShards, TextShards, open_folder, round_score
@@ -34,6 +36,7 @@ class Sample:
         quality_level: Level 1 to 5 of the crop, 0 for unknown or left out.
         frame_quality: Fractional levels `(latent_frames,)`, 0 for unknown or left out.
         global_quality: Level of the whole clip or of its source.
+        music: What is played at each frame `(latent_frames, 61)`, zeros where unknown or left out.
         seed: What timestep, noise and mask of this sample are drawn from.
     """
 
@@ -45,6 +48,7 @@ class Sample:
     quality_level: int
     frame_quality: torch.Tensor
     global_quality: int
+    music: torch.Tensor
     seed: int
 
 
@@ -60,6 +64,7 @@ class Batch:
     quality_level: torch.Tensor | None  # (B,)
     frame_quality: torch.Tensor | None  # (B, T)
     global_quality: torch.Tensor | None  # (B,)
+    music: torch.Tensor | None  # (B, T, 61)
     seeds: list[int]
 
     def to(self, device: torch.device) -> "Batch":
@@ -109,6 +114,7 @@ class LatentDataset(Dataset):
         start = int(rng.integers(self.latents.lengths[clip] - num_frames + 1))
         caption_draw, prefix_draw, text_draw, quality_draw, clip_draw, frame_draw, global_draw = rng.random(7)
         latent_seed, seed = (int(value) for value in rng.integers(2**62, size=2))
+        rhythm_draw, key_draw, chord_draw = rng.random(3)
         knows_quality = quality_draw >= self.config.quality_dropout
 
         mean, std, curve = self.latents.read(clip, start, num_frames)
@@ -119,6 +125,12 @@ class LatentDataset(Dataset):
         text = captions[int(caption_draw * len(captions))]
         if knows_quality and prefix_draw < self.config.prefix_probability:
             text = self._prefix(score) + text
+        music = Music() if text_draw < self.config.text_dropout else known_music(record)
+        music = music.without(
+            rhythm=rhythm_draw < self.config.rhythm_dropout,
+            key=key_draw < self.config.key_dropout,
+            chords=chord_draw < self.config.chord_dropout,
+        )
         if text_draw < self.config.text_dropout:
             text = ""
 
@@ -133,6 +145,7 @@ class LatentDataset(Dataset):
             frame_quality=frame_levels * (knows_quality and frame_draw >= self.config.frame_quality_dropout),
             global_quality=self._global_levels[clip]
             * (knows_quality and global_draw >= self.config.global_quality_dropout),
+            music=torch.from_numpy(self._music_curve(music, start, num_frames)),
             seed=seed,
         )
 
@@ -160,6 +173,11 @@ class LatentDataset(Dataset):
     def _crop_length(self, clip: int) -> int:
         return max(length for length in self.config.crop_lengths if length <= self.latents.lengths[clip])
 
+    def _music_curve(self, music: Music, start: int, num_frames: int) -> np.ndarray:
+        """Returns what is played at each frame of a crop."""
+        frame_in_s = 1 / self.index["latent_frames_per_second"]
+        return music_curve(music, (start + np.arange(num_frames) + 0.5) * frame_in_s, frame_in_s)
+
     def _prefix(self, score: float) -> str:
         return "" if self.stats is None or math.isnan(score) else self.stats.prefix(score)
 
@@ -182,6 +200,17 @@ class LatentDataset(Dataset):
                 scores[record.source].append(record.quality_score)
         levels = {source: self.stats.level(float(np.mean(values))) for source, values in scores.items()}
         return [levels.get(record.source, 0) for record in records]
+
+
+def known_music(record: Record) -> Music:
+    """Returns what a manifest says of the music of a clip."""
+    return Music(
+        tempo_bpm=record.tempo_bpm,
+        first_beat_in_s=record.first_beat_in_s,
+        time_signature=record.time_signature,
+        key=record.key,
+        chords=record.chords,
+    )
 
 
 def _choose_scaling_factor(index: dict, config: DataConfig) -> float:
@@ -211,5 +240,6 @@ def collate(samples: list[Sample]) -> Batch:
         quality_level=torch.tensor([sample.quality_level for sample in samples]),
         frame_quality=torch.stack([sample.frame_quality for sample in samples]),
         global_quality=torch.tensor([sample.global_quality for sample in samples]),
+        music=torch.stack([sample.music for sample in samples]),
         seeds=[sample.seed for sample in samples],
     )

@@ -178,6 +178,7 @@ def diffusion_loss(
         quality_level=batch.quality_level,
         frame_quality=batch.frame_quality,
         global_quality=batch.global_quality,
+        music=batch.music,
         keep_ids=sample_keep_ids(draws.mask_noise, draws.mask_ratio) if is_masked else None,
         return_dict=False,
     )[0]  # (B, C, T, F)
@@ -194,6 +195,7 @@ def select_conditions(batch: Batch, model_config: FrozenDict) -> Batch:
             ("quality_level", "use_quality_token"),
             ("frame_quality", "use_frame_quality"),
             ("global_quality", "use_global_quality"),
+            ("music", "num_music_features"),
         )
         if not model_config[option]
     }

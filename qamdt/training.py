@@ -14,8 +14,12 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from qamdt.config import LoraConfig, OptimConfig, TrainConfig
 from qamdt.embedded import default_model_dir
 from qamdt.models.transformer_qamdt import QAMDTTransformer2DModel
+from qamdt.muon import Float32Muon
+from qamdt.precision import has_bf16_instructions
 
 
+# What `model` may add to the network of `run.init_from`; it starts without effect.
+ADDITIONS = ("num_music_features",)
 AVERAGES_FILE = "ema.safetensors"  # of adapters, whose weights have other names in the file that pipelines read
 
 
@@ -25,7 +29,11 @@ def build_model(config: TrainConfig) -> QAMDTTransformer2DModel:
         return QAMDTTransformer2DModel(**config.model)
     source, subfolder = _find_network(config.run.init_from)
     arguments = read_model_config(config)
-    model = QAMDTTransformer2DModel.from_pretrained(source, subfolder=subfolder, torch_dtype=torch.float32)
+    found = QAMDTTransformer2DModel.load_config(source, subfolder=subfolder)
+    added = {key: arguments[key] for key in ADDITIONS if arguments.get(key) and not found.get(key)}
+    model = QAMDTTransformer2DModel.from_pretrained(
+        source, subfolder=subfolder, torch_dtype=torch.float32, low_cpu_mem_usage=not added, **added
+    )
     differing = {
         key: model.config[key] for key, value in arguments.items() if _plain(model.config[key]) != _plain(value)
     }
@@ -110,7 +118,8 @@ def build_optimizers(model: nn.Module, config: OptimConfig) -> list[torch.optim.
         return [adamw(groups, lr=config.learning_rate, betas=betas)]
     if not hasattr(torch.optim, "Muon"):
         raise RuntimeError(f"`optim.optimizer=muon` needs PyTorch 2.9 or newer, this is {torch.__version__}.")
-    muon = torch.optim.Muon(
+    is_slow_in_bf16 = not hidden or (hidden[0].device.type == "cpu" and not has_bf16_instructions())
+    muon = (Float32Muon if is_slow_in_bf16 else torch.optim.Muon)(
         hidden,
         lr=config.muon_learning_rate or config.learning_rate,
         weight_decay=config.weight_decay,

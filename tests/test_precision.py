@@ -1,7 +1,7 @@
 import torch
 
 from pipelines.cli import main
-from pipelines.precision import has_bf16_instructions, preferred_dtype
+from qamdt.precision import has_bf16_instructions, preferred_dtype
 from qamdt.audio import read_audio
 
 
