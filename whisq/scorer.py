@@ -18,6 +18,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
+from whisq.embedded import SCORER_DIR
 from whisq.encoders import AudioEncoder, TextEncoder, load_audio_encoder, load_text_encoder, locate
 from whisq.modeling_whisq import WhisQModel
 from whisq.ratings import MAX_RATING, MIN_RATING
@@ -265,8 +266,6 @@ class WhisQScorer:
 def load_model(path_or_id: str | os.PathLike | None, *, revision: str | None = None) -> tuple[WhisQModel, str]:
     """Loads a WhisQ model and names it by folder or id and by the hash of its weights, which tells versions apart."""
     if path_or_id is None:
-        from whisq.embedded import SCORER_DIR
-
         path_or_id = SCORER_DIR
         if not (SCORER_DIR / "config.json").is_file():
             raise FileNotFoundError(
