@@ -18,10 +18,10 @@ from pathlib import Path
 import numpy as np
 import torch
 
+from qamdt.quality import MAX_SCORE, MIN_SCORE
 from whisq.embedded import SCORER_DIR
 from whisq.encoders import AudioEncoder, TextEncoder, load_audio_encoder, load_text_encoder, locate
 from whisq.modeling_whisq import WhisQModel
-from whisq.ratings import MAX_RATING, MIN_RATING
 from whisq.windows import BATCH_IN_S, Window, clip_duration, cut_batches, cut_windows, find_flags, make_window
 
 
@@ -328,4 +328,4 @@ def _as_samples(waveform: torch.Tensor | np.ndarray) -> np.ndarray:
 
 
 def _limit(score: float) -> float:
-    return min(max(score, MIN_RATING), MAX_RATING)
+    return min(max(score, MIN_SCORE), MAX_SCORE)
