@@ -29,11 +29,10 @@ def build_model(config: TrainConfig) -> QAMDTTransformer2DModel:
         return QAMDTTransformer2DModel(**config.model)
     source, subfolder = _find_network(config.run.init_from)
     arguments = read_model_config(config)
-    found = QAMDTTransformer2DModel.load_config(source, subfolder=subfolder)
-    added = {key: arguments[key] for key in ADDITIONS if arguments.get(key) and not found.get(key)}
-    model = QAMDTTransformer2DModel.from_pretrained(
-        source, subfolder=subfolder, torch_dtype=torch.float32, low_cpu_mem_usage=not added, **added
-    )
+    model = QAMDTTransformer2DModel.from_pretrained(source, subfolder=subfolder, torch_dtype=torch.float32)
+    added = {key: arguments[key] for key in ADDITIONS if arguments.get(key) and not model.config[key]}
+    if added:
+        model = _grow(model, added)
     differing = {
         key: model.config[key] for key, value in arguments.items() if _plain(model.config[key]) != _plain(value)
     }
@@ -44,6 +43,14 @@ def build_model(config: TrainConfig) -> QAMDTTransformer2DModel:
     if config.lora is not None:
         add_adapter(model, config.lora)
     return model
+
+
+def _grow(model: QAMDTTransformer2DModel, added: dict) -> QAMDTTransformer2DModel:
+    """Returns the network with parts that it did not have, which have no effect until they are trained."""
+    arguments = {key: value for key, value in model.config.items() if not key.startswith("_")}
+    grown = QAMDTTransformer2DModel(**{**arguments, **added})
+    grown.load_state_dict(model.state_dict(), strict=False)
+    return grown
 
 
 def read_model_config(config: TrainConfig) -> dict:
