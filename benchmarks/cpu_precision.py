@@ -18,9 +18,9 @@ import torch
 
 from benchmarks.signal_measures import bandwidth_hz, noise_floor_db
 from pipelines.pipeline_qamdt import QAMDTPipeline
-from qamdt.precision import has_bf16_instructions
 from qamdt.audio import SAMPLING_RATE, LogMel
 from qamdt.cpu_memory import keep_freed_memory
+from qamdt.precision import has_bf16_instructions
 
 
 PROMPTS = (

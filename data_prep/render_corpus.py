@@ -77,9 +77,7 @@ def render_piece(
         synthesizers: One for each soundfont.
     """
     generator = np.random.default_rng([settings.seed, index])
-    piece = compose(
-        generator, duration_in_s=settings.duration_in_s, free_tempo_share=settings.free_tempo_share
-    )
+    piece = compose(generator, duration_in_s=settings.duration_in_s, free_tempo_share=settings.free_tempo_share)
     captions = tuple(write_captions(piece, generator))
     degradation = draw_degradation(generator) if generator.random() < settings.degraded_share else None
     synthesizer = synthesizers[int(generator.integers(len(synthesizers))) if len(synthesizers) > 1 else 0]

@@ -125,7 +125,9 @@ def _check_chords(chords: object) -> None:
     if isinstance(chords, str):
         symbols = chords.replace("|", " ").split()
         if not symbols or any(not bar.split() for bar in chords.strip(" |").split("|")):
-            raise ValueError(f'`chords` must name a chord for each bar, such as "Am F C G" or "C | F G", got {chords!r}.')
+            raise ValueError(
+                f'`chords` must name a chord for each bar, such as "Am F C G" or "C | F G", got {chords!r}.'
+            )
     elif isinstance(chords, Sequence) and chords and all(_is_point(point) for point in chords):
         seconds = [second for second, _ in chords]
         if seconds[0] < 0 or any(np.diff(seconds) <= 0):
@@ -140,7 +142,12 @@ def _check_chords(chords: object) -> None:
 
 
 def _is_point(point: object) -> bool:
-    return isinstance(point, (tuple, list)) and len(point) == 2 and isinstance(point[0], Real) and isinstance(point[1], str)
+    return (
+        isinstance(point, (tuple, list))
+        and len(point) == 2
+        and isinstance(point[0], Real)
+        and isinstance(point[1], str)
+    )
 
 
 def _spell_key(name: str) -> str:

@@ -89,9 +89,7 @@ class RandomCrops:
         return nn.functional.pad(waveform, (0, max(0, num_samples - len(waveform))))[:num_samples]
 
 
-def fit(
-    loss_module: nn.Module, crops: RandomCrops, options: FitOptions, export: Callable[[nn.Module], None]
-) -> None:
+def fit(loss_module: nn.Module, crops: RandomCrops, options: FitOptions, export: Callable[[nn.Module], None]) -> None:
     """Trains the parameters of `loss_module`, resuming from `output_dir/checkpoint.pt` when it is there.
 
     Args:

@@ -82,7 +82,9 @@ def parse_chord(symbol: str) -> tuple[tuple[int, ...], int]:
         chord = Chord(symbol)
         pitches = chord.components(visible=False)
     except (ValueError, TypeError, IndexError) as error:
-        raise ValueError(f'`chords` must hold symbols such as "Am", "F#m7b5" or "C/G", got {symbol!r}: {error}.') from error
+        raise ValueError(
+            f'`chords` must hold symbols such as "Am", "F#m7b5" or "C/G", got {symbol!r}: {error}.'
+        ) from error
     bass = _pitch_class(chord.on or chord.root)
     return tuple(sorted({pitch % 12 for pitch in pitches})), bass
 

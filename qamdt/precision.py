@@ -38,7 +38,9 @@ def training_precision(setting: str) -> tuple[str, str]:
         return setting, "as set"
     if torch.accelerator.is_available():
         dtype = preferred_dtype(torch.accelerator.current_accelerator())
-        return ("bf16", "this accelerator has it") if dtype == torch.bfloat16 else ("no", "no bf16 on this accelerator")
+        return (
+            ("bf16", "this accelerator has it") if dtype == torch.bfloat16 else ("no", "no bf16 on this accelerator")
+        )
     if has_bf16_instructions():
         return "bf16", "this processor has instructions for it"
     return "no", "this processor has no bf16 instructions, so float32 is faster, inside Muon too"

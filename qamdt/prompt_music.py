@@ -83,7 +83,9 @@ _NUMBER_WORDS |= {
 }
 _IN_WORDS = rf"(?:(?:a|and|hundred|{'|'.join(_NUMBER_WORDS)})[ -]+)+"
 _UNIT = r"(?:bpm|beats?[ -](?:per|a)[ -]minute)"
-_TEMPO_IN_DIGITS = re.compile(rf"(\d+(?:\.\d+)?)[ -]*{_UNIT}\b|\b(?:bpm|tempo)(?: of|:| =)? ?(\d+(?:\.\d+)?)", re.IGNORECASE)
+_TEMPO_IN_DIGITS = re.compile(
+    rf"(\d+(?:\.\d+)?)[ -]*{_UNIT}\b|\b(?:bpm|tempo)(?: of|:| =)? ?(\d+(?:\.\d+)?)", re.IGNORECASE
+)
 _TEMPO_IN_WORDS = re.compile(rf"\b({_IN_WORDS}){_UNIT}\b", re.IGNORECASE)
 _KEY = re.compile(r"\b([A-Ga-g])(?:[ -]?(#|♯|♭|[Ss]harp|[Ff]lat)|(b))?[ -]*(major|minor|maj|min)\b", re.IGNORECASE)
 _SHORT_KEY = re.compile(r"\b(?:[Ii]n|[Kk]ey of|[Kk]ey:) ([A-G](?:#|b|♯|♭)?m?)(?![\w#])(?! (?:major|minor|flat|sharp))")
@@ -144,7 +146,9 @@ def _read_key(prompt: str) -> str | None:
         letter, accidental, flat, mode = match.groups()
         if letter == "a" and not (accidental or flat) and not _ends_phrase(prompt, match.end()):
             continue  # "in a minor key" and "a major event" name none
-        sign = {"sharp": "#", "♯": "#", "flat": "b", "♭": "b"}.get((accidental or "").lower(), accidental or flat or "")
+        sign = {"sharp": "#", "♯": "#", "flat": "b", "♭": "b"}.get(
+            (accidental or "").lower(), accidental or flat or ""
+        )
         return f"{letter.upper()}{sign.lower()} {'minor' if mode.lower().startswith('min') else 'major'}"
     if match := _SHORT_KEY.search(prompt):
         name = match.group(1).replace("♯", "#").replace("♭", "b")

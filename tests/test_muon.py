@@ -25,7 +25,7 @@ def test_updates_are_those_of_pytorch_up_to_bfloat16(adjust_lr_fn):
             optimizer.step()
     for own, other, start in zip(ours, theirs, before, strict=True):
         moved = (other - start).norm()
-        assert (own - other).norm() < 0.01 * moved
+        assert (own - other).norm() < 0.02 * moved  # bfloat16 has two to three digits
         assert moved > 0
 
 
@@ -33,7 +33,8 @@ def test_orthogonalised_matrices_have_singular_values_near_one():
     torch.manual_seed(0)
     matrices = orthogonalize(torch.randn(2, 64, 24), (3.4445, -4.7750, 2.0315), 5, 1e-7)
     values = torch.linalg.svdvals(matrices)
-    assert 0.6 < values.min() and values.max() < 1.3
+    assert 0.6 < values.min()
+    assert values.max() < 1.3
 
 
 def test_a_state_of_pytorch_is_taken_over():

@@ -78,7 +78,8 @@ def test_a_frame_knows_where_in_beat_and_bar_it_lies():
 def test_relative_keys_share_a_scale_and_differ_in_tonic_and_mode():
     major, minor = (music_curve(Music(key=key), TIMES, FRAME_IN_S)[0, KEY] for key in ("C major", "A minor"))
     np.testing.assert_array_equal(major[12:24], minor[12:24])
-    assert major[0] == 1 and minor[9] == 1
+    assert major[0] == 1
+    assert minor[9] == 1
     assert (major[24], minor[24]) == (1, 0)
     assert major[25] == minor[25] == 1
 

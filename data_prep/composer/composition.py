@@ -133,9 +133,7 @@ class Piece:
         return list(dict.fromkeys(part.instrument.name for part in self.parts))
 
 
-def compose(
-    generator: np.random.Generator, *, duration_in_s: float = 10.24, free_tempo_share: float = 0.0
-) -> Piece:
+def compose(generator: np.random.Generator, *, duration_in_s: float = 10.24, free_tempo_share: float = 0.0) -> Piece:
     """Composes one piece.
 
     Args:

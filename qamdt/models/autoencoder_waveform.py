@@ -109,9 +109,7 @@ class WaveformDecoder(nn.Module):
         super().__init__()
         self.embed = nn.Conv1d(latent_channels, dims[0], kernel_size=7, padding=3)
         self.embed_norm = nn.LayerNorm(dims[0], eps=1e-6)
-        self.stages = nn.ModuleList(
-            ConvNeXtStage(dim, layers) for dim, layers in zip(dims, num_layers, strict=True)
-        )
+        self.stages = nn.ModuleList(ConvNeXtStage(dim, layers) for dim, layers in zip(dims, num_layers, strict=True))
         self.expands = nn.ModuleList(
             nn.Linear(dim, factor * next_dim) for dim, next_dim, factor in zip(dims, dims[1:], factors, strict=False)
         )
@@ -209,9 +207,7 @@ class AutoencoderWaveform(ModelMixin, ConfigMixin):
         shortest = max(self.config.encoder_windows) // self.samples_per_latent_frame + 1
         num_frames = max(-(-waveforms.shape[1] // self.samples_per_latent_frame), shortest)
         missing = num_frames * self.samples_per_latent_frame - waveforms.shape[1]
-        moments = self.encoder(
-            nn.functional.pad(waveforms, (0, missing)), self.config.mel_mean, self.config.mel_std
-        )
+        moments = self.encoder(nn.functional.pad(waveforms, (0, missing)), self.config.mel_mean, self.config.mel_std)
         return AutoencoderKLOutput(latent_dist=DiagonalGaussianDistribution(moments.unsqueeze(-1)))
 
     def decode(self, latents: torch.Tensor) -> DecoderOutput:
