@@ -9,9 +9,10 @@ import torch
 from accelerate.state import AcceleratorState
 
 import train_qamdt
-from qamdt.config import TrainConfig, build
+from qamdt.config import TrainConfig
 from qamdt.manifest import Record
 from qamdt.run_control import StopSignal
+from qamdt.settings import build
 from qamdt.shards import INDEX_NAME, write_json, write_latent_shard, write_text_shard
 
 
