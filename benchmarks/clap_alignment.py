@@ -17,8 +17,8 @@ import numpy as np
 import torch
 from tqdm import tqdm
 
+from qamdt.audio import read_audio
 from qamdt.manifest import read_manifest
-from whisq.audio import read_audio
 from whisq.embedded import load_clap
 from whisq.modeling_clap import MiniClap
 

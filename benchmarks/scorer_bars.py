@@ -21,8 +21,8 @@ import numpy as np
 from scipy import stats
 from tqdm import tqdm
 
+from qamdt.audio import SAMPLING_RATE, read_audio
 from qamdt.manifest import Record, read_manifest
-from whisq.audio import SAMPLING_RATE, read_audio
 from whisq.scorer import ClipScore, WhisQScorer
 
 

@@ -60,9 +60,7 @@ def label_manifest(
     if out.resolve().parent != manifest.resolve().parent:
         raise ValueError(f"`out` must lie beside the manifest {str(manifest)!r}, got {str(out)!r}.")
     stats = stats or measure_scores(scores)
-    quality_stats = QualityStats.from_dict(
-        stats.quality_stats(method=method, thresholds=thresholds, per_source=per_source)
-    )
+    quality_stats = stats.quality_stats(method=method, thresholds=thresholds, per_source=per_source)
     index = ScoreIndex(scores)
     unlabelled: list[dict[str, str]] = []
 

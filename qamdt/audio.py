@@ -56,7 +56,8 @@ def read_audio(
             samples = file.read(count, dtype="float32", always_2d=True).mean(axis=1)
     except soundfile.LibsndfileError as error:
         raise ValueError(
-            f"`path` must be a readable wav, flac, ogg, mp3 or opus file, got {str(path)!r}: {error}"
+            f"`path` must be a readable wav, flac, ogg, mp3 or opus file, got {str(path)!r}: {error}. "
+            "Convert it, for example with ffmpeg."
         ) from error
     if source_rate != sampling_rate:
         samples = soxr.resample(samples, source_rate, sampling_rate)

@@ -91,7 +91,7 @@ def test_a_part_of_a_file_equals_that_part_of_the_whole(tmp_path):
 def test_unreadable_audio_is_named(tmp_path):
     path = tmp_path / "a.wav"
     path.write_bytes(b"no sound here")
-    with pytest.raises(ValueError, match=r"`path` must be a readable wav.*a\.wav"):
+    with pytest.raises(ValueError, match=r"`path` must be a readable wav.*a\.wav.*Convert it"):
         read_audio(path)
     with pytest.raises(FileNotFoundError, match="does not exist"):
         read_audio(tmp_path / "b.wav")

@@ -78,7 +78,9 @@ def test_a_resumed_run_may_change_what_is_free_and_nothing_else():
         "Resuming with other settings: `folder` was 'a' and is now 'b', `part.rate` was 0.1 and is now 0.2."
     )
     other = dataclasses.replace(faster, part=Part(rate=0.2, precision="bf16", limit=3))
-    words = "`part.precision` was 'no' and is now 'bf16', `part.limit` was null and is now 3; .* settings of config.yaml"
+    words = (
+        "`part.precision` was 'no' and is now 'bf16', `part.limit` was null and is now 3; .* settings of config.yaml"
+    )
     with pytest.raises(ValueError, match=f"cannot be resumed with other settings: {words}"):
         check_resumption(started, other, free=free, source="config.yaml")
     assert "`part.limit`" in check_resumption(started, other, free={"part", "folder"}, source="config.yaml")

@@ -7,7 +7,7 @@ import pytest
 
 from qamdt.quality import QualityStats
 from whisq.cli import main
-from whisq.finalize import assign_levels, finalize, soft_levels
+from whisq.finalize import finalize, soft_levels
 from whisq.score_stats import ScoreStats, Thresholds, measure_scores
 
 
@@ -50,12 +50,11 @@ def mostly_perfect(count=400):
 @pytest.mark.parametrize("scores", [bell(), mostly_perfect(), np.linspace(1.5, 4.5, 7).round(4)])
 def test_thresholds_are_those_that_qamdt_derives(tmp_path, scores):
     stats = measure_scores([write_scores(tmp_path / "scores.jsonl", scores)])
+    stats.save(tmp_path / "stats.json")
     for method in (None, "sigma", "quantile"):
-        expected = QualityStats.from_scores(scores, "tiny@1", method=method).to_dict()
-        found = stats.quality_stats(method=method)
-        assert found.keys() == expected.keys()
-        for key, value in expected.items():
-            assert found[key] == (value if isinstance(value, str) else pytest.approx(value, abs=1e-12)), key
+        expected = QualityStats.from_scores(scores, "tiny@1", method=method)
+        for found in (stats, ScoreStats.load(tmp_path / "stats.json")):
+            assert found.quality_stats(method=method) == expected
 
 
 def test_levels_and_prefixes_are_those_of_qamdt(tmp_path):
@@ -166,15 +165,17 @@ def test_too_few_scores_give_no_levels(tmp_path):
     with pytest.raises(ValueError, match="at least 5 distinct scores"):
         stats.quality_stats()
     given = stats.quality_stats(thresholds=Thresholds(edges=(2, 3, 4, 4.5), prefix_edges=(2, 4)))
-    assert given["method"] == "absolute"
+    assert given.method == "absolute"
     with pytest.raises(ValueError, match="`edges` must be 4 increasing scores"):
-        Thresholds(edges=(2, 3, 3, 4), prefix_edges=(2, 4))
+        stats.quality_stats(thresholds=Thresholds(edges=(2, 3, 3, 4), prefix_edges=(2, 4)))
 
 
-def test_an_edge_belongs_to_the_level_above_it():
-    edges = (2.0, 2.5, 3.5, 4.0)
-    assert assign_levels(np.array([1.9, 2.0, 2.4, 2.5, 3.5, 4.0]), edges).tolist() == [1, 2, 2, 3, 4, 5]
-    assert soft_levels(np.array([2.25, 5.0]), edges).tolist() == [[0, 1, 0, 0, 0], [0, 0, 0, 0, 1]]
+def test_a_clip_is_shared_out_to_the_levels_it_lies_between():
+    assert soft_levels(np.array([2.0, 5.0, 3.25])).tolist() == [
+        [0, 1, 0, 0, 0],
+        [0, 0, 0, 0, 1],
+        [0, 0, 0.75, 0.25, 0],
+    ]
 
 
 def test_filtering_keeps_manifest_lines_as_they_are(tmp_path, capsys):

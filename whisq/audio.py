@@ -1,60 +1,21 @@
-"""Sound files as 16 kHz mono waveforms, and the log-mel spectrogram that the small audio tower sees.
+"""What the encoders hear: waveforms at 16 kHz, levelled, and the log-mel spectrogram that the small audio tower sees.
 
 Shapes: waveforms are `(samples,)` or `(batch, samples)`, log-mel spectrograms `(batch, frames, mel_bins)`.
 """
 
 from __future__ import annotations
 
-import os
-from pathlib import Path
-
 import numpy as np
-import soundfile
 import soxr
 import torch
 from torch import nn
 from transformers.audio_utils import mel_filter_bank
 
+from qamdt.audio import SAMPLING_RATE
 
-SAMPLING_RATE = 16_000
+
 PEAK = 0.5
 SILENT_PEAK = 10 ** (-70 / 20)  # -70 dB of full scale
-
-
-def read_audio(
-    path: str | os.PathLike, *, start_in_s: float = 0.0, duration_in_s: float | None = None
-) -> torch.Tensor:
-    """Reads a wav, flac, ogg, mp3 or opus file as mono float32 samples `(samples,)` at 16 kHz.
-
-    Args:
-        path: The sound file; channels are averaged.
-        start_in_s: Where to begin, in seconds.
-        duration_in_s: How much to read, in seconds; the rest of the file when `None`.
-
-    Raises:
-        FileNotFoundError: There is no such file.
-        ValueError: The file cannot be decoded, or it ends before `start_in_s`.
-    """
-    path = Path(path)
-    if not path.is_file():
-        raise FileNotFoundError(f"`path` must be an audio file, got {str(path)!r}, which does not exist.")
-    try:
-        with soundfile.SoundFile(path) as file:
-            length_in_s = file.frames / file.samplerate
-            if not 0 <= start_in_s < max(length_in_s, 1e-9):
-                raise ValueError(
-                    f"`start_in_s` must lie inside {str(path)!r} ({length_in_s:.2f} s long), got {start_in_s}."
-                )
-            file.seek(round(start_in_s * file.samplerate))
-            count = -1 if duration_in_s is None else round(duration_in_s * file.samplerate)
-            samples = file.read(count, dtype="float32", always_2d=True).mean(axis=1)
-            source_rate = file.samplerate
-    except soundfile.LibsndfileError as error:
-        raise ValueError(
-            f"`path` must be a readable wav, flac, ogg, mp3 or opus file, got {str(path)!r}: {error}. "
-            "Convert it, for example with ffmpeg."
-        ) from error
-    return resample(torch.from_numpy(samples), source_rate)
 
 
 def resample(waveform: torch.Tensor, sampling_rate: int) -> torch.Tensor:

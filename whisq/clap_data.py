@@ -21,8 +21,9 @@ import torch
 from safetensors.torch import load_file, save_file
 from tqdm import tqdm
 
-from whisq.audio import LogMel, read_audio
-from whisq.embedded import sentence_embeddings
+from qamdt.audio import read_audio
+from whisq.audio import LogMel
+from whisq.sentence_encoder import sentence_embeddings
 
 
 FRAMES_PER_TOKEN = 8

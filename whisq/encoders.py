@@ -27,8 +27,13 @@ from transformers import AutoModel, AutoTokenizer, PreTrainedModel, PreTrainedTo
 from transformers.masking_utils import create_bidirectional_mask
 from transformers.models.whisper.modeling_whisper import WhisperEncoder
 
+from qamdt.audio import SAMPLING_RATE
+from whisq.embedded import load_audio_tower
+from whisq.modeling_audio_tower import AudioTower
+from whisq.modeling_clap import MiniClap
+from whisq.sentence_encoder import load_sentence_encoder
 
-SAMPLING_RATE = 16_000
+
 EMBEDDED = "embedded"
 EMBEDDED_TEXT_ENCODER = "all-MiniLM-L6-v2"
 PADDED_SUFFIX = "+30s"
@@ -261,8 +266,6 @@ def load_audio_encoder(name_or_path: str | os.PathLike, *, revision: str | None 
     name, revision = split_name(name_or_path, revision)
     name, pads_to_limit = name.removesuffix(PADDED_SUFFIX), name.endswith(PADDED_SUFFIX)
     if name == EMBEDDED and not pads_to_limit:
-        from whisq.embedded import load_audio_tower
-
         tower = load_audio_tower()
         tower.name = f"{EMBEDDED}@{tower.config.name}"
         check_revision(tower.name, revision)
@@ -279,14 +282,10 @@ def load_audio_encoder(name_or_path: str | os.PathLike, *, revision: str | None 
     if "w2v2_config" in config:
         return freeze(load_muq(folder_or_id, commit, full_name))
     if config.get("_class_name") == "MiniClap":
-        from whisq.modeling_clap import MiniClap
-
         tower = MiniClap.from_pretrained(folder_or_id, revision=commit, use_safetensors=True).audio_tower
         tower.name = full_name
         return freeze(tower)
     if config.get("_class_name") == "AudioTower":
-        from whisq.modeling_audio_tower import AudioTower
-
         tower = AudioTower.from_pretrained(folder_or_id, revision=commit, use_safetensors=True)
         tower.name = full_name
         return freeze(tower)
@@ -306,11 +305,9 @@ def load_text_encoder(name_or_path: str | os.PathLike, *, revision: str | None =
     """
     name, revision = split_name(name_or_path, revision)
     if name == EMBEDDED:
-        from whisq.embedded import load_text_encoder_modules
-
         full_name = f"{EMBEDDED}@{EMBEDDED_TEXT_ENCODER}"
         check_revision(full_name, revision)
-        return freeze(TextEncoder(*load_text_encoder_modules(), full_name))
+        return freeze(TextEncoder(*load_sentence_encoder(), full_name))
 
     folder_or_id, commit, full_name = locate(name, revision)
     tokenizer = AutoTokenizer.from_pretrained(folder_or_id, revision=commit)

@@ -26,7 +26,8 @@ from torch import nn
 from torch.nn.utils.rnn import pad_sequence
 from tqdm import tqdm
 
-from whisq.audio import level, read_audio
+from qamdt.audio import read_audio
+from whisq.audio import level
 from whisq.encoders import AudioEncoder, TextEncoder
 from whisq.ratings import Fault, RatedClip
 

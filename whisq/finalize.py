@@ -19,9 +19,9 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from tqdm import tqdm
 
-from whisq.ratings import MAX_RATING, MIN_RATING
+from qamdt.quality import NUM_LEVELS, QualityStats
 from whisq.score_files import read_rows, read_settings
-from whisq.score_stats import NUM_LEVELS, ScoreStats, Thresholds
+from whisq.score_stats import ScoreStats, Thresholds
 
 
 if TYPE_CHECKING:
@@ -55,15 +55,12 @@ def finalize(
     pyarrow, parquet = _import_pyarrow()
     out = Path(out)
     quality_stats = stats.quality_stats(method=method, thresholds=thresholds, per_source=per_source)
-    source_levels = {
-        source: int(assign_levels(np.array([distribution.mean]), quality_stats["edges"])[0])
-        for source, distribution in stats.sources.items()
-    }
+    source_levels = {source: quality_stats.level(distribution.mean) for source, distribution in stats.sources.items()}
     schema = make_schema(pyarrow).with_metadata(
         {
-            "quality_stats": json.dumps(quality_stats),
+            "quality_stats": json.dumps(quality_stats.to_dict()),
             "stats_id": stats.stats_id,
-            "scorer": quality_stats["scorer"],
+            "scorer": quality_stats.scorer,
             "scored_with": json.dumps({Path(path).name: read_settings(Path(path)) for path in scores}),
         }
     )
@@ -78,7 +75,7 @@ def finalize(
     finally:
         temporary.unlink(missing_ok=True)
     quality_path = quality_stats_path(out)
-    quality_path.write_text(json.dumps(quality_stats, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+    quality_stats.save(quality_path)
     return quality_path
 
 
@@ -90,7 +87,7 @@ def quality_stats_path(out: Path) -> Path:
 def label_rows(
     rows: Sequence[dict[str, Any]],
     stats: ScoreStats,
-    quality_stats: dict[str, Any],
+    quality_stats: QualityStats,
     source_levels: dict[str, int],
     *,
     per_source: bool,
@@ -105,7 +102,6 @@ def label_rows(
         per_source: Whether scores are standardized by their source.
     """
     distribution = stats.overall_quality_per_source if per_source else stats.overall_quality
-    edges = quality_stats["edges"]
     labels = [row | {"stats_id": stats.stats_id, "level": 0, "prefix": "", "source_level": 0} for row in rows]
     scored = [label for label in labels if label["status"] == "ok"]
     if not scored:
@@ -113,16 +109,16 @@ def label_rows(
     judged = [judged_scores(row, stats, per_source=per_source) for row in scored]
     scores = np.array([score for score, _ in judged])
     curves = [curve for _, curve in judged]
-    frame_levels = np.split(assign_levels(np.concatenate(curves), edges), np.cumsum(list(map(len, curves)))[:-1])
+    frame_levels = np.split(quality_stats.level(np.concatenate(curves)), np.cumsum(list(map(len, curves)))[:-1])
     columns = {
         "quality_score": scores.tolist(),
         "quality_frames": curves,
         "z": ((scores - distribution.mean) / (distribution.std or 1.0)).tolist(),
         "percentile": distribution.percentile(scores).tolist(),
-        "level": assign_levels(scores, edges).tolist(),
-        "level_soft": soft_levels(scores, edges).tolist(),
+        "level": quality_stats.level(scores).tolist(),
+        "level_soft": soft_levels(quality_stats.fractional_level(scores)).tolist(),
         "frame_level": frame_levels,
-        "prefix": [f"{quality_word(score, quality_stats['prefix_edges'])} quality" for score in scores],
+        "prefix": [quality_stats.prefix(score).removesuffix(", ") for score in scores],
         "source_level": [source_levels.get(row.get("source", ""), 0) for row in scored],
         "overall_quality_min": [min(row["frame_overall_quality"]) for row in scored],
         "overall_quality_p10": [float(np.percentile(row["frame_overall_quality"], 10)) for row in scored],
@@ -143,25 +139,9 @@ def judged_scores(row: dict[str, Any], stats: ScoreStats, *, per_source: bool) -
     return score, curve
 
 
-def assign_levels(scores: np.ndarray, edges: Sequence[float]) -> np.ndarray:
-    """Levels 1 to 5 of scores `(n,)`: an edge belongs to the level above it."""
-    return 1 + np.searchsorted(edges, scores, side="right")
-
-
-def soft_levels(scores: np.ndarray, edges: Sequence[float]) -> np.ndarray:
-    """Shares scores `(n,)` out to the levels whose centres they lie between; the shares `(n, 5)` add up to one."""
-    first, second, third, fourth = edges
-    lowest = min(first, max(2 * first - second, MIN_RATING))
-    highest = max(fourth, min(2 * fourth - third, MAX_RATING))
-    bounds = np.array([lowest, *edges, highest])
-    places = np.interp(scores, (bounds[:-1] + bounds[1:]) / 2, np.arange(NUM_LEVELS))
-    return np.maximum(0.0, 1.0 - np.abs(np.arange(NUM_LEVELS) - places[:, None]))
-
-
-def quality_word(score: float, prefix_edges: Sequence[float]) -> str:
-    """Says low, medium or high; both edges belong to the words further out."""
-    low_edge, high_edge = prefix_edges
-    return "low" if score <= low_edge else "high" if score >= high_edge else "medium"
+def soft_levels(fractional_levels: np.ndarray) -> np.ndarray:
+    """Shares clips out to the levels that their `fractional_levels` `(n,)` lie between; the shares `(n, 5)` add up to 1."""
+    return np.maximum(0.0, 1.0 - np.abs(np.arange(1, NUM_LEVELS + 1) - fractional_levels[:, None]))
 
 
 def make_schema(pyarrow: Any) -> pyarrow.Schema:

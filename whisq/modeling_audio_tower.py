@@ -14,7 +14,8 @@ from diffusers import ConfigMixin, ModelMixin
 from diffusers.configuration_utils import register_to_config
 from torch import nn
 
-from whisq.audio import SAMPLING_RATE, LogMel
+from qamdt.audio import SAMPLING_RATE
+from whisq.audio import LogMel
 
 
 class MaskedStage(nn.Module):

@@ -14,6 +14,7 @@ from diffusers.configuration_utils import register_to_config
 from torch import nn
 
 from whisq.modeling_audio_tower import AudioTower
+from whisq.sentence_encoder import sentence_embeddings
 
 
 class MiniClap(ModelMixin, ConfigMixin):
@@ -85,8 +86,6 @@ class MiniClap(ModelMixin, ConfigMixin):
     @torch.no_grad()
     def embed_text(self, texts: list[str]) -> torch.Tensor:
         """Embeds texts as unit vectors `(len(texts), E)`, by the sentence encoder that the package installs."""
-        from whisq.embedded import sentence_embeddings
-
         return self.project_text(sentence_embeddings(texts).to(self.logit_scale))
 
     @torch.no_grad()

@@ -17,7 +17,8 @@ import re
 from collections.abc import Iterator
 from pathlib import Path, PurePosixPath
 
-from whisq.ratings import MAX_RATING, MIN_RATING, SPLITS, Fault, RatedClip, RatedMusic
+from qamdt.quality import MAX_SCORE, MIN_SCORE
+from whisq.ratings import SPLITS, Fault, RatedClip, RatedMusic
 
 
 # These systems could not be run by the organisers. Their clips come from demo pages, so their prompt numbers mean
@@ -228,6 +229,6 @@ def _parse_rating(text: str) -> float:
         rating = float(text)
     except ValueError as error:
         raise ValueError(f"a rating must be a number, got {text!r}.") from error
-    if not MIN_RATING <= rating <= MAX_RATING:
+    if not MIN_SCORE <= rating <= MAX_SCORE:
         raise ValueError(f"a rating must lie between 1 and 5, got {text!r}.")
     return rating

@@ -17,8 +17,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
+from qamdt.quality import MAX_SCORE, MIN_SCORE
 from whisq.config import DataConfig
-from whisq.ratings import MAX_RATING, MIN_RATING, Fault, RatedClip, RatedMusic
+from whisq.ratings import Fault, RatedClip, RatedMusic
 
 
 NUM_CANDIDATES = 16
@@ -75,11 +76,11 @@ class PromptPlan:
         if not own.captions or not (foreign or is_matched):
             return clip
         if is_matched:
-            return replace(clip, prompt=generator.choice(own.captions), text_alignment=MAX_RATING)
+            return replace(clip, prompt=generator.choice(own.captions), text_alignment=MAX_SCORE)
         other = max(foreign, key=lambda content: overlap(own, content)) if is_alike else foreign[0]
         prompt = generator.choice(other.captions)
         share = 1.0 if prompt in own.captions else overlap(own, other)
-        return replace(clip, prompt=prompt, text_alignment=MIN_RATING + (MAX_RATING - MIN_RATING) * share)
+        return replace(clip, prompt=prompt, text_alignment=MIN_SCORE + (MAX_SCORE - MIN_SCORE) * share)
 
 
 def overlap(first: Content, second: Content) -> float:
@@ -138,7 +139,7 @@ def _parse_record(values: dict, root: Path, config: DataConfig) -> tuple[RatedCl
     score, frames = values.get("quality_score"), values.get("quality_frames")
     if score is None:
         raise ValueError(f"clip {clip_id!r} has no `quality_score`; score the manifest first.")
-    if not all(MIN_RATING <= float(rating) <= MAX_RATING for rating in (score, *(frames or ()))):
+    if not all(MIN_SCORE <= float(rating) <= MAX_SCORE for rating in (score, *(frames or ()))):
         raise ValueError(f"the quality of clip {clip_id!r} must lie between 1 and 5, got {score} and {frames}.")
     path = root / values["path"]
     if not path.resolve().is_relative_to(root):

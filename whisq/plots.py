@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from whisq.ratings import MAX_RATING, MIN_RATING
+from qamdt.quality import MAX_SCORE, MIN_SCORE
 
 
 if TYPE_CHECKING:
@@ -27,7 +27,7 @@ def plot_scatter(path: Path, pairs: dict[str, tuple[Sequence[float], Sequence[fl
     figure = _new_figure(len(pairs))
     panels = figure.subplots(1, len(pairs), squeeze=False)[0]
     for axes, (title, (ratings, predictions)) in zip(panels, pairs.items(), strict=True):
-        axes.plot([MIN_RATING, MAX_RATING], [MIN_RATING, MAX_RATING], color="0.7", linewidth=1)
+        axes.plot([MIN_SCORE, MAX_SCORE], [MIN_SCORE, MAX_SCORE], color="0.7", linewidth=1)
         axes.scatter(ratings, predictions, s=10, alpha=0.4, edgecolors="none")
         _label(axes, title, "mean rating", "prediction")
     figure.savefig(path, dpi=120)
@@ -44,7 +44,7 @@ def plot_calibration(path: Path, pairs: dict[str, tuple[Sequence[float], Sequenc
     panels = figure.subplots(1, len(pairs), squeeze=False)[0]
     for axes, (title, (ratings, predictions)) in zip(panels, pairs.items(), strict=True):
         centers, means, errors = calibration_curve(ratings, predictions)
-        axes.plot([MIN_RATING, MAX_RATING], [MIN_RATING, MAX_RATING], color="0.7", linewidth=1)
+        axes.plot([MIN_SCORE, MAX_SCORE], [MIN_SCORE, MAX_SCORE], color="0.7", linewidth=1)
         axes.errorbar(centers, means, yerr=errors, marker="o", markersize=4, capsize=2)
         _label(axes, title, "prediction", "mean rating")
     figure.savefig(path, dpi=120)

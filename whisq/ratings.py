@@ -9,7 +9,6 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 
-MIN_RATING, MAX_RATING = 1.0, 5.0
 SPLITS = ("train", "dev", "test")
 
 

@@ -3,7 +3,7 @@
 One pass reads the rows and keeps their scores, eight bytes each. The result is a small JSON file: with it, more music
 of the same kind is labelled later without moving what a level means.
 
-Thresholds are derived in two ways. `sigma` puts them one and two standard deviations around the mean; `quantile` gives
+Thresholds are derived by `qamdt.quality.QualityStats`, in two ways. `sigma` puts them one and two standard deviations around the mean; `quantile` gives
 each of the five levels a fifth of the clips. Scores can be taken as they are, or `per_source`: each collection's scores
 are moved and stretched to the mean and deviation of all, so that a level compares clips within their collection.
 """
@@ -22,17 +22,14 @@ from typing import Any
 import numpy as np
 from tqdm import tqdm
 
-from whisq.ratings import MAX_RATING, MIN_RATING
+from qamdt.quality import MAX_SCORE, MIN_SCORE, NUM_LEVELS, QualityStats
 from whisq.score_files import read_rows
 
 
-NUM_LEVELS = 5
 NUM_BINS = 64
 METHODS = ("sigma", "quantile")
 PER_SOURCE_SUFFIX = ", per source"
 
-# A distribution too far from a bell leaves some sigma-rule level with less than this share of the clips.
-_MIN_SHARE_PER_LEVEL = 0.005
 _MIN_CLIPS_PER_SOURCE = 5
 
 
@@ -42,13 +39,6 @@ class Thresholds:
 
     edges: tuple[float, ...]
     prefix_edges: tuple[float, ...]
-
-    def __post_init__(self):
-        for name, count in (("edges", NUM_LEVELS - 1), ("prefix_edges", 2)):
-            values = tuple(map(float, getattr(self, name)))
-            object.__setattr__(self, name, values)
-            if len(values) != count or any(a >= b for a, b in zip(values, values[1:], strict=False)):
-                raise ValueError(f"`{name}` must be {count} increasing scores, got {list(values)}.")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -81,7 +71,10 @@ class Distribution:
     def from_dict(cls, values: dict[str, Any]) -> Distribution:
         """Builds a distribution from one that `dataclasses.asdict` took apart."""
         lists = {name: tuple(values[name]) for name in ("percentiles", "histogram")}
-        thresholds = {name: Thresholds(**edges) for name, edges in values["thresholds"].items()}
+        thresholds = {
+            name: Thresholds(edges=tuple(edges["edges"]), prefix_edges=tuple(edges["prefix_edges"]))
+            for name, edges in values["thresholds"].items()
+        }
         return cls(**values | lists | {"thresholds": thresholds})
 
     def percentile(self, scores: np.ndarray) -> np.ndarray:
@@ -144,8 +137,8 @@ class ScoreStats:
 
     def quality_stats(
         self, *, method: str | None = None, thresholds: Thresholds | None = None, per_source: bool = False
-    ) -> dict[str, Any]:
-        """Returns what `qamdt.quality.QualityStats` is built from.
+    ) -> QualityStats:
+        """Returns what turns scores into levels and words.
 
         Args:
             method: "sigma" or "quantile"; the one that suits the distribution when `None`.
@@ -162,15 +155,15 @@ class ScoreStats:
                 f"thresholds can be derived from at least {NUM_LEVELS} distinct scores, and the "
                 f"{distribution.num_clips} clips have fewer. Score more clips, or give thresholds."
             )
-        return {
-            "mean": distribution.mean,
-            "std": distribution.std,
-            "edges": list(thresholds.edges),
-            "prefix_edges": list(thresholds.prefix_edges),
-            "scorer": self.scorer + PER_SOURCE_SUFFIX * per_source,
-            "num_clips": distribution.num_clips,
-            "method": method,
-        }
+        return QualityStats(
+            mean=distribution.mean,
+            std=distribution.std,
+            edges=thresholds.edges,
+            prefix_edges=thresholds.prefix_edges,
+            scorer=self.scorer + PER_SOURCE_SUFFIX * per_source,
+            num_clips=distribution.num_clips,
+            method=method,
+        )
 
 
 def measure_scores(paths: Iterable[str | Path], *, method: str | None = None) -> ScoreStats:
@@ -218,29 +211,8 @@ def measure_scores(paths: Iterable[str | Path], *, method: str | None = None) ->
     return ScoreStats(stats_id=hashlib.sha256(content.encode()).hexdigest()[:12], **facts)
 
 
-def derive_thresholds(scores: np.ndarray, method: str) -> Thresholds | None:
-    """Derives thresholds from scores, or returns `None` when these have too few distinct values.
-
-    These are the rules of `qamdt.quality.QualityStats.from_scores`; a test keeps the two alike.
-    """
-    distinct = np.unique(scores)
-    if len(distinct) < NUM_LEVELS:
-        return None
-    if method == "sigma":
-        mean, std = scores.mean(), scores.std()
-        return Thresholds(
-            edges=mean + std * np.array([-2.0, -1.0, 1.0, 2.0]), prefix_edges=mean + std * np.array([-1.25, 1.25])
-        )
-    shares = [0.2, 1 / 3, 0.4, 0.6, 2 / 3, 0.8]
-    quantiles = np.quantile(scores, shares)
-    if not (np.diff(quantiles) > 0).all():  # ties, as when most clips are perfect
-        quantiles = np.quantile(distinct, shares)
-    first, low, second, third, high, fourth = quantiles
-    return Thresholds(edges=(first, second, third, fourth), prefix_edges=(low, high))
-
-
 def _describe(scores: np.ndarray) -> Distribution:
-    histogram, _ = np.histogram(scores, NUM_BINS, range=(MIN_RATING, MAX_RATING))
+    histogram, _ = np.histogram(scores, NUM_BINS, range=(MIN_SCORE, MAX_SCORE))
     return Distribution(
         **_moments(scores),
         percentiles=tuple(np.percentile(scores, np.arange(1, 100)).tolist()),
@@ -249,11 +221,12 @@ def _describe(scores: np.ndarray) -> Distribution:
 
 
 def _add_thresholds(distribution: Distribution, scores: np.ndarray, method: str | None) -> Distribution:
-    thresholds = {name: derived for name in METHODS if (derived := derive_thresholds(scores, name)) is not None}
-    if method is None and thresholds:
-        shares = np.histogram(scores, [-np.inf, *thresholds["sigma"].edges, np.inf])[0] / len(scores)
-        method = "sigma" if shares.min() >= _MIN_SHARE_PER_LEVEL else "quantile"
-    return replace(distribution, thresholds=thresholds, method=method)
+    """Adds the thresholds of every method, and which of them suits unless `method` says so; none for too few scores."""
+    if len(np.unique(scores)) < NUM_LEVELS:
+        return replace(distribution, method=method)
+    suited, *derived = (QualityStats.from_scores(scores, "", method=name) for name in (method, *METHODS))
+    thresholds = {s.method: Thresholds(edges=s.edges, prefix_edges=s.prefix_edges) for s in derived}
+    return replace(distribution, thresholds=thresholds, method=suited.method)
 
 
 def _moments(scores: np.ndarray) -> dict[str, float]:
@@ -270,7 +243,7 @@ def _stretch(scores: np.ndarray, source: Distribution, overall: Distribution) ->
     """Moves scores of a source to the mean and deviation of all; too few or equal ones stay as they are."""
     if source.num_clips < _MIN_CLIPS_PER_SOURCE or source.std == 0:
         return scores
-    return np.clip(overall.mean + (scores - source.mean) * (overall.std / source.std), MIN_RATING, MAX_RATING)
+    return np.clip(overall.mean + (scores - source.mean) * (overall.std / source.std), MIN_SCORE, MAX_SCORE)
 
 
 def _plain(value: Any) -> Any:

@@ -18,9 +18,10 @@ from pathlib import Path
 import numpy as np
 import torch
 
+from qamdt.quality import MAX_SCORE, MIN_SCORE
+from whisq.embedded import SCORER_DIR
 from whisq.encoders import AudioEncoder, TextEncoder, load_audio_encoder, load_text_encoder, locate
 from whisq.modeling_whisq import WhisQModel
-from whisq.ratings import MAX_RATING, MIN_RATING
 from whisq.windows import BATCH_IN_S, Window, clip_duration, cut_batches, cut_windows, find_flags, make_window
 
 
@@ -265,8 +266,6 @@ class WhisQScorer:
 def load_model(path_or_id: str | os.PathLike | None, *, revision: str | None = None) -> tuple[WhisQModel, str]:
     """Loads a WhisQ model and names it by folder or id and by the hash of its weights, which tells versions apart."""
     if path_or_id is None:
-        from whisq.embedded import SCORER_DIR
-
         path_or_id = SCORER_DIR
         if not (SCORER_DIR / "config.json").is_file():
             raise FileNotFoundError(
@@ -329,4 +328,4 @@ def _as_samples(waveform: torch.Tensor | np.ndarray) -> np.ndarray:
 
 
 def _limit(score: float) -> float:
-    return min(max(score, MIN_RATING), MAX_RATING)
+    return min(max(score, MIN_SCORE), MAX_SCORE)

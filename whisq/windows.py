@@ -15,7 +15,8 @@ import soundfile
 import torch
 from torch.utils.data import Dataset
 
-from whisq.audio import SAMPLING_RATE, SILENT_PEAK, level, resample
+from qamdt.audio import SAMPLING_RATE
+from whisq.audio import SILENT_PEAK, level, resample
 from whisq.clips import Clip
 
 
