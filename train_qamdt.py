@@ -52,7 +52,7 @@ from qamdt.dataset import LatentDataset, collate
 from qamdt.ema_snapshots import SNAPSHOT_FOLDER, SnapshotAverages, cut_snapshots
 from qamdt.files import cut_log, replace_folder, write_text
 from qamdt.launch import make_accelerator, prepare
-from qamdt.loss import NoiseSchedule, diffusion_loss, draw, make_scheduler, passes_of_step, select_conditions
+from qamdt.loss import NoiseSchedule, diffusion_loss, draw, make_scheduler, passes_of_step
 from qamdt.models.transformer_qamdt import QAMDTTransformer2DModel
 from qamdt.run_control import Clock, StopSignal, agree, peak_memory_in_gib, run_progress
 from qamdt.run_estimate import describe_run
@@ -167,7 +167,7 @@ def train(config: TrainConfig, stop: StopSignal) -> dict:
         passes = passes_of_step(config.loss, state["step"])
         share = 1 / (len(passes) * run.gradient_accumulation_steps)
         for micro_step in range(run.gradient_accumulation_steps):
-            batch = select_conditions(next(batches).to(accelerator.device), model.config)
+            batch = next(batches).to(accelerator.device)
             state["taken"] = sampler.advance(state["taken"])
             num_patches = math.prod(model.patch_embed.grid_size(batch.latents.shape[2:]))
             draws = draw(batch, num_patches, config.loss, mask_seed=run.seed + state["step"])
@@ -177,7 +177,15 @@ def train(config: TrainConfig, stop: StopSignal) -> dict:
                     attention_kernel(accelerator.device, run.mixed_precision),
                     sync_gradients(accelerator, transformer, is_last),
                 ):
-                    loss = diffusion_loss(transformer, batch, draws, schedule, config.loss, is_masked=is_masked)
+                    loss = diffusion_loss(
+                        transformer,
+                        batch,
+                        draws,
+                        schedule,
+                        config.loss,
+                        model_config=model.config,
+                        is_masked=is_masked,
+                    )
                     accelerator.backward(loss * share)
                 losses.append(loss.detach())
 

@@ -26,10 +26,11 @@ import torch
 from scipy.stats import binomtest
 from tqdm import tqdm
 
+from qamdt.conditions import Conditions
 from qamdt.config import DataConfig, LossConfig
 from qamdt.dataset import Batch, LatentDataset, collate
 from qamdt.embedded import default_model
-from qamdt.loss import NoiseSchedule, draw, select_conditions
+from qamdt.loss import NoiseSchedule, draw
 from qamdt.models.transformer_qamdt import QAMDTTransformer2DModel
 
 
@@ -64,28 +65,22 @@ def read_batches(
     return [(collate(samples[i : i + BATCH_SIZE]), empty) for i in range(0, len(samples), BATCH_SIZE)]
 
 
-def change(batch: Batch, empty: torch.Tensor, variant: str) -> Batch:
-    """Returns a batch with other conditions."""
+def change(told: Conditions, empty: torch.Tensor, variant: str) -> Conditions:
+    """Returns other conditions."""
     if variant == "text":
-        return replace(
-            batch,
-            encoder_hidden_states=batch.encoder_hidden_states.roll(1, 0),
-            encoder_attention_mask=batch.encoder_attention_mask.roll(1, 0),
-        )
+        return replace(told, texts=told.texts.roll(1, 0), mask=told.mask.roll(1, 0))
     if variant == "no text":
-        size = len(batch.ids)
-        return replace(
-            batch,
-            encoder_hidden_states=empty.float().expand(size, -1, -1),
-            encoder_attention_mask=torch.ones(size, len(empty), dtype=torch.bool),
-        )
+        mask = torch.ones(len(told), len(empty), dtype=torch.bool)
+        return replace(told, texts=empty.float().expand(len(told), -1, -1), mask=mask)
     if variant == "quality":
-        turned = {}
-        for name in ("quality_level", "frame_quality", "global_quality"):
-            level = getattr(batch, name)
-            turned[name] = torch.where(level > 0, 6 - level, level)
-        return replace(batch, **turned)
-    return batch
+        levels = {name: turn(level) for name, level in told.levels.items()}
+        return replace(told, levels=levels, curves=told.curves | {"quality": turn(told.curves["quality"])})
+    return told
+
+
+def turn(level: torch.Tensor) -> torch.Tensor:
+    """Returns levels turned round, unknown ones left alone."""
+    return torch.where(level > 0, 6 - level, level)
 
 
 @torch.inference_mode()
@@ -101,16 +96,8 @@ def measure(
         noisy_latents = schedule.add_noise(batch.latents, draws.noise, draws.timesteps)
         target = schedule.target(batch.latents, draws.noise, draws.timesteps)
         for variant in VARIANTS:
-            changed = select_conditions(change(batch, empty, variant), model.config)
-            prediction = model(
-                noisy_latents,
-                draws.timesteps,
-                changed.encoder_hidden_states,
-                changed.encoder_attention_mask,
-                quality_level=changed.quality_level,
-                frame_quality=changed.frame_quality,
-                global_quality=changed.global_quality,
-            ).sample
+            told = change(batch.conditions, empty, variant).for_model(model.config)
+            prediction = model(noisy_latents, draws.timesteps, **told).sample
             errors[variant].append((prediction - target).square().mean(dim=(1, 2, 3)))
     return {variant: torch.cat(values) for variant, values in errors.items()}
 

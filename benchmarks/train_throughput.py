@@ -20,6 +20,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import torch
@@ -32,7 +33,7 @@ from qamdt.audio import SAMPLING_RATE, LogMel, normalize_waveform, read_audio
 from qamdt.config import DataConfig, LossConfig, load_config
 from qamdt.dataset import Batch, LatentDataset, collate
 from qamdt.embedded import default_model_dir, load_text_encoder
-from qamdt.loss import NoiseSchedule, diffusion_loss, draw, select_conditions
+from qamdt.loss import NoiseSchedule, diffusion_loss, draw
 from qamdt.models.transformer_qamdt import QAMDTTransformer2DModel
 from qamdt.sampling import EpochSampler
 
@@ -105,11 +106,10 @@ class LoopEncoder:
         waveforms = torch.stack([read_audio(SAMPLE_CORPUS_DIR / self.paths[id], SAMPLING_RATE) for id in batch.ids])
         posterior = self.vae.encode(self.log_mel(normalize_waveform(waveforms))).latent_dist
         latents = posterior.sample()[:, :, : batch.latents.shape[2]] * self.scaling_factor
-        tokens = self.tokenizer(batch.texts, padding=True, return_tensors="pt")
+        tokens = self.tokenizer(batch.captions, padding=True, return_tensors="pt")
         states = self.text_encoder(**tokens).last_hidden_state
-        values = {name: getattr(batch, name) for name in batch.__dataclass_fields__}
-        values |= {"latents": latents, "encoder_hidden_states": states}
-        return Batch(**values | {"encoder_attention_mask": tokens["attention_mask"].bool()})
+        conditions = replace(batch.conditions, texts=states, mask=tokens["attention_mask"].bool())
+        return replace(batch, latents=latents, conditions=conditions)
 
 
 def make_step(model: nn.Module, config: dict, batches: Iterator[Batch], *, is_masked: bool, encode=None) -> Callable:
@@ -121,9 +121,9 @@ def make_step(model: nn.Module, config: dict, batches: Iterator[Batch], *, is_ma
         batch = next(batches)
         if encode is not None:
             batch = encode(batch)
-        batch = select_conditions(batch, config)
         draws = draw(batch, grid[0] * grid[1], LOSS, mask_seed=0)
-        diffusion_loss(model, batch, draws, schedule, LOSS, is_masked=is_masked).backward()
+        loss = diffusion_loss(model, batch, draws, schedule, LOSS, model_config=config, is_masked=is_masked)
+        loss.backward()
         optimizer.step()
         optimizer.zero_grad()
 

@@ -16,6 +16,7 @@ from __future__ import annotations
 import inspect
 import math
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -25,7 +26,7 @@ from diffusers.utils import logging
 from diffusers.utils.torch_utils import randn_tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerBase, SpeechT5HifiGan
 
-from pipelines.guidance import Branch, guide, join_branches
+from pipelines.guidance import guide
 from pipelines.input_checks import (
     check_choices,
     check_count,
@@ -39,6 +40,7 @@ from pipelines.loading import GenerateWhenCalledWithPrompt, LoadingMixin
 from pipelines.lora import QAMDTLoraLoaderMixin
 from pipelines.quality_conditioning import Quality, QualityCondition, add_prefixes, resolve_qualities
 from pipelines.samplers import scale_model_input
+from qamdt.conditions import Conditions
 from qamdt.decoding import decode_latents, mel_to_waveform, samples_per_frame, vae_scale_factor
 from qamdt.models.transformer_qamdt import QAMDTTransformer2DModel
 from qamdt.models.vocoder_istft import ISTFTVocoder
@@ -331,11 +333,11 @@ class QAMDTPipeline(LoadingMixin, DiffusionPipeline, QAMDTLoraLoaderMixin, metac
                 latents = self.scheduler.step(model_output, timestep, latents, **step_arguments, return_dict=False)[0]
 
                 if callback_on_step_end is not None:
-                    tensors = {"latents": latents, "prompt_embeds": branches[0].prompt_embeds}
+                    tensors = {"latents": latents, "prompt_embeds": branches[0].texts}
                     tensors = {name: tensors[name] for name in callback_on_step_end_tensor_inputs}
                     replaced = callback_on_step_end(self, step, timestep, tensors) or {}
                     latents = replaced.get("latents", latents)
-                    branches[0].prompt_embeds = replaced.get("prompt_embeds", branches[0].prompt_embeds)
+                    branches[0] = replace(branches[0], texts=replaced.get("prompt_embeds", branches[0].texts))
                 progress_bar.update()
 
         # Decode.
@@ -406,31 +408,33 @@ class QAMDTPipeline(LoadingMixin, DiffusionPipeline, QAMDTLoraLoaderMixin, metac
         embeds: torch.Tensor | None,
         mask: torch.Tensor | None,
         qualities: list[QualityCondition],
-    ) -> Branch:
+    ) -> Conditions:
         """Collects what one branch of guidance is told; texts are encoded unless their states are given."""
         device = self._execution_device
         if embeds is None:
             embeds, mask = self.encode_prompt(texts)
         elif mask is None:
             mask = torch.ones(embeds.shape[:2])
-        levels = torch.tensor([quality.level for quality in qualities], device=device)
+        levels = torch.tensor([quality.level for quality in qualities])
         frame_levels = torch.from_numpy(np.stack([quality.frame_levels for quality in qualities]))
-        return Branch(embeds.to(device), mask.to(device, torch.bool), levels, frame_levels.to(device))
+        # The level of a clip is also that of the data set it would be from.
+        conditions = Conditions(
+            texts=embeds, mask=mask.bool(), levels={"clip": levels, "global": levels}, curves={"quality": frame_levels}
+        )
+        return conditions.to(device)
 
-    def _predict(self, model_input: torch.Tensor, timestep: torch.Tensor, branches: list[Branch]) -> torch.Tensor:
+    def _predict(self, model_input: torch.Tensor, timestep: torch.Tensor, branches: list[Conditions]) -> torch.Tensor:
         """Runs the network once for all branches; the outputs lie behind one another, in float32."""
-        told = join_branches(branches)
-        config, dtype = self.transformer.config, self.transformer.dtype
+        dtype = self.transformer.dtype
+        told = Conditions.cat(branches).to(dtype=dtype).for_model(self.transformer.config)
+        if told["encoder_attention_mask"].all():
+            told["encoder_attention_mask"] = None  # attention may then run on kernels that know no mask
         model_input = torch.cat([model_input] * len(branches)).to(dtype)  # (branches * B, C, T, F)
         with self.transformer.cache_context("cond" if len(branches) == 1 else "cond_uncond"):
             model_output = self.transformer(
                 hidden_states=model_input,
                 timestep=timestep.expand(len(model_input)),
-                encoder_hidden_states=told.prompt_embeds.to(dtype),
-                encoder_attention_mask=None if told.prompt_attention_mask.all() else told.prompt_attention_mask,
-                quality_level=told.quality_level if config.use_quality_token else None,
-                frame_quality=told.frame_quality if config.use_frame_quality else None,
-                global_quality=told.quality_level if config.use_global_quality else None,
+                **told,
                 return_dict=False,
             )[0]
         return model_output.float()

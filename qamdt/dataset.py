@@ -9,12 +9,13 @@ Shapes: B batch, C latent channels, T latent frames, F latent bins, L text token
 
 import math
 from collections import defaultdict
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
 from torch.utils.data import Dataset
 
+from qamdt.conditions import Conditions
 from qamdt.config import DataConfig
 from qamdt.quality import QualityStats
 from qamdt.sampling import Draw
@@ -50,22 +51,25 @@ class Sample:
 
 @dataclass(frozen=True, kw_only=True)
 class Batch:
-    """Samples side by side, texts padded to the longest; a level of quality that the model does not know is `None`."""
+    """Samples side by side.
+
+    Args:
+        ids: The clip of each.
+        captions: The text of each, whose states `conditions` hold.
+        latents: Scaled latents `(batch, channels, latent_frames, latent_bins)`.
+        conditions: What the model is told about each.
+        seeds: What timestep, noise and mask of each are drawn from.
+    """
 
     ids: list[str]
-    texts: list[str]
-    latents: torch.Tensor  # (B, C, T, F)
-    encoder_hidden_states: torch.Tensor  # (B, L, D)
-    encoder_attention_mask: torch.Tensor  # (B, L), True where the text is
-    quality_level: torch.Tensor | None  # (B,)
-    frame_quality: torch.Tensor | None  # (B, T)
-    global_quality: torch.Tensor | None  # (B,)
+    captions: list[str]
+    latents: torch.Tensor
+    conditions: Conditions
     seeds: list[int]
 
     def to(self, device: torch.device) -> "Batch":
         """Returns the batch with its tensors on `device`."""
-        values = {f.name: getattr(self, f.name) for f in fields(self)}
-        return Batch(**{key: v.to(device) if isinstance(v, torch.Tensor) else v for key, v in values.items()})
+        return replace(self, latents=self.latents.to(device), conditions=self.conditions.to(device))
 
 
 class LatentDataset(Dataset):
@@ -199,17 +203,22 @@ def _choose_scaling_factor(index: dict, config: DataConfig) -> float:
 
 
 def collate(samples: list[Sample]) -> Batch:
-    """Puts samples side by side."""
+    """Puts samples side by side, texts padded to the longest."""
     states = [sample.encoder_hidden_states for sample in samples]
     lengths = torch.tensor([len(state) for state in states])
+    conditions = Conditions(
+        texts=torch.nn.utils.rnn.pad_sequence(states, batch_first=True),
+        mask=torch.arange(int(lengths.max())) < lengths[:, None],
+        levels={
+            "clip": torch.tensor([sample.quality_level for sample in samples]),
+            "global": torch.tensor([sample.global_quality for sample in samples]),
+        },
+        curves={"quality": torch.stack([sample.frame_quality for sample in samples])},
+    )
     return Batch(
         ids=[sample.id for sample in samples],
-        texts=[sample.text for sample in samples],
+        captions=[sample.text for sample in samples],
         latents=torch.stack([sample.latents for sample in samples]),
-        encoder_hidden_states=torch.nn.utils.rnn.pad_sequence(states, batch_first=True),
-        encoder_attention_mask=torch.arange(int(lengths.max())) < lengths[:, None],
-        quality_level=torch.tensor([sample.quality_level for sample in samples]),
-        frame_quality=torch.stack([sample.frame_quality for sample in samples]),
-        global_quality=torch.tensor([sample.global_quality for sample in samples]),
+        conditions=conditions,
         seeds=[sample.seed for sample in samples],
     )

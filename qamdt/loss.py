@@ -3,7 +3,7 @@
 Shapes: B batch, C latent channels, T latent frames, F latent bins, N patches, K patches kept.
 """
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 import torch
 from diffusers import DPMSolverMultistepScheduler, FlowMatchEulerDiscreteScheduler, SchedulerMixin
@@ -157,6 +157,7 @@ def diffusion_loss(
     schedule: NoiseSchedule,
     config: LossConfig,
     *,
+    model_config: FrozenDict,
     is_masked: bool,
 ) -> torch.Tensor:
     """Returns the loss of one pass, a weighted mean of squared errors over the whole latents.
@@ -167,37 +168,20 @@ def diffusion_loss(
         draws: Their timesteps, noise and mask noise.
         schedule: The forward diffusion.
         config: Prediction type and weighting.
+        model_config: The network's own config, which says what it can be told.
         is_masked: Whether patches are hidden from the encoder blocks; the loss covers hidden patches as well.
     """
     noisy_latents = schedule.add_noise(batch.latents, draws.noise, draws.timesteps)
     model_output = transformer(
         hidden_states=noisy_latents,
         timestep=draws.timesteps,
-        encoder_hidden_states=batch.encoder_hidden_states,
-        encoder_attention_mask=batch.encoder_attention_mask,
-        quality_level=batch.quality_level,
-        frame_quality=batch.frame_quality,
-        global_quality=batch.global_quality,
+        **batch.conditions.for_model(model_config),
         keep_ids=sample_keep_ids(draws.mask_noise, draws.mask_ratio) if is_masked else None,
         return_dict=False,
     )[0]  # (B, C, T, F)
     target = schedule.target(batch.latents, draws.noise, draws.timesteps)
     errors = (model_output.float() - target).square().mean(dim=(1, 2, 3))  # (B,)
     return (errors * schedule.weights(config.min_snr_gamma, draws.timesteps)).mean()
-
-
-def select_conditions(batch: Batch, model_config: FrozenDict) -> Batch:
-    """Returns the batch without the levels of quality that a model of this config does not take."""
-    unknown = {
-        name: None
-        for name, option in (
-            ("quality_level", "use_quality_token"),
-            ("frame_quality", "use_frame_quality"),
-            ("global_quality", "use_global_quality"),
-        )
-        if not model_config[option]
-    }
-    return replace(batch, **unknown)
 
 
 def passes_of_step(config: LossConfig, step: int) -> list[bool]:

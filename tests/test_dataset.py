@@ -140,10 +140,20 @@ def test_collate_pads_texts_and_marks_the_padding(shards):
     samples = [
         dataclasses.replace(dataset[0, i, 0], encoder_hidden_states=torch.ones(i + 1, TEXT_DIM)) for i in range(3)
     ]
+    told = collate(samples).conditions
+    assert told.texts.shape == (3, 3, TEXT_DIM)
+    assert told.mask.tolist() == [[True, False, False], [True, True, False], [True, True, True]]
+    assert told.texts.sum(dim=(1, 2)).tolist() == [TEXT_DIM, 2 * TEXT_DIM, 3 * TEXT_DIM]
+
+
+def test_collate_passes_on_what_is_known_of_each_sample(shards):
+    dataset = make_dataset(shards, quality_dropout=0, clip_quality_dropout=0, frame_quality_dropout=0)
+    samples = [dataset[0, i, 0] for i in range(3)]
     batch = collate(samples)
-    assert batch.encoder_hidden_states.shape == (3, 3, TEXT_DIM)
-    assert batch.encoder_attention_mask.tolist() == [[True, False, False], [True, True, False], [True, True, True]]
-    assert batch.encoder_hidden_states.sum(dim=(1, 2)).tolist() == [TEXT_DIM, 2 * TEXT_DIM, 3 * TEXT_DIM]
+    assert batch.captions == [sample.text for sample in samples]
+    assert batch.conditions.levels["clip"].tolist() == [sample.quality_level for sample in samples]
+    assert batch.conditions.levels["global"].tolist() == [sample.global_quality for sample in samples]
+    assert torch.equal(batch.conditions.curves["quality"], torch.stack([sample.frame_quality for sample in samples]))
 
 
 def test_workers_read_what_one_process_reads(shards):

@@ -2,6 +2,7 @@ import pytest
 import torch
 from diffusers import DDPMScheduler
 
+from qamdt.conditions import Conditions
 from qamdt.config import LossConfig
 from qamdt.dataset import Batch
 from qamdt.loss import NoiseSchedule, diffusion_loss, draw, make_scheduler, passes_of_step, sample_keep_ids
@@ -14,13 +15,14 @@ SCHEDULER = DDPMScheduler(beta_start=0.0015, beta_end=0.0195, beta_schedule="sca
 def make_batch(batch_size=4, seeds=None):
     return Batch(
         ids=["clip"] * batch_size,
-        texts=[""] * batch_size,
+        captions=[""] * batch_size,
         latents=torch.randn(batch_size, 2, 8, 4),
-        encoder_hidden_states=torch.randn(batch_size, 3, 6),
-        encoder_attention_mask=torch.ones(batch_size, 3, dtype=torch.bool),
-        quality_level=torch.ones(batch_size, dtype=torch.long),
-        frame_quality=None,
-        global_quality=None,
+        conditions=Conditions(
+            texts=torch.randn(batch_size, 3, 6),
+            mask=torch.ones(batch_size, 3, dtype=torch.bool),
+            levels={"clip": torch.ones(batch_size, dtype=torch.long), "global": torch.zeros(batch_size).long()},
+            curves={"quality": torch.ones(batch_size, 8)},
+        ),
         seeds=list(range(batch_size)) if seeds is None else seeds,
     )
 
@@ -38,6 +40,20 @@ def make_transformer():
     )
     torch.nn.init.normal_(model.proj_out.weight, std=0.1)
     return model
+
+
+def loss_of(transformer, batch, *, is_masked):
+    config = LossConfig()
+    draws = draw(batch, 8, config, mask_seed=0)
+    return diffusion_loss(
+        transformer,
+        batch,
+        draws,
+        NoiseSchedule(config),
+        config,
+        model_config=transformer.config,
+        is_masked=is_masked,
+    )
 
 
 def test_noise_and_targets_are_those_of_the_schedulers_of_inference():
@@ -126,12 +142,10 @@ def test_mask_ratio_spans_its_range():
 def test_masked_pass_differs_from_the_full_one_and_trains_the_side_interpolator():
     torch.manual_seed(0)
     transformer, batch = make_transformer(), make_batch()
-    config = LossConfig()
-    schedule, draws = NoiseSchedule(config), draw(batch, 8, LossConfig(), mask_seed=0)
-    full = diffusion_loss(transformer, batch, draws, schedule, config, is_masked=False)
+    full = loss_of(transformer, batch, is_masked=False)
     full.backward()
     assert transformer.mask_token.grad is None
-    masked = diffusion_loss(transformer, batch, draws, schedule, config, is_masked=True)
+    masked = loss_of(transformer, batch, is_masked=True)
     masked.backward()
     assert transformer.mask_token.grad.abs().sum() > 0
     assert full.item() != pytest.approx(masked.item(), rel=1e-6)
@@ -139,21 +153,17 @@ def test_masked_pass_differs_from_the_full_one_and_trains_the_side_interpolator(
 
 def test_loss_of_a_batch_is_the_mean_over_its_samples():
     torch.manual_seed(0)
-    transformer, batch, config = make_transformer(), make_batch(2, seeds=[8, 9]), LossConfig()
-    schedule = NoiseSchedule(config)
-    both = diffusion_loss(
-        transformer, batch, draw(batch, 8, LossConfig(), mask_seed=0), schedule, config, is_masked=False
+    transformer = make_transformer()
+    singles = [make_batch(1, seeds=[8]), make_batch(1, seeds=[9])]
+    both = Batch(
+        ids=["clip", "clip"],
+        captions=["", ""],
+        latents=torch.cat([single.latents for single in singles]),
+        conditions=Conditions.cat([single.conditions for single in singles]),
+        seeds=[8, 9],
     )
-    singles = []
-    for i in range(2):
-        values = {name: getattr(batch, name) for name in batch.__dataclass_fields__}
-        single = Batch(**{name: value if value is None else value[i : i + 1] for name, value in values.items()})
-        singles.append(
-            diffusion_loss(
-                transformer, single, draw(single, 8, LossConfig(), mask_seed=0), schedule, config, is_masked=False
-            )
-        )
-    torch.testing.assert_close(both, torch.stack(singles).mean())
+    losses = [loss_of(transformer, single, is_masked=False) for single in singles]
+    torch.testing.assert_close(loss_of(transformer, both, is_masked=False), torch.stack(losses).mean())
 
 
 def test_passes_of_a_step():
