@@ -14,7 +14,16 @@ from numbers import Real
 
 import numpy as np
 
-from qamdt.music import BEATS_PER_BAR, MAX_TEMPO_BPM, MIN_TEMPO_BPM, SCALES, Music, parse_chord, parse_key
+from qamdt.music import (
+    BEATS_PER_BAR,
+    MAX_TEMPO_BPM,
+    MIN_TEMPO_BPM,
+    SCALES,
+    Music,
+    is_chord_point,
+    parse_chord,
+    parse_key,
+)
 from qamdt.prompt_music import read_prompt
 
 
@@ -128,7 +137,7 @@ def _check_chords(chords: object) -> None:
             raise ValueError(
                 f'`chords` must name a chord for each bar, such as "Am F C G" or "C | F G", got {chords!r}.'
             )
-    elif isinstance(chords, Sequence) and chords and all(_is_point(point) for point in chords):
+    elif isinstance(chords, Sequence) and chords and all(is_chord_point(point) for point in chords):
         seconds = [second for second, _ in chords]
         if seconds[0] < 0 or any(np.diff(seconds) <= 0):
             raise ValueError(f"`chords` must have rising seconds from 0 on, got {seconds}.")
@@ -139,15 +148,6 @@ def _check_chords(chords: object) -> None:
         )
     for symbol in symbols:
         parse_chord(symbol)
-
-
-def _is_point(point: object) -> bool:
-    return (
-        isinstance(point, (tuple, list))
-        and len(point) == 2
-        and isinstance(point[0], Real)
-        and isinstance(point[1], str)
-    )
 
 
 def _spell_key(name: str) -> str:

@@ -18,7 +18,7 @@ from torch.utils.data import Dataset
 from qamdt.conditions import Conditions
 from qamdt.config import DataConfig
 from qamdt.manifest import Record
-from qamdt.music import Music, music_curve
+from qamdt.music import BEATS_PER_BAR, MAX_TEMPO_BPM, MIN_TEMPO_BPM, Music, music_curve
 from qamdt.quality import QualityStats
 from qamdt.sampling import Draw
 from qamdt.shards import LatentShards, TextShards, open_folder, round_score
@@ -206,11 +206,12 @@ class LatentDataset(Dataset):
 
 
 def known_music(record: Record) -> Music:
-    """Returns what a manifest says of the music of a clip."""
+    """Returns what a manifest says of the music of a clip; a tempo or metre that networks do not know is left out."""
+    has_tempo = record.tempo_bpm is not None and MIN_TEMPO_BPM <= record.tempo_bpm <= MAX_TEMPO_BPM
     return Music(
-        tempo_bpm=record.tempo_bpm,
+        tempo_bpm=record.tempo_bpm if has_tempo else None,
         first_beat_in_s=record.first_beat_in_s,
-        time_signature=record.time_signature,
+        time_signature=record.time_signature if record.time_signature in BEATS_PER_BAR else None,
         key=record.key,
         chords=record.chords,
     )

@@ -22,7 +22,7 @@ from torch.optim.swa_utils import AveragedModel
 from tqdm import tqdm
 
 from qamdt.audio import SAMPLING_RATE, read_audio
-from qamdt.manifest import Record, read_manifest
+from qamdt.manifest import Record, read_manifest, resolve_clip_path
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -63,7 +63,7 @@ class RandomCrops:
     """
 
     def __init__(self, manifest: Path, batch_size: int, crop_in_s: float, split: str = "train"):
-        self.root = Path(manifest).parent
+        self.manifest = Path(manifest)
         self.batch_size = batch_size
         self.crop_in_s = crop_in_s
         self.records: list[Record] = [
@@ -85,7 +85,9 @@ class RandomCrops:
     def _crop(self, record: Record, position: float) -> torch.Tensor:
         start_in_s = record.start_in_s + position * (record.duration_in_s - self.crop_in_s)
         num_samples = round(self.crop_in_s * SAMPLING_RATE)
-        waveform = read_audio(self.root / record.path, start_in_s=start_in_s, duration_in_s=self.crop_in_s)
+        waveform = read_audio(
+            resolve_clip_path(self.manifest, record), start_in_s=start_in_s, duration_in_s=self.crop_in_s
+        )
         return nn.functional.pad(waveform, (0, max(0, num_samples - len(waveform))))[:num_samples]
 
 

@@ -13,6 +13,7 @@ import math
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from numbers import Real
 
 import numpy as np
 from pychord import Chord
@@ -87,6 +88,17 @@ def parse_chord(symbol: str) -> tuple[tuple[int, ...], int]:
         ) from error
     bass = _pitch_class(chord.on or chord.root)
     return tuple(sorted({pitch % 12 for pitch in pitches})), bass
+
+
+def is_chord_point(value: object) -> bool:
+    """Whether a value is a `(second, symbol)` pair."""
+    return (
+        isinstance(value, (tuple, list))
+        and len(value) == 2
+        and isinstance(value[0], Real)
+        and math.isfinite(value[0])
+        and isinstance(value[1], str)
+    )
 
 
 def _pitch_class(note: str) -> int:
