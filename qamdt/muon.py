@@ -8,15 +8,56 @@ from __future__ import annotations
 
 import math
 from collections import defaultdict
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 
 import torch
 
 
-class Float32Muon(torch.optim.Muon):
+class Float32Muon(torch.optim.Optimizer):
     """Does what `torch.optim.Muon` does, with the same arguments and state, in float32 and for all matrices of one
     shape at once.
+
+    Args:
+        params: Matrices, or groups of them.
+        lr: Learning rate.
+        weight_decay: Decoupled decay of the weights.
+        momentum: Decay of the averaged gradient.
+        nesterov: Whether the update looks ahead.
+        ns_coefficients: Of the first, third and fifth power in the iteration.
+        eps: Smallest norm that an update is divided by.
+        ns_steps: Iterations.
+        adjust_lr_fn: "match_rms_adamw" scales updates to the size of AdamW's; "original", or `None`, as Muon came.
     """
+
+    def __init__(
+        self,
+        params: Iterable,
+        lr: float = 1e-3,
+        weight_decay: float = 0.1,
+        momentum: float = 0.95,
+        nesterov: bool = True,
+        ns_coefficients: tuple[float, float, float] = (3.4445, -4.7750, 2.0315),
+        eps: float = 1e-7,
+        ns_steps: int = 5,
+        adjust_lr_fn: str | None = None,
+    ):
+        if adjust_lr_fn not in (None, "original", "match_rms_adamw"):
+            raise ValueError(f'`adjust_lr_fn` must be "original" or "match_rms_adamw", got {adjust_lr_fn!r}.')
+        defaults = {
+            "lr": lr,
+            "weight_decay": weight_decay,
+            "momentum": momentum,
+            "nesterov": nesterov,
+            "ns_coefficients": ns_coefficients,
+            "eps": eps,
+            "ns_steps": ns_steps,
+            "adjust_lr_fn": adjust_lr_fn,
+        }
+        super().__init__(params, defaults)
+        for group in self.param_groups:
+            for weight in group["params"]:
+                if weight.ndim != 2:
+                    raise ValueError(f"`params` must be matrices, got one of shape {tuple(weight.shape)}.")
 
     @torch.no_grad()
     def step(self, closure: Callable[[], float] | None = None) -> float | None:

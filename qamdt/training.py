@@ -123,9 +123,9 @@ def build_optimizers(model: nn.Module, config: OptimConfig) -> list[torch.optim.
         groups = [group for group in groups if group["params"]]
         adamw = torch.optim.AdamW if config.optimizer == "adamw" else _eight_bit_adamw()
         return [adamw(groups, lr=config.learning_rate, betas=betas)]
-    if not hasattr(torch.optim, "Muon"):
+    is_slow_in_bf16 = all(weight.device.type == "cpu" for weight in hidden) and not has_bf16_instructions()
+    if not is_slow_in_bf16 and not hasattr(torch.optim, "Muon"):
         raise RuntimeError(f"`optim.optimizer=muon` needs PyTorch 2.9 or newer, this is {torch.__version__}.")
-    is_slow_in_bf16 = not hidden or (hidden[0].device.type == "cpu" and not has_bf16_instructions())
     muon = (Float32Muon if is_slow_in_bf16 else torch.optim.Muon)(
         hidden,
         lr=config.muon_learning_rate or config.learning_rate,
