@@ -44,20 +44,20 @@ from qamdt.checkpoints import (
     link_tree,
     load_resume,
     read_state,
-    replace_folder,
     save_checkpoint,
     set_aside,
 )
 from qamdt.config import TrainConfig, load_config
 from qamdt.dataset import LatentDataset, collate
 from qamdt.ema_snapshots import SNAPSHOT_FOLDER, SnapshotAverages, cut_snapshots
+from qamdt.files import cut_log, replace_folder, write_text
 from qamdt.launch import make_accelerator, prepare
 from qamdt.loss import NoiseSchedule, diffusion_loss, draw, make_scheduler, passes_of_step
 from qamdt.models.transformer_qamdt import QAMDTTransformer2DModel
-from qamdt.run_control import Clock, StopSignal, agree, cut_loss_file, peak_memory_in_gib, run_progress
+from qamdt.run_control import Clock, StopSignal, agree, peak_memory_in_gib, run_progress
 from qamdt.run_estimate import describe_run
 from qamdt.sampling import EpochSampler
-from qamdt.shards import INDEX_NAME, write_atomically
+from qamdt.shards import INDEX_NAME
 from qamdt.tracking import Tracker, start_tracker
 from qamdt.training import (
     ExponentialAverage,
@@ -283,8 +283,8 @@ def prepare_output(config: TrainConfig, dataset: LatentDataset, step: int) -> No
         check_matplotlib("`preview.prompts`")
     output_dir = Path(config.run.output_dir)
     output_dir.mkdir(parents=True, exist_ok=True)
-    write_atomically(output_dir / "config.yaml", lambda file: file.write_text(format_config(config)))
-    cut_loss_file(output_dir / "loss.jsonl", step)
+    write_text(output_dir / "config.yaml", format_config(config))
+    cut_log(output_dir / "loss.jsonl", "step", step)
     cut_snapshots(output_dir / SNAPSHOT_FOLDER, step)
     components = output_dir / ".components.tmp"
     shutil.rmtree(components, ignore_errors=True)

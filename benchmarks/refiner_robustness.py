@@ -18,7 +18,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from benchmarks.refiner_throughput import open_run, running_server, write_prepared_corpus
-from data_prep.refine.store import DONE
+from qamdt.keyed_rows import DONE
 
 
 BAD_SCRIPT = ["429", "500", "cut", "malformed", "wrong-schema", "ok"]

@@ -23,13 +23,14 @@ from typing import Any
 
 from data_prep.refine.align import Thresholds
 from data_prep.refine.async_engine import answer_questions
-from data_prep.refine.jobs import RefineSettings, make_row
+from data_prep.refine.jobs import RefineSettings
 from data_prep.refine.llm_client import LlmClient, ModelConfig, RunStopped, Server
 from data_prep.refine.manifest_rows import ManifestRows
 from data_prep.refine.outcomes import MEASURED, ORIGINAL, Alignment, KeptCandidate
 from data_prep.refine.questions import iterate_fusion_questions
 from data_prep.refine.run import RefineRun
-from data_prep.refine.spending import Spending
+from data_prep.refine.spending import Spending, sum_usage
+from qamdt.keyed_rows import make_row
 from qamdt.manifest import Record, write_manifest
 
 
@@ -97,7 +98,7 @@ def ask(
         on_row: Called with the number of rows after each.
     """
     with open_run(manifest) as run:
-        spending = Spending(usage=run.stores["fuse"].usage)
+        spending = Spending(usage=sum_usage(run.stores["fuse"].history()))
         num_rows = 0
 
         def write(row: dict[str, Any]) -> None:

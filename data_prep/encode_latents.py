@@ -28,6 +28,7 @@ from transformers import AutoModel, AutoTokenizer, PreTrainedModel, PreTrainedTo
 from qamdt import embedded
 from qamdt.audio import SAMPLING_RATE, LogMel, normalize_waveform, read_audio
 from qamdt.cpu_memory import keep_freed_memory
+from qamdt.files import write_atomically, write_json
 from qamdt.manifest import Record, read_manifest, resolve_clip_path
 from qamdt.quality import QualityStats
 from qamdt.shards import (
@@ -41,8 +42,6 @@ from qamdt.shards import (
     read_offsets,
     read_shard_moments,
     round_score,
-    write_atomically,
-    write_json,
     write_latent_shard,
     write_text_shard,
 )

@@ -39,7 +39,7 @@ from data_prep.refine.questions import iterate_fusion_questions, iterate_suggest
 from data_prep.refine.ray_engine import ask_on_ray, run_jobs_on_ray
 from data_prep.refine.report import write_report
 from data_prep.refine.run import RefineRun, Summary
-from data_prep.refine.spending import CostLimitReached, Prices, Spending, Usage
+from data_prep.refine.spending import CostLimitReached, Prices, Spending, Usage, sum_usage
 from data_prep.refine.step_runner import StepRunner
 from qamdt.cpu_memory import keep_freed_memory
 
@@ -256,10 +256,8 @@ class Refinery:
         return f"{clips}; {result.num_requests} requests are left, {tokens}{cost}."
 
     def _read_usage(self) -> Usage:
-        usage = Usage()
-        for step in ("suggest", "fuse"):
-            usage += self.run.stores[step].usage
-        return usage
+        """Returns what all runs have used, failed and repeated questions too."""
+        return sum_usage(row for step in ("suggest", "fuse") for row in self.run.stores[step].history())
 
     def _iterate_jobs(self, step: str, progress: tqdm, positions: Sequence[int]) -> Iterator[Job]:
         return self.run.iterate_jobs(

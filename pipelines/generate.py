@@ -21,8 +21,8 @@ from pipelines.spectrogram import check_matplotlib
 from qamdt.audio import write_audio
 from qamdt.cpu_memory import keep_freed_memory
 from qamdt.embedded import EMBEDDED_MODEL_DIR, default_model
+from qamdt.files import write_json
 from qamdt.quality_words import asks_for_best
-from qamdt.shards import write_json
 
 
 if TYPE_CHECKING:

@@ -8,7 +8,7 @@ from pathlib import Path
 import torch
 
 from qamdt.audio import LogMel
-from qamdt.shards import write_atomically
+from qamdt.files import write_atomically
 
 
 def check_matplotlib(option: str) -> None:

@@ -19,6 +19,7 @@ from pathlib import Path
 from accelerate import Accelerator
 from accelerate.utils import DistributedType
 
+from qamdt.files import flush_to_disk, write_json
 from qamdt.training import AVERAGES_FILE
 
 
@@ -60,7 +61,7 @@ def save_checkpoint(
             if file.stat().st_nlink == 1:
                 file.chmod(0o644)  # safetensors makes files that only their owner can read
         digests = {file.relative_to(temporary).as_posix(): _digest(file) for file in files}
-        (temporary / "state.json").write_text(json.dumps({**state, "sha256": digests}, indent=2) + "\n")
+        write_json(temporary / "state.json", {**state, "sha256": digests})
         for file in temporary.rglob("*"):
             flush_to_disk(file)
         if target.exists():
@@ -164,17 +165,6 @@ def link_tree(source: Path, target: Path, *, without: tuple[str, ...] = ()) -> N
                 shutil.copyfile(file, name)
 
 
-def replace_folder(temporary: Path, folder: Path) -> None:
-    """Puts a finished folder in the place of an older one."""
-    # A folder cannot replace another in one step, so for a moment there is none.
-    outdated = folder.with_name(f".{folder.name}.old")
-    shutil.rmtree(outdated, ignore_errors=True)
-    if folder.exists():
-        os.replace(folder, outdated)
-    os.replace(temporary, folder)
-    shutil.rmtree(outdated, ignore_errors=True)
-
-
 def _find_fault(checkpoint: Path) -> str | None:
     try:
         digests = json.loads((checkpoint / "state.json").read_text())["sha256"]
@@ -189,12 +179,3 @@ def _find_fault(checkpoint: Path) -> str | None:
 def _digest(file: Path) -> str:
     with file.open("rb") as stream:
         return hashlib.file_digest(stream, "sha256").hexdigest()
-
-
-def flush_to_disk(path: Path) -> None:
-    """Waits until a file or folder is on the disk, so that a power cut after the rename loses nothing."""
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)

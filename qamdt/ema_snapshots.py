@@ -19,9 +19,9 @@ from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 from torch import nn
 
-from qamdt.checkpoints import RESUME_FOLDER, flush_to_disk, resume_folder
+from qamdt.checkpoints import RESUME_FOLDER, resume_folder
 from qamdt.config import OptimConfig
-from qamdt.shards import write_atomically
+from qamdt.files import flush_to_disk, write_atomically
 from qamdt.training import WeightAverage
 
 

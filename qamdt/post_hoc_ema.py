@@ -25,9 +25,9 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from tqdm import tqdm
 
-from qamdt.checkpoints import replace_folder
 from qamdt.config import MAX_EMA_LENGTH
 from qamdt.ema_snapshots import SNAPSHOT_FOLDER, power_of_length
+from qamdt.files import replace_folder
 
 
 @dataclass(frozen=True)

@@ -1,17 +1,14 @@
 """What a training run watches: the clock, the signals that end it, what processes agree on, and its memory."""
 
-import json
 import signal
 import sys
 import time
-from pathlib import Path
 
 import torch
 from accelerate import Accelerator
 from accelerate.utils import broadcast
 
 from qamdt.config import RunConfig
-from qamdt.shards import write_atomically
 
 
 class Clock:
@@ -57,15 +54,6 @@ def agree(accelerator: Accelerator, minutes: float, is_stopping: bool) -> tuple[
         return minutes, is_stopping
     said = broadcast(torch.tensor([minutes, float(is_stopping)], device=accelerator.device))
     return said[0].item(), bool(said[1])
-
-
-def cut_loss_file(path: Path, step: int) -> None:
-    """Removes the lines after `step`, which a resumed run will write again, and a line that is not whole."""
-    if path.is_file():
-        lines = [
-            line for line in path.read_text().splitlines() if line.endswith("}") and json.loads(line)["step"] <= step
-        ]
-        write_atomically(path, lambda file: file.write_text("".join(line + "\n" for line in lines)))
 
 
 def peak_memory_in_gib(device: torch.device) -> float:

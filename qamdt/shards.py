@@ -15,8 +15,6 @@ is renamed into place after everything else of the shard, so a process may be ki
 import functools
 import hashlib
 import json
-import os
-from collections.abc import Callable
 from pathlib import Path
 
 import fsspec
@@ -25,26 +23,11 @@ import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 
+from qamdt.files import write_atomically, write_json_lines
 from qamdt.manifest import Record, read_manifest, write_manifest
 
 
 INDEX_NAME = "index.json"
-
-
-def write_atomically(path: Path, write: Callable[[Path], None]) -> None:
-    """Lets `write` fill a temporary file and renames it to `path`; a failure leaves nothing behind."""
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    try:
-        write(temporary)
-        temporary.chmod(0o644)  # safetensors makes files that only their owner can read
-        os.replace(temporary, path)
-    finally:
-        temporary.unlink(missing_ok=True)
-
-
-def write_json(path: Path, values: dict) -> None:
-    """Writes a JSON file in one step."""
-    write_atomically(path, lambda file: file.write_text(json.dumps(values, indent=2, ensure_ascii=False) + "\n"))
 
 
 def round_score(score: float) -> float:
@@ -117,8 +100,7 @@ def write_text_shard(folder: Path, texts: list[str], states: list[torch.Tensor],
         "hidden_states": torch.cat(states).half().contiguous(),
         "offsets": _offsets([state.shape[0] for state in states]),
     }
-    lines = "".join(json.dumps(text, ensure_ascii=False) + "\n" for text in texts)
-    write_atomically(_companion(path), lambda file: file.write_text(lines, encoding="utf-8"))
+    write_json_lines(_companion(path), texts)
     write_atomically(path, lambda file: save_file(tensors, file))
 
 

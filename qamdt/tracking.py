@@ -7,7 +7,7 @@ from typing import Any
 import torch
 
 from qamdt.config import TrainConfig
-from qamdt.shards import write_atomically
+from qamdt.files import write_text
 
 
 def start_tracker(config: TrainConfig, settings: dict[str, Any]) -> "Tracker":
@@ -89,7 +89,7 @@ class WandbTracker(Tracker):
         self._wandb = wandb
         id_file = folder / "wandb_id"
         if not id_file.is_file():
-            write_atomically(id_file, lambda file: file.write_text(secrets.token_hex(6)))
+            write_text(id_file, secrets.token_hex(6))
         try:
             self._run = wandb.init(
                 project="qamdt",

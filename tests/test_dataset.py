@@ -8,18 +8,11 @@ import torch
 
 from qamdt.config import DataConfig
 from qamdt.dataset import LatentDataset, collate
+from qamdt.files import write_json
 from qamdt.manifest import Record
 from qamdt.quality import QualityStats
 from qamdt.sampling import EpochSampler
-from qamdt.shards import (
-    INDEX_NAME,
-    LatentShards,
-    list_shards,
-    open_folder,
-    write_json,
-    write_latent_shard,
-    write_text_shard,
-)
+from qamdt.shards import INDEX_NAME, LatentShards, list_shards, open_folder, write_latent_shard, write_text_shard
 
 
 NUM_CLIPS, NUM_FRAMES, TEXT_DIM = 12, 20, 4

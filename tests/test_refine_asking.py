@@ -25,7 +25,7 @@ from data_prep.refine.questions import (
     read_suggestions,
     write_audio_messages,
 )
-from data_prep.refine.spending import CostLimitReached, Prices, Spending
+from data_prep.refine.spending import CostLimitReached, Prices, Spending, sum_usage
 from data_prep.refine.step_runner import StepRunner
 from qamdt.audio import write_audio
 from qamdt.manifest import Record
@@ -267,7 +267,7 @@ def test_batches_are_submitted_once_and_collected_once(run, base_url, tmp_path, 
     assert engine().collect(run.stores["fuse"].append) == (0, 0)
     run.refresh("fuse")
     assert run.count_open("fuse", retry_failed=True) == 0
-    assert run.stores["fuse"].usage.requests == 7
+    assert sum_usage(run.stores["fuse"].history()).requests == 7
     assert all(SECRET not in path.read_text() for path in (tmp_path / "batches").iterdir())
 
 

@@ -10,9 +10,10 @@ from accelerate.state import AcceleratorState
 
 import train_qamdt
 from qamdt.config import TrainConfig, build
+from qamdt.files import write_json
 from qamdt.manifest import Record
 from qamdt.run_control import StopSignal
-from qamdt.shards import INDEX_NAME, write_json, write_latent_shard, write_text_shard
+from qamdt.shards import INDEX_NAME, write_latent_shard, write_text_shard
 
 
 MODEL = {

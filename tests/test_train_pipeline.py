@@ -16,9 +16,10 @@ from pipelines.assemble import assemble
 from pipelines.pipeline_qamdt import QAMDTPipeline
 from qamdt import post_hoc_ema
 from qamdt.config import TrainConfig, build
+from qamdt.files import write_json
 from qamdt.manifest import Record
 from qamdt.quality import PUBLISHED_QUALITY_STATS
-from qamdt.shards import INDEX_NAME, digest_weights, write_json, write_latent_shard, write_text_shard
+from qamdt.shards import INDEX_NAME, digest_weights, write_latent_shard, write_text_shard
 
 
 PREVIEW = {"prompts": ["piano", "calm drums"], "steps": 2, "audio_length_in_s": 0.1, "num_inference_steps": 2}

@@ -15,9 +15,10 @@ from accelerate.state import AcceleratorState
 from safetensors.torch import load_file
 
 import train_qamdt
+from qamdt.files import write_json
 from qamdt.manifest import Record
 from qamdt.models.transformer_qamdt import QAMDTTransformer2DModel
-from qamdt.shards import INDEX_NAME, write_json, write_latent_shard, write_text_shard
+from qamdt.shards import INDEX_NAME, write_latent_shard, write_text_shard
 
 
 ROOT = Path(__file__).resolve().parent.parent

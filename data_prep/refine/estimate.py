@@ -12,7 +12,7 @@ from data_prep.refine.jobs import make_fusion_request
 from data_prep.refine.outcomes import FusionRequest
 from data_prep.refine.questions import AUDIO_TASK, MAX_HEARD_IN_S, write_tag_messages
 from data_prep.refine.run import RefineRun
-from data_prep.refine.spending import Prices, Usage, estimate_tokens
+from data_prep.refine.spending import Prices, Usage, estimate_tokens, sum_usage
 from qamdt.manifest import Record
 
 
@@ -69,7 +69,7 @@ def _multiply(num_requests: int, input_tokens: list[int], output_tokens: float) 
 
 def _read_output_tokens(run: RefineRun, step: str, *, num_wordings: int) -> float:
     """Returns how many tokens an answer of a step takes, as the answers so far did."""
-    done = run.stores[step].usage
+    done = sum_usage(run.stores[step].history())
     return done.output_tokens / done.requests if done.requests else _TOKENS_PER_WORDING * num_wordings
 
 

@@ -20,7 +20,7 @@ from data_prep.refine.align import Thresholds
 from data_prep.refine.llm_client import ModelConfig
 from data_prep.refine.outcomes import MEASURED, TAGS, Alignment, FusionRequest
 from data_prep.refine.stages import build_fusion_request
-from data_prep.refine.store import DONE, FAILED, make_key
+from qamdt.keyed_rows import make_key
 from qamdt.manifest import Record
 
 
@@ -120,12 +120,6 @@ def make_prompt_key() -> int:
     """Returns a digest of the prompt: of all words that are the same for each clip, and of the schema."""
     request = FusionRequest(texts=("a", "b"), tags={"style": "c"}, fallback="a", num_paraphrases=2, has_survivors=True)
     return make_key(request.messages, request.json_schema)
-
-
-def make_row(key: int, row_id: str, *, failure: str | None = None) -> dict[str, Any]:
-    """Returns the part of a row that all steps share."""
-    row = {"key": f"{key:016x}", "id": row_id}
-    return row | ({"status": DONE} if failure is None else {"status": FAILED, "reason": failure})
 
 
 def make_fusion_request(job: Job, settings: RefineSettings) -> FusionRequest:

@@ -12,8 +12,8 @@ from data_prep.refine.clean import clean_text, why_not_a_caption
 from data_prep.refine.manifest_rows import ManifestRows
 from data_prep.refine.run import RefineRun
 from data_prep.refine.step_runner import read_embedding
-from data_prep.refine.store import DONE, make_key
 from qamdt.audio import read_audio
+from qamdt.keyed_rows import DONE, make_key
 from qamdt.manifest import resolve_clip_path
 
 

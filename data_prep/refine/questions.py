@@ -19,8 +19,9 @@ import soundfile
 
 from data_prep.refine.clean import describe_tags
 from data_prep.refine.fuse import FUSION_SCHEMA, read_response
-from data_prep.refine.jobs import Job, RefineSettings, make_fusion_request, make_row
+from data_prep.refine.jobs import Job, RefineSettings, make_fusion_request
 from data_prep.refine.spending import Usage
+from qamdt.keyed_rows import make_row
 from qamdt.manifest import Record, resolve_clip_path
 
 

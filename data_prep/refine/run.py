@@ -13,7 +13,7 @@ from data_prep.refine.jobs import STEPS, Job, RefineSettings, make_keys, make_pr
 from data_prep.refine.manifest_rows import ManifestRows
 from data_prep.refine.outcomes import Alignment, Fusion, Refinement
 from data_prep.refine.stages import apply_refinement
-from data_prep.refine.store import DONE, FAILED, RowStore
+from qamdt.keyed_rows import DONE, FAILED, KeyedRows
 from qamdt.manifest import Record, format_record
 
 
@@ -60,8 +60,7 @@ class RefineRun:
         self.clap_name = clap_name
         self.shard = shard
         self._prompt_key = make_prompt_key()
-        name = "" if shard is None else f"-{shard[0]:05d}-of-{shard[1]:05d}"
-        self.stores = {step: RowStore(folder / "steps", step, name) for step in STEPS}
+        self.stores = {step: KeyedRows(folder / "steps", step, shard) for step in STEPS}
 
     def __enter__(self) -> RefineRun:
         """Claims the results for this process, so that no other one pays for the same."""

@@ -1,6 +1,8 @@
 """What the language model costs: tokens counted, money estimated, and a limit that is kept before it is reached."""
 
+from collections.abc import Iterable
 from dataclasses import dataclass, field
+from typing import Any
 
 
 _BYTES_PER_TOKEN = 4  # of English; only estimates use it, what was spent is counted by the server
@@ -34,6 +36,14 @@ class Usage:
     def to_dict(self) -> dict[str, int]:
         """Returns what a row of results holds."""
         return {"input_tokens": self.input_tokens, "output_tokens": self.output_tokens, "requests": self.requests}
+
+
+def sum_usage(rows: Iterable[dict[str, Any]]) -> Usage:
+    """Returns what rows of results say that they have used."""
+    usage = Usage()
+    for row in rows:
+        usage += Usage(**row.get("usage", {}))
+    return usage
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -15,7 +15,7 @@ from data_prep.refine.captioner import caption_by_measuring, caption_by_tags
 from data_prep.refine.captioner_model import TransformersCaptioner
 from data_prep.refine.clap import Clap, load_clap
 from data_prep.refine.fuse import fuse_by_rules
-from data_prep.refine.jobs import RULES, Job, RefineSettings, make_fusion_request, make_row
+from data_prep.refine.jobs import RULES, Job, RefineSettings, make_fusion_request
 from data_prep.refine.outcomes import MEASURED, TAGS, Alignment, Candidate
 from data_prep.refine.stages import (
     NO_SURVIVORS,
@@ -26,8 +26,8 @@ from data_prep.refine.stages import (
     fall_back,
     generate_candidates,
 )
-from data_prep.refine.store import FAILED
 from qamdt.audio import read_audio
+from qamdt.keyed_rows import FAILED, make_row
 from qamdt.manifest import Record, resolve_clip_path
 
 

@@ -1,9 +1,6 @@
-"""The books of caption refinement: rows that survive kills, manifests with bad lines, keys, limits and money."""
+"""The books of caption refinement: keys, manifests with bad lines, limits and money."""
 
 import asyncio
-import json
-import subprocess
-import sys
 import time
 from dataclasses import replace
 from pathlib import Path
@@ -11,86 +8,16 @@ from pathlib import Path
 import pytest
 
 from data_prep.refine.align import Thresholds
-from data_prep.refine.jobs import RefineSettings, make_keys, make_row
+from data_prep.refine.jobs import RefineSettings, make_keys
 from data_prep.refine.llm_client import ModelConfig
 from data_prep.refine.manifest_rows import ManifestRows
 from data_prep.refine.rate_limit import RateLimiter
-from data_prep.refine.spending import CostLimitReached, Prices, Spending, Usage
-from data_prep.refine.store import DONE, FAILED, RowStore, make_key
+from data_prep.refine.spending import CostLimitReached, Prices, Spending, Usage, sum_usage
+from qamdt.keyed_rows import KeyedRows, make_row
 from qamdt.manifest import Record, write_manifest
 
 
 ROOT = Path(__file__).resolve().parent.parent
-
-
-def test_a_torn_last_line_is_cut_off_and_its_row_is_open_again(tmp_path):
-    path = tmp_path / "fuse.jsonl"
-    path.write_text(json.dumps(make_row(1, "a")) + "\n" + json.dumps(make_row(2, "b"))[:-9])
-    store = RowStore(tmp_path, "fuse")
-    assert (store.status(1), store.status(2)) == (DONE, None)
-    store.append(make_row(2, "b"))
-    store.refresh()
-    assert store.status(2) == DONE
-    assert [json.loads(line)["id"] for line in path.read_text().splitlines()] == ["a", "b"]
-
-
-def test_a_done_row_outweighs_failed_ones_and_the_last_done_one_counts(tmp_path):
-    store = RowStore(tmp_path, "fuse")
-    store.append(make_row(7, "a", failure="first") | {"n": 0})
-    store.refresh()
-    assert (store.status(7), store.read(7)["reason"]) == (FAILED, "first")
-    for n in (1, 2):
-        store.append(make_row(7, "a") | {"n": n})
-    store.append(make_row(7, "a", failure="late") | {"n": 3})
-    store.refresh()
-    assert (store.status(7), store.read(7)["n"], len(store)) == (DONE, 2, 1)
-
-
-def test_shards_write_files_of_their_own_and_read_all(tmp_path):
-    for number in range(3):
-        RowStore(tmp_path, "fuse", f"-{number}").append(
-            make_row(number, f"clip-{number}") | {"usage": Usage(10, number, 1).to_dict()}
-        )
-    store = RowStore(tmp_path, "fuse")
-    assert [store.read(number)["id"] for number in range(3)] == ["clip-0", "clip-1", "clip-2"]
-    assert store.usage == Usage(30, 3, 3)
-
-
-def test_two_processes_cannot_write_one_store(tmp_path):
-    store = RowStore(tmp_path, "fuse")
-    store.open()
-    with pytest.raises(RuntimeError, match="another process is writing"):
-        RowStore(tmp_path, "fuse").open()
-
-
-def test_what_another_process_wrote_before_we_could_is_seen(tmp_path):
-    late = RowStore(tmp_path, "fuse")
-    first = RowStore(tmp_path, "fuse")
-    first.append(make_row(1, "a"))
-    first.close()
-    assert late.status(1) is None
-    late.open()
-    assert late.status(1) == DONE
-
-
-def test_a_damaged_line_is_named(tmp_path):
-    (tmp_path / "fuse.jsonl").write_text('{"key": "01", "id": "a", "status": "done"}\nnonsense\n')
-    with pytest.raises(ValueError, match=r"fuse\.jsonl, line 2: .*delete this line"):
-        RowStore(tmp_path, "fuse")
-
-
-def test_text_that_utf8_cannot_hold_is_stored(tmp_path):
-    store = RowStore(tmp_path, "fuse")
-    store.append(make_row(1, "a") | {"text": "\ud800 é"})
-    store.refresh()
-    assert store.read(1)["text"] == "\ud800 é"
-
-
-def test_keys_are_the_same_everywhere_and_differ_by_content():
-    program = "from data_prep.refine.store import make_key; print(make_key('a', [1, 2.5], {'y': None, 'x': 'é'}))"
-    found = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True, cwd=ROOT)
-    assert int(found.stdout) == make_key("a", [1, 2.5], {"x": "é", "y": None})
-    assert len({make_key("a", "b"), make_key("ab"), make_key(["a", "b"]), make_key("b", "a")}) == 4
 
 
 def test_a_setting_changes_the_keys_of_its_step_and_the_later_ones_alone():
@@ -197,3 +124,11 @@ def test_money_is_set_aside_before_it_is_spent():
 def test_a_limit_without_prices_is_refused():
     with pytest.raises(ValueError, match="give `--input-price`"):
         Spending(max_cost=1.0)
+
+
+def test_usage_of_failed_and_repeated_rows_counts(tmp_path):
+    rows = KeyedRows(tmp_path, "fuse")
+    rows.append(make_row(1, "a", failure="no answer") | {"usage": Usage(10, 0, 1).to_dict()})
+    rows.append(make_row(1, "a") | {"usage": Usage(20, 3, 1).to_dict()})
+    rows.append(make_row(2, "b"))
+    assert sum_usage(rows.history()) == Usage(30, 3, 2)

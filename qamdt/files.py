@@ -1,0 +1,153 @@
+"""Files that survive a kill: written whole or not at all, and read without the line that a killed process tore."""
+
+import json
+import os
+import shutil
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+
+@contextmanager
+def replacing(path: str | Path) -> Iterator[Path]:
+    """Yields a temporary file to fill, which takes the place of `path` at the end; an exception leaves nothing behind.
+
+    The temporary file lies beside `path`, so its folder must exist, and is on the disk before it is renamed, so a power
+    cut leaves the old content or the new one.
+    """
+    path = Path(path)
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    try:
+        yield temporary
+        temporary.chmod(0o644)  # safetensors makes files that only their owner can read
+        flush_to_disk(temporary)
+        os.replace(temporary, path)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def write_atomically(path: str | Path, write: Callable[[Path], object]) -> None:
+    """Lets `write` fill a temporary file and renames it to `path`; a failure leaves nothing behind."""
+    with replacing(path) as temporary:
+        write(temporary)
+
+
+def write_text(path: str | Path, text: str) -> None:
+    """Writes a UTF-8 file in one step."""
+    write_atomically(path, lambda file: file.write_text(text, encoding="utf-8"))
+
+
+def write_json(path: str | Path, values: Any) -> None:
+    """Writes a JSON file in one step, to be read by people too."""
+    write_atomically(path, lambda file: file.write_bytes(_encode(values, indent=2)))
+
+
+def write_json_lines(path: str | Path, rows: Iterable[Any]) -> None:
+    """Writes a JSON Lines file in one step; `rows` are taken one by one."""
+
+    def write(file: Path) -> None:
+        with file.open("wb") as stream:
+            stream.writelines(map(encode_json_line, rows))
+
+    write_atomically(path, write)
+
+
+def append_json_line(path: str | Path, values: Any) -> None:
+    """Adds a line to a JSON Lines file, which is made if there is none."""
+    with Path(path).open("ab") as file:
+        file.write(encode_json_line(values))
+
+
+def encode_json_line(values: Any) -> bytes:
+    """Returns the line of a JSON Lines file that holds `values`, with its newline."""
+    return _encode(values)
+
+
+def _encode(values: Any, *, indent: int | None = None) -> bytes:
+    # Lone surrogates, which JSON can hold and UTF-8 cannot, become escapes that JSON reads back.
+    return json.dumps(values, ensure_ascii=False, indent=indent).encode("utf-8", "backslashreplace") + b"\n"
+
+
+def iterate_lines(path: str | Path) -> Iterator[tuple[int, bytes]]:
+    """Yields where each line begins, in bytes, and the line; a last one without its newline is passed over.
+
+    Lines are bytes, because a torn one may end inside a character.
+    """
+    offset = 0
+    with Path(path).open("rb") as file:
+        for line in file:
+            if line.endswith(b"\n"):
+                yield offset, line
+                offset += len(line)
+
+
+def read_json_lines(path: str | Path) -> Iterator[Any]:
+    """Yields what each line of a JSON Lines file holds; a last line without its newline is passed over.
+
+    Raises:
+        ValueError: A whole line is not JSON; the message names it by its number.
+    """
+    for number, (_, line) in enumerate(iterate_lines(path), start=1):
+        try:
+            values = json.loads(line)
+        except ValueError as error:
+            raise ValueError(f"{path}, line {number}: not JSON ({error}); delete this line.") from error
+        yield values
+
+
+def cut_torn_line(path: str | Path) -> None:
+    """Cuts off a last line that a killed process left half written; does nothing where there is no file."""
+    path = Path(path)
+    if path.is_file():
+        end = _end_of_last_line(path)
+        if end < path.stat().st_size:
+            os.truncate(path, end)
+
+
+def _end_of_last_line(path: Path) -> int:
+    """Returns the length of a file up to its last newline."""
+    block = 1 << 16
+    with path.open("rb") as file:
+        end = file.seek(0, os.SEEK_END)
+        while end > 0:
+            start = max(0, end - block)
+            file.seek(start)
+            newline = file.read(end - start).rfind(b"\n")
+            if newline >= 0:
+                return start + newline + 1
+            end = start
+    return 0
+
+
+def cut_log(path: str | Path, counter: str, last: int) -> None:
+    """Removes the lines of a log that a resumed run will write again, and a torn one.
+
+    Args:
+        path: JSON Lines file; nothing happens where there is none.
+        counter: Field that says how far the run was, such as "step".
+        last: Highest value of it to keep.
+    """
+    if Path(path).is_file():
+        lines = [line for _, line in iterate_lines(path) if json.loads(line)[counter] <= last]
+        write_atomically(path, lambda file: file.write_bytes(b"".join(lines)))
+
+
+def replace_folder(temporary: Path, folder: Path) -> None:
+    """Puts a finished folder in the place of an older one."""
+    # A folder cannot replace another in one step, so for a moment there is none.
+    outdated = folder.with_name(f".{folder.name}.old")
+    shutil.rmtree(outdated, ignore_errors=True)
+    if folder.exists():
+        os.replace(folder, outdated)
+    os.replace(temporary, folder)
+    shutil.rmtree(outdated, ignore_errors=True)
+
+
+def flush_to_disk(path: str | Path) -> None:
+    """Waits until a file or folder is on the disk, so that a power cut after its rename loses nothing."""
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
