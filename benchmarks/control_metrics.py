@@ -93,7 +93,9 @@ def write_prompts(num_prompts: int) -> list[Wanted]:
     return prompts
 
 
-def generate_clips(model: str | None, prompts: list[Wanted], seconds: float, num_steps: int) -> Iterator[tuple[Wanted, np.ndarray]]:
+def generate_clips(
+    model: str | None, prompts: list[Wanted], seconds: float, num_steps: int
+) -> Iterator[tuple[Wanted, np.ndarray]]:
     """Generates every prompt; the two qualities of a pair start from the same noise."""
     from pipelines.pipeline_qamdt import QAMDTPipeline
 
@@ -337,7 +339,9 @@ def main(argv: list[str] | None = None) -> None:
     if arguments.manifest:
         sounds = read_clips(arguments.manifest, arguments.split, arguments.low_below)
     else:
-        sounds = generate_clips(arguments.model, write_prompts(arguments.num_prompts), arguments.seconds, arguments.steps)
+        sounds = generate_clips(
+            arguments.model, write_prompts(arguments.num_prompts), arguments.seconds, arguments.steps
+        )
     clips = [(wanted, measure(waveform, wanted.music)) for wanted, waveform in sounds]
 
     summary = {
