@@ -7,7 +7,7 @@ from pathlib import Path
 
 import numpy as np
 
-from qamdt.manifest import Record
+from qamdt.manifest import Record, parse_line
 
 
 class ManifestRows:
@@ -45,15 +45,7 @@ class ManifestRows:
             ValueError: The line is no clip, or its id was used before; the message says why.
         """
         self._file.seek(int(self._offsets[position]))
-        try:
-            values = json.loads(self._file.readline().decode("utf-8"))
-            if not isinstance(values, dict):
-                raise ValueError(f"expected a JSON object, got {str(values)[:60]!r}.")
-            record = Record.from_dict(values)
-        except UnicodeDecodeError as error:
-            raise ValueError(f"the line is not UTF-8: {error}.") from error
-        except TypeError as error:
-            raise ValueError(str(error)) from error
+        record = parse_line(self._file.readline())
         if position in self._duplicates:
             raise ValueError(f"the id {record.id!r} is used before, in clip {self._duplicates[position] + 1}.")
         return record

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
@@ -13,8 +12,9 @@ from data_prep.refine.jobs import STEPS, Job, RefineSettings, make_keys, make_pr
 from data_prep.refine.manifest_rows import ManifestRows
 from data_prep.refine.outcomes import Alignment, Fusion, Refinement
 from data_prep.refine.stages import apply_refinement
+from qamdt.files import encode_json_line, read_json_lines
 from qamdt.keyed_rows import DONE, FAILED, KeyedRows
-from qamdt.manifest import Record, format_record
+from qamdt.manifest import Record
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -146,11 +146,11 @@ class RefineRun:
                 if isinstance(outcome, tuple):
                     counts[DONE] += 1
                     record, refinement = outcome
-                    manifest.write(format_record(apply_refinement(record, refinement)))
-                    refinements.write(json.dumps(refinement.to_dict(), ensure_ascii=False) + "\n")
+                    manifest.write(apply_refinement(record, refinement).to_dict())
+                    refinements.write(refinement.to_dict())
                 elif outcome is not None:
                     counts[FAILED] += 1
-                    failures.write(json.dumps({"clip": position + 1} | outcome, ensure_ascii=False) + "\n")
+                    failures.write({"clip": position + 1} | outcome)
                 else:
                     counts[None] += 1
             failures.is_kept = self.shard is None
@@ -164,9 +164,7 @@ class RefineRun:
 
     def iterate_refinements(self) -> Iterator[Refinement]:
         """Yields what `finish` wrote down of each clip."""
-        with (self.folder / "refinements.jsonl").open(encoding="utf-8") as file:
-            for line in file:
-                yield Refinement.from_dict(json.loads(line))
+        yield from map(Refinement.from_dict, read_json_lines(self.folder / "refinements.jsonl"))
 
     def _find_outcome(self, position: int) -> tuple[Record, Refinement] | dict[str, Any] | None:
         """Returns a clip and its refinement, or why it failed, or `None` where it is pending."""
@@ -191,7 +189,7 @@ class RefineRun:
 
 
 class ReplacedFile:
-    """A text file that takes the place of `path` when it is complete and `is_kept` is set, and vanishes otherwise."""
+    """A JSON Lines file that takes the place of `path` when it is complete and `is_kept` is set, and vanishes otherwise."""
 
     def __init__(self, path: Path):
         self.path = path
@@ -199,8 +197,7 @@ class ReplacedFile:
         self._temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
 
     def __enter__(self) -> ReplacedFile:
-        # Lone surrogates, which JSON can hold and UTF-8 cannot, become escapes that JSON reads back.
-        self._file = self._temporary.open("w", encoding="utf-8", errors="backslashreplace")
+        self._file = self._temporary.open("wb")
         return self
 
     def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
@@ -210,6 +207,6 @@ class ReplacedFile:
         else:
             self._temporary.unlink()
 
-    def write(self, text: str) -> None:
-        """Writes a piece of the file."""
-        self._file.write(text)
+    def write(self, values: dict[str, Any]) -> None:
+        """Writes a line."""
+        self._file.write(encode_json_line(values))
