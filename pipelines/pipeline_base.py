@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from diffusers import AudioPipelineOutput, AutoencoderKL, DiffusionPipeline, SchedulerMixin
+from diffusers import AutoencoderKL, DiffusionPipeline, SchedulerMixin
 from diffusers.utils.torch_utils import randn_tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerBase, SpeechT5HifiGan
 
@@ -21,10 +21,12 @@ from pipelines.guidance import Guidance
 from pipelines.input_checks import check_choices, check_count, check_embeds, check_interval, check_number, check_texts
 from pipelines.loading import LoadingMixin
 from pipelines.lora import QAMDTLoraLoaderMixin
+from pipelines.pipeline_output import QAMDTPipelineOutput
 from qamdt.conditions import Conditions
 from qamdt.decoding import decode_latents, mel_to_waveform, samples_per_frame, vae_scale_factor
 from qamdt.models.transformer_qamdt import QAMDTTransformer2DModel
 from qamdt.models.vocoder_istft import ISTFTVocoder
+from qamdt.music import Music
 from qamdt.quality import QualityStats
 
 
@@ -256,8 +258,14 @@ class QAMDTPipelineBase(LoadingMixin, ConditioningMixin, DiffusionPipeline, QAMD
         return mel_to_waveform(self.vocoder, mel_spectrogram.to(self.vocoder.dtype)).float()
 
     def finish(
-        self, latents: torch.Tensor, audio_length_in_s: float, *, output_type: str, return_dict: bool
-    ) -> AudioPipelineOutput | tuple[np.ndarray | torch.Tensor]:
+        self,
+        latents: torch.Tensor,
+        audio_length_in_s: float,
+        music: list[Music] | None,
+        *,
+        output_type: str,
+        return_dict: bool,
+    ) -> QAMDTPipelineOutput | tuple[np.ndarray | torch.Tensor]:
         """Ends a call: returns latents in the form that is asked for, and lets go of the parts that are offloaded."""
         if output_type == "latent":
             audios = latents
@@ -265,7 +273,7 @@ class QAMDTPipelineBase(LoadingMixin, ConditioningMixin, DiffusionPipeline, QAMD
             audios = self.decode(latents)[:, : round(audio_length_in_s * self.sampling_rate)]  # (B, samples)
             audios = audios.cpu().numpy() if output_type == "np" else audios
         self.maybe_free_model_hooks()
-        return AudioPipelineOutput(audios=audios) if return_dict else (audios,)
+        return QAMDTPipelineOutput(audios=audios, music=music) if return_dict else (audios,)
 
     def _predict(
         self, model_input: torch.Tensor, timestep: torch.Tensor, branches: Sequence[Conditions]

@@ -6,6 +6,7 @@
 
     pipe = QAMDTPipeline.from_pretrained("a folder or Hub id")
     pipe("a calm piano ballad", quality=[2.0, 4.5], audio_length_in_s=20)  # the quality rises
+    pipe("solo piano", bpm=120, key="A minor", chords="Am F C G", time_signature="3/4")
 
 Shapes: B batch (prompts times waveforms per prompt), C latent channels, T latent frames, F latent bins,
 L text tokens, D text width.
@@ -17,12 +18,14 @@ from collections.abc import Callable
 
 import numpy as np
 import torch
-from diffusers import AudioPipelineOutput, DiffusionPipeline
+from diffusers import DiffusionPipeline
 
 from pipelines.conditioning import count_prompts
 from pipelines.input_checks import check_generator
 from pipelines.loading import GenerateWhenCalledWithPrompt
+from pipelines.music_conditioning import Chords
 from pipelines.pipeline_base import QAMDTPipelineBase
+from pipelines.pipeline_output import QAMDTPipelineOutput
 from pipelines.quality_argument import Quality
 
 
@@ -41,6 +44,11 @@ class QAMDTPipeline(QAMDTPipelineBase, metaclass=GenerateWhenCalledWithPrompt):
         quality: Quality | list[Quality] = "high",
         negative_prompt: str | list[str] = "",
         negative_quality: Quality | list[Quality] = "medium",
+        bpm: float | list[float | None] | None = None,
+        key: str | list[str | None] | None = None,
+        chords: Chords | list[Chords | None] | None = None,
+        time_signature: str | list[str | None] | None = None,
+        plan_music: bool = True,
         audio_length_in_s: float | None = None,
         num_inference_steps: int = 25,
         guidance_scale: float = 3.5,
@@ -58,7 +66,7 @@ class QAMDTPipeline(QAMDTPipelineBase, metaclass=GenerateWhenCalledWithPrompt):
         callback_on_step_end_tensor_inputs: tuple[str, ...] | list[str] = ("latents",),
         output_type: str = "np",
         return_dict: bool = True,
-    ) -> AudioPipelineOutput | tuple[np.ndarray | torch.Tensor]:
+    ) -> QAMDTPipelineOutput | tuple[np.ndarray | torch.Tensor]:
         """Generates music.
 
         Args:
@@ -68,6 +76,14 @@ class QAMDTPipeline(QAMDTPipelineBase, metaclass=GenerateWhenCalledWithPrompt):
                 anything else is one of these for each prompt, such as `["high", 3.2]` or `[[2.0, 4.5], [3.0]]`.
             negative_prompt: What guidance moves away from, taken as it stands.
             negative_quality: The quality that guidance moves away from. `"medium"` is the published choice.
+            bpm: Beats a minute, from 40 to 220; what the prompt says ("at 120 bpm", "allegro") when `None`. This and the
+                next three may be lists with a value for each prompt.
+            key: Tonic and mode, such as `"A minor"`; what the prompt says when `None`.
+            chords: Symbols, a bar each and over again, such as `"Am F C G"` or, with two in a bar, `"Am | F G"`; or
+                `(second, symbol)` tuples.
+            time_signature: `"4/4"` or `"3/4"`; what the prompt says ("a waltz") when `None`.
+            plan_music: Whether what neither the arguments nor the prompt say is drawn; it is left to the network
+                otherwise, which then keeps no clear beat. For networks that know music (`num_music_features`).
             audio_length_in_s: Length of the waveforms in seconds; what the network was built for when `None`.
             num_inference_steps: Denoising steps; more are slower and usually better.
             guidance_scale: How far to move away from the negative prompt and quality; 1 turns guidance off, and the
@@ -93,7 +109,7 @@ class QAMDTPipeline(QAMDTPipelineBase, metaclass=GenerateWhenCalledWithPrompt):
             return_dict: Whether to return an output object rather than a tuple.
 
         Returns:
-            `AudioPipelineOutput` with `audios`, or a tuple with them.
+            `QAMDTPipelineOutput` with `audios`, and with the `music` that is played, or a tuple with the audios.
         """
         if audio_length_in_s is None:
             audio_length_in_s = self.native_audio_length_in_s
@@ -116,6 +132,18 @@ class QAMDTPipeline(QAMDTPipelineBase, metaclass=GenerateWhenCalledWithPrompt):
         )
         batch_size = count_prompts(prompt, prompt_embeds) * num_waveforms_per_prompt
         check_generator(generator, batch_size)
+        music = self.prepare_music(
+            prompt=prompt,
+            num_prompts=batch_size // num_waveforms_per_prompt,
+            bpm=bpm,
+            key=key,
+            chords=chords,
+            time_signature=time_signature,
+            plan_music=plan_music,
+            audio_length_in_s=audio_length_in_s,
+            num_waveforms_per_prompt=num_waveforms_per_prompt,
+            generator=generator,
+        )
 
         # What the network is told: text and quality as wanted, and those that guidance moves away from.
         self.scheduler.set_timesteps(num_inference_steps, device=self._execution_device)
@@ -125,6 +153,7 @@ class QAMDTPipeline(QAMDTPipelineBase, metaclass=GenerateWhenCalledWithPrompt):
             quality=quality,
             negative_prompt=negative_prompt,
             negative_quality=negative_quality,
+            music=music,
             audio_length_in_s=audio_length_in_s,
             num_steps=len(timesteps),
             guidance_scale=guidance_scale,
@@ -148,4 +177,4 @@ class QAMDTPipeline(QAMDTPipelineBase, metaclass=GenerateWhenCalledWithPrompt):
             callback_on_step_end=callback_on_step_end,
             callback_on_step_end_tensor_inputs=callback_on_step_end_tensor_inputs,
         )
-        return self.finish(latents, audio_length_in_s, output_type=output_type, return_dict=return_dict)
+        return self.finish(latents, audio_length_in_s, music, output_type=output_type, return_dict=return_dict)
