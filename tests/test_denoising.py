@@ -15,7 +15,7 @@ TOLD = Conditions(texts=torch.zeros(2, 3, 8), mask=torch.ones(2, 3))
 
 
 def schedule(scheduler_class=DDIMScheduler, num_steps=6):
-    options = {"set_alpha_to_one": True} if scheduler_class is DDIMScheduler else {}
+    options = {"clip_sample": False} if scheduler_class is DDIMScheduler else {}
     scheduler = scheduler_class(beta_start=0.0015, beta_end=0.0195, beta_schedule="scaled_linear", **options)
     scheduler.set_timesteps(num_steps)
     return scheduler
