@@ -23,7 +23,7 @@ from scipy.stats import binomtest
 from tqdm import tqdm
 
 from benchmarks import signal_measures
-from data_prep.refine import tempo_and_key
+from qamdt import tempo_and_key
 from qamdt.audio import SAMPLING_RATE, read_audio
 from qamdt.manifest import read_manifest, resolve_clip_path
 from whisq.scorer import WhisQScorer

@@ -360,15 +360,17 @@ def _check(value: Any, kind: Any, name: str) -> Any:
             return None
         fitting = [option for option in kinds if type(value) is (get_origin(option) or option)]
         return _check(value, (fitting or kinds)[0], name)
-    item_kind = get_args(kind)[0] if get_origin(kind) is list else None
+    item_kind = get_args(kind)[0] if get_origin(kind) in (list, tuple) else None
     kind = get_origin(kind) or kind
+    if kind is tuple and type(value) is list:  # JSON and YAML have no tuples
+        value = tuple(value)
     if kind is float and type(value) is int:
         return float(value)
     if type(value) is not kind:
         hint = " (YAML reads 1e-4 as text; write 1.0e-4)" if kind is float and isinstance(value, str) else ""
         raise ValueError(f"`{name}` must be of type {kind.__name__}, got {value!r}{hint}.")
     if item_kind is not None:
-        return [_check(item, item_kind, f"{name}[{index}]") for index, item in enumerate(value)]
+        return kind(_check(item, item_kind, f"{name}[{index}]") for index, item in enumerate(value))
     return value
 
 

@@ -14,7 +14,7 @@ from benchmarks.refiner_robustness import refine_and_kill
 from data_prep.refine import ray_engine
 from data_prep.refine.async_engine import answer_questions
 from data_prep.refine.batch_engine import BatchEngine, PartLimits
-from data_prep.refine.fuse import FUSION_SCHEMA, write_messages
+from data_prep.refine.fusion_prompt import FUSION_SCHEMA, write_messages
 from data_prep.refine.jobs import RefineSettings
 from data_prep.refine.llm_client import LlmClient, ModelConfig, RunStopped, Server, measure_messages
 from data_prep.refine.local_engine import run_jobs

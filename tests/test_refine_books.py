@@ -7,12 +7,12 @@ from pathlib import Path
 
 import pytest
 
-from data_prep.refine.align import Thresholds
 from data_prep.refine.jobs import RefineSettings, make_keys
 from data_prep.refine.llm_client import ModelConfig
 from data_prep.refine.manifest_rows import ManifestRows
 from data_prep.refine.rate_limit import RateLimiter
 from data_prep.refine.spending import CostLimitReached, Prices, Spending, Usage, sum_usage
+from data_prep.refine.thresholds import Thresholds
 from qamdt.keyed_rows import KeyedRows, make_row
 from qamdt.manifest import Record, write_manifest
 

@@ -6,7 +6,6 @@ import zlib
 import numpy as np
 import pytest
 
-from data_prep.refine.align import Thresholds, derive_thresholds, read_thresholds, write_thresholds
 from data_prep.refine.clean import clean_text, describe_tags, why_not_a_caption
 from data_prep.refine.fact_check import find_unsupported
 from data_prep.refine.outcomes import (
@@ -30,6 +29,7 @@ from data_prep.refine.stages import (
     generate_candidates,
     refine_clip,
 )
+from data_prep.refine.thresholds import Thresholds, derive_thresholds, read_thresholds, write_thresholds
 from qamdt.manifest import Record
 
 
@@ -339,7 +339,7 @@ def test_rules_append_a_caption_that_says_something_else():
 
 
 def fuse_request(fuser_request):
-    from data_prep.refine.fuse import fuse_by_rules
+    from data_prep.refine.fusion_rules import fuse_by_rules
 
     fusion = accept_fusion(fuser_request, fuse_by_rules(fuser_request))
     assert not fusion.fell_back, fusion.failed_checks
