@@ -37,29 +37,31 @@ SAMPLE_COPY = Path("data/sample_corpus")
 
 def read_request(options: argparse.Namespace) -> RefineRequest:
     """Returns what the command line asks for."""
-    if options.model is None and options.suggester is None and options.base_url is not None:
+    settings = RefineSettings(
+        captioners=tuple(options.captioners),
+        clap=options.clap,
+        thresholds=read_thresholds(options),
+        num_paraphrases=options.num_paraphrases,
+        model=read_model(options, options.model),
+        suggester=read_model(options, options.suggester),
+        suggest_from=options.suggest_from,
+    )
+    if options.base_url is not None and not settings.asks:
         raise ValueError("`--base-url` needs a `--model`: the name by which the server knows it.")
+    server = Server(
+        base_url=options.base_url,
+        key_variable=options.key_variable,
+        timeout_in_s=options.timeout,
+        max_tries=options.max_tries,
+        concurrency=options.concurrency,
+        requests_per_minute=options.requests_per_minute,
+        tokens_per_minute=options.tokens_per_minute,
+    )
     return RefineRequest(
         manifest=options.manifest or str(copy_sample_corpus()),
         out=options.out,
-        settings=RefineSettings(
-            captioners=tuple(options.captioners),
-            clap=options.clap,
-            thresholds=read_thresholds(options),
-            num_paraphrases=options.num_paraphrases,
-            model=read_model(options, options.model),
-            suggester=read_model(options, options.suggester),
-            suggest_from=options.suggest_from,
-        ),
-        server=Server(
-            base_url=options.base_url,
-            key_variable=options.key_variable,
-            timeout_in_s=options.timeout,
-            max_tries=options.max_tries,
-            concurrency=options.concurrency,
-            requests_per_minute=options.requests_per_minute,
-            tokens_per_minute=options.tokens_per_minute,
-        ),
+        settings=settings,
+        server=server if settings.asks else None,
         input_price=options.input_price,
         output_price=options.output_price,
         max_cost=options.max_cost,

@@ -1,17 +1,18 @@
-"""The settings of a training run: a YAML file becomes frozen dataclasses, and anything unknown or mistyped is refused."""
+"""The settings of a training run, with what each of them means."""
 
-import dataclasses
-import types
+from collections.abc import Collection
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
+from typing import Any, Literal
 
-import yaml
+from qamdt.settings import find_settings, load_settings
 
 
 _PACKAGE_DIR = Path(__file__).resolve().parent
-# Presets lie in configs/ in a checkout and are copied into the package by the wheel build.
-CONFIG_DIR = next(folder for folder in (_PACKAGE_DIR / "configs", _PACKAGE_DIR.parent / "configs") if folder.is_dir())
+# Presets lie in configs/qamdt/ in a checkout and are copied into the package by the wheel build.
+CONFIG_DIR = next(
+    folder / "qamdt" for folder in (_PACKAGE_DIR / "configs", _PACKAGE_DIR.parent / "configs") if folder.is_dir()
+)
 MAX_EMA_LENGTH = 0.28  # of a power-function average; a plain mean over the whole training has 12 ** -0.5 = 0.289
 
 
@@ -34,6 +35,9 @@ class DataConfig:
         frame_quality_dropout: How often, beyond that, the curve is left out.
         global_quality_dropout: How often, beyond that, the global level is left out.
         global_quality_from: Whose mean score is the global level: the whole "clip"'s or its "source"'s.
+        rhythm_dropout: How often beat and bar are left out; what is played is always left out with the text.
+        key_dropout: How often the key is left out.
+        chord_dropout: How often the chords are left out.
         level_weights: How often clips of quality level 1 to 5 are drawn, relative to each other; alike when null.
             Clips without a score have weight 1.
         window_in_shards: How many shards, drawn anew each epoch, are mixed at a time; all when null. With few, a run
@@ -53,6 +57,9 @@ class DataConfig:
     frame_quality_dropout: float = 0.3
     global_quality_dropout: float = 0.3
     global_quality_from: Literal["clip", "source"] = "clip"
+    rhythm_dropout: float = 0.1
+    key_dropout: float = 0.1
+    chord_dropout: float = 0.35
     level_weights: list[float] | None = None
     window_in_shards: int | None = None
     cache_dir: str = "data/cache"
@@ -236,7 +243,7 @@ class RunConfig:
         max_steps: Updates after which the run ends; no limit when null.
         max_minutes: Minutes of training, over all resumptions, after which the run ends; no limit when null.
         seed: Everything random hangs on it.
-        mixed_precision: "no", "bf16" or, on a GPU, "fp16".
+        mixed_precision: "no", "bf16" or, on a GPU, "fp16"; "auto" is "bf16" where there are instructions for it.
         compile: Whether the blocks are compiled by torch.compile, which takes minutes at the start and gains little on a
             CPU: 4 % of a pass of `mini` in float32, 15 % in bf16.
         gradient_checkpointing: Whether activations are computed again in the backward pass, to save memory.
@@ -255,7 +262,7 @@ class RunConfig:
     max_steps: int | None = None
     max_minutes: float | None = None
     seed: int = 0
-    mixed_precision: Literal["no", "bf16", "fp16"] = "no"
+    mixed_precision: Literal["no", "bf16", "fp16", "auto"] = "no"
     compile: bool = False
     gradient_checkpointing: bool = False
     checkpoint_minutes: float = 10.0
@@ -295,92 +302,6 @@ class TrainConfig:
             raise ValueError("`preview.prompts` needs `run.pipeline`, which decodes the latents; it is null.")
 
 
-def load_config(path: str | Path, overrides: list[str] | None = None) -> TrainConfig:
-    """Reads a YAML file and applies overrides such as `optim.learning_rate=2.0e-4`.
-
-    Args:
-        path: The file, or the name of a preset such as `mini`.
-        overrides: `key=value` pairs with dots between the levels; the value is read as YAML.
-    """
-    path = find_config(path)
-    try:
-        values = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except yaml.YAMLError as error:
-        raise ValueError(f"{path} is no valid YAML: {error}") from error
-    if not isinstance(values, dict):
-        raise ValueError(f"{path} must hold a mapping of settings, got {values!r}.")
-    for override in overrides or []:
-        _apply_override(values, override)
-    try:
-        return build(TrainConfig, values)
-    except ValueError as error:
-        raise ValueError(f"{path}: {error}") from error
-
-
-def find_config(path: str | Path) -> Path:
-    """Returns the file of a path or of a preset's name."""
-    candidates = [Path(path), CONFIG_DIR / "qamdt" / f"{path}.yaml"]
-    # A wheel keeps the presets inside the package, so `configs/qamdt/mini.yaml` is looked up there as well.
-    if Path(path).parts[:1] == ("configs",):
-        candidates.append(CONFIG_DIR.joinpath(*Path(path).parts[1:]))
-    for candidate in candidates:
-        if candidate.is_file():
-            return candidate
-    presets = sorted(preset.stem for preset in (CONFIG_DIR / "qamdt").glob("*.yaml"))
-    raise FileNotFoundError(f"there is no config {str(path)!r}; give a YAML file or one of the presets {presets}.")
-
-
-def build(cls: type, values: dict[str, Any], where: str = "") -> Any:
-    """Builds dataclass `cls` from a mapping read from YAML, refusing unknown and missing keys and wrong types."""
-    if not isinstance(values, dict):
-        raise ValueError(f"`{where.rstrip('.')}` must be a mapping, got {values!r}.")
-    hints = get_type_hints(cls)
-    for key in values:
-        if key not in hints:
-            raise ValueError(f"unknown key `{where}{key}`; expected one of {sorted(hints)}.")
-    for spec in dataclasses.fields(cls):
-        if spec.default is spec.default_factory is dataclasses.MISSING and spec.name not in values:
-            raise ValueError(f"the key `{where}{spec.name}` is missing.")
-    return cls(**{key: _check(value, hints[key], f"{where}{key}") for key, value in values.items()})
-
-
-def _check(value: Any, kind: Any, name: str) -> Any:
-    if dataclasses.is_dataclass(kind):
-        return build(kind, value, f"{name}.")
-    if get_origin(kind) is Literal:
-        if value not in get_args(kind) or isinstance(value, bool):
-            # YAML reads a bare `no` as false, which is how `mixed_precision: no` arrives.
-            if value is False and "no" in get_args(kind):
-                return "no"
-            raise ValueError(f"`{name}` must be one of {list(get_args(kind))}, got {value!r}.")
-        return value
-    if get_origin(kind) in (Union, types.UnionType):
-        kinds = [option for option in get_args(kind) if option is not types.NoneType]
-        if value is None and len(kinds) < len(get_args(kind)):
-            return None
-        fitting = [option for option in kinds if type(value) is (get_origin(option) or option)]
-        return _check(value, (fitting or kinds)[0], name)
-    item_kind = get_args(kind)[0] if get_origin(kind) in (list, tuple) else None
-    kind = get_origin(kind) or kind
-    if kind is tuple and type(value) is list:  # JSON and YAML have no tuples
-        value = tuple(value)
-    if kind is float and type(value) is int:
-        return float(value)
-    if type(value) is not kind:
-        hint = " (YAML reads 1e-4 as text; write 1.0e-4)" if kind is float and isinstance(value, str) else ""
-        raise ValueError(f"`{name}` must be of type {kind.__name__}, got {value!r}{hint}.")
-    if item_kind is not None:
-        return kind(_check(item, item_kind, f"{name}[{index}]") for index, item in enumerate(value))
-    return value
-
-
-def _apply_override(values: dict[str, Any], override: str) -> None:
-    key, equals, value = override.partition("=")
-    if not equals:
-        raise ValueError(f"an override must read `key=value`, got {override!r}.")
-    *parents, last = key.split(".")
-    for parent in parents:
-        values = values.setdefault(parent, {})
-        if not isinstance(values, dict):
-            raise ValueError(f"in the override {override!r}, `{parent}` is no group of settings.")
-    values[last] = yaml.safe_load(value)
+def load_config(path: str | Path, overrides: Collection[str] = ()) -> TrainConfig:
+    """Reads a YAML file, or the preset of a name such as `mini`, and applies overrides such as `run.batch_size=8`."""
+    return load_settings(TrainConfig, find_settings(path, CONFIG_DIR, folder="configs/qamdt"), overrides)

@@ -13,7 +13,7 @@ def write_config(folder, values=MINIMAL, text=""):
     return path
 
 
-@pytest.mark.parametrize("preset", sorted(path.stem for path in (CONFIG_DIR / "qamdt").glob("*.yaml")))
+@pytest.mark.parametrize("preset", sorted(path.stem for path in CONFIG_DIR.glob("*.yaml")))
 def test_every_preset_loads_by_its_name_and_by_its_path(preset):
     assert load_config(preset) == load_config(f"configs/qamdt/{preset}.yaml")
 

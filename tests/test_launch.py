@@ -8,7 +8,8 @@ from accelerate.state import AcceleratorState
 from accelerate.utils import DistributedType
 
 from qamdt import launch
-from qamdt.config import TrainConfig, build
+from qamdt.config import TrainConfig
+from qamdt.settings import build
 
 
 def make_config(**groups):

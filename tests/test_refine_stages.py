@@ -29,7 +29,8 @@ from data_prep.refine.stages import (
     generate_candidates,
     refine_clip,
 )
-from data_prep.refine.thresholds import Thresholds, derive_thresholds, read_thresholds, write_thresholds
+from data_prep.refine.thresholds import Thresholds, derive_thresholds, read_thresholds
+from qamdt.files import write_json
 from qamdt.manifest import Record
 
 
@@ -398,7 +399,7 @@ def test_derived_thresholds_part_right_from_exchanged_captions():
 
 
 def test_thresholds_are_read_back_and_checked(tmp_path):
-    write_thresholds(tmp_path / "t.json", THRESHOLDS)
+    write_json(tmp_path / "t.json", THRESHOLDS.to_dict())
     assert read_thresholds(tmp_path / "t.json") == THRESHOLDS
     (tmp_path / "t.json").write_text('{"audio_text": 0.1, "rho": 2}')
     with pytest.raises(ValueError, match=r"t\.json: thresholds must have `audio_text`"):

@@ -12,7 +12,7 @@ from qamdt import run_estimate
 from qamdt.config import CONFIG_DIR, load_config
 
 
-PRESETS = sorted(path.stem for path in (CONFIG_DIR / "qamdt").glob("*.yaml"))
+PRESETS = sorted(path.stem for path in CONFIG_DIR.glob("*.yaml"))
 
 
 @pytest.mark.parametrize("preset", PRESETS)

@@ -9,10 +9,11 @@ import torch
 from accelerate.state import AcceleratorState
 
 import train_qamdt
-from qamdt.config import TrainConfig, build
+from qamdt.config import TrainConfig
 from qamdt.files import write_json
 from qamdt.manifest import Record
 from qamdt.run_control import StopSignal
+from qamdt.settings import build
 from qamdt.shards import INDEX_NAME, write_latent_shard, write_text_shard
 
 

@@ -15,10 +15,11 @@ import train_qamdt
 from pipelines.assemble import assemble
 from pipelines.pipeline_qamdt import QAMDTPipeline
 from qamdt import post_hoc_ema
-from qamdt.config import TrainConfig, build
+from qamdt.config import TrainConfig
 from qamdt.files import write_json
 from qamdt.manifest import Record
 from qamdt.quality import PUBLISHED_QUALITY_STATS
+from qamdt.settings import build
 from qamdt.shards import INDEX_NAME, digest_weights, write_latent_shard, write_text_shard
 
 

@@ -16,11 +16,12 @@ from safetensors.torch import load_file
 
 import train_qamdt
 from qamdt.checkpoints import list_checkpoints
-from qamdt.config import TrainConfig, build
+from qamdt.config import TrainConfig
 from qamdt.files import write_json
 from qamdt.loss import make_scheduler
 from qamdt.manifest import Record
 from qamdt.models.transformer_qamdt import QAMDTTransformer2DModel
+from qamdt.settings import build
 from qamdt.shards import INDEX_NAME, TextShards, write_latent_shard, write_text_shard
 from qamdt.training import build_optimizers, learning_rate_factor, split_parameters
 

@@ -63,6 +63,11 @@ class RefineSettings:
             raise ValueError(f"`suggest_from` must be 'tags' or 'audio', got {self.suggest_from!r}.")
 
     @property
+    def asks(self) -> bool:
+        """Whether a language model takes part."""
+        return self.model is not None or self.suggester is not None
+
+    @property
     def steps(self) -> tuple[str, ...]:
         """The steps that these settings take."""
         return tuple(step for step in STEPS if step != "suggest" or self.suggester is not None)

@@ -74,8 +74,7 @@ class Refinery:
         self.request = request
         self.say = say
         settings = request.settings
-        asks = settings.model is not None or settings.suggester is not None
-        self.server = (request.server or Server()) if asks else None
+        self.server = (request.server or Server()) if settings.asks else None
         if self.server is not None:
             self.server.read_key()  # a key that is missing should not come up after hours of listening
         rows = ManifestRows(request.manifest)

@@ -7,7 +7,7 @@ from typing import Any, Literal
 from data_prep.refine.jobs import RefineSettings
 from data_prep.refine.llm_client import Server
 from data_prep.refine.spending import Prices
-from qamdt.config import build
+from qamdt.settings import build
 
 
 BATCH_DISCOUNT = 0.5  # what the Batch API takes of the usual price
@@ -61,6 +61,8 @@ class RefineRequest:
             raise ValueError("`engine` 'batch' and `batch`, which says what to do with it, need each other.")
         if self.engine == "batch" and self.settings.model is None:
             raise ValueError("`engine` 'batch' needs a `model` in `settings`.")
+        if self.server is not None and not self.settings.asks:
+            raise ValueError("`server` needs a `model` or a `suggester` in `settings`: the name by which it knows it.")
         if self.num_workers < 1 or self.batch_size < 1:
             raise ValueError(
                 f"`num_workers` and `batch_size` must be at least 1, got {self.num_workers} and {self.batch_size}."
