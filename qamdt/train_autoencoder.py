@@ -164,7 +164,7 @@ def main(argv: list[str] | None = None) -> None:
         trained.register_to_config(latents_mean=mean, latents_std=std)
         trained.save_pretrained(arguments.output_dir / "autoencoder")
 
-    fit(loss_module, crops, fit_options(arguments), export)
+    fit(loss_module, crops, fit_options(arguments, crops), export)
 
 
 if __name__ == "__main__":

@@ -122,7 +122,7 @@ def main(argv: list[str] | None = None) -> None:
             trained.vae.register_to_config(scaling_factor=scaling_factor)
         trained.vae.save_pretrained(arguments.output_dir / "vae")
 
-    fit(loss_module, crops, fit_options(arguments), export)
+    fit(loss_module, crops, fit_options(arguments, crops), export)
 
 
 if __name__ == "__main__":

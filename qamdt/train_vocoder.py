@@ -93,7 +93,7 @@ def main(argv: list[str] | None = None) -> None:
     def export(trained: nn.Module) -> None:
         trained.vocoder.save_pretrained(arguments.output_dir / "vocoder")
 
-    fit(loss_module, crops, fit_options(arguments), export)
+    fit(loss_module, crops, fit_options(arguments, crops), export)
 
 
 if __name__ == "__main__":
