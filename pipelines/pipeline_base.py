@@ -23,7 +23,8 @@ from pipelines.loading import LoadingMixin
 from pipelines.lora import QAMDTLoraLoaderMixin
 from pipelines.pipeline_output import QAMDTPipelineOutput
 from qamdt.conditions import Conditions
-from qamdt.decoding import decode_latents, mel_to_waveform, samples_per_frame, vae_scale_factor
+from qamdt.decoding import decode_latents, latents_to_waveform, mel_to_waveform, samples_per_frame, vae_scale_factor
+from qamdt.models.autoencoder_waveform import AutoencoderWaveform
 from qamdt.models.transformer_qamdt import QAMDTTransformer2DModel
 from qamdt.models.vocoder_istft import ISTFTVocoder
 from qamdt.music import Music
@@ -34,13 +35,13 @@ class QAMDTPipelineBase(LoadingMixin, ConditioningMixin, DiffusionPipeline, QAMD
     """The parts of a pipeline, and the steps that a call is made of.
 
     Args:
-        vae: Autoencoder of log-mel spectrograms.
+        vae: Autoencoder of log-mel spectrograms, or of waveforms (`AutoencoderWaveform`).
         text_encoder: Encoder of prompts; `None` if calls bring `prompt_embeds`.
         tokenizer: Its tokenizer.
         transformer: The denoising network.
         scheduler: Any scheduler of diffusers' Karras family with the network's noise schedule, or, for a network that
             was trained as a flow, `FlowMatchEulerDiscreteScheduler`.
-        vocoder: Maps log-mel `(batch, frames, mel_bins)` to `(batch, samples)`.
+        vocoder: Maps log-mel `(batch, frames, mel_bins)` to `(batch, samples)`; `None` if `vae` makes waveforms.
         quality_stats: `QualityStats.to_dict()` of the training set; without it `quality` can only be a word.
         text_encoder_package: The Python package that holds the text encoder, for a model saved without.
         max_text_tokens: Longer prompts are cut off.
@@ -48,23 +49,28 @@ class QAMDTPipelineBase(LoadingMixin, ConditioningMixin, DiffusionPipeline, QAMD
     """
 
     model_cpu_offload_seq = "text_encoder->transformer->vae->vocoder"
-    _optional_components = ["text_encoder", "tokenizer"]
+    _optional_components = ["text_encoder", "tokenizer", "vocoder"]
     _callback_tensor_inputs = ["latents", "prompt_embeds"]
 
     def __init__(
         self,
-        vae: AutoencoderKL,
+        vae: AutoencoderKL | AutoencoderWaveform,
         text_encoder: PreTrainedModel | None,
         tokenizer: PreTrainedTokenizerBase | None,
         transformer: QAMDTTransformer2DModel,
         scheduler: SchedulerMixin,
-        vocoder: ISTFTVocoder | SpeechT5HifiGan,
+        vocoder: ISTFTVocoder | SpeechT5HifiGan | None,
         quality_stats: dict[str, Any] | None = None,
         text_encoder_package: str | None = None,
         max_text_tokens: int = 128,
         max_audio_length_in_s: float = 600.0,
     ):
         super().__init__()
+        if (vocoder is None) != isinstance(vae, AutoencoderWaveform):
+            raise ValueError(
+                "`vocoder` must be None for an autoencoder of waveforms and given for one of spectrograms, got "
+                f"{type(vocoder).__name__} beside {type(vae).__name__}."
+            )
         self.register_modules(
             vae=vae,
             text_encoder=text_encoder,
@@ -87,7 +93,7 @@ class QAMDTPipelineBase(LoadingMixin, ConditioningMixin, DiffusionPipeline, QAMD
     @property
     def sampling_rate(self) -> int:
         """Samples per second of the waveforms, in Hz."""
-        return self.vocoder.config.sampling_rate
+        return (self.vae if self.vocoder is None else self.vocoder).config.sampling_rate
 
     @property
     def quality_stats(self) -> QualityStats | None:
@@ -116,6 +122,8 @@ class QAMDTPipelineBase(LoadingMixin, ConditioningMixin, DiffusionPipeline, QAMD
 
     @property
     def _samples_per_latent_frame(self) -> int:
+        if self.vocoder is None:
+            return self.vae.samples_per_latent_frame
         return vae_scale_factor(self.vae) * samples_per_frame(self.vocoder)
 
     @property
@@ -254,6 +262,8 @@ class QAMDTPipelineBase(LoadingMixin, ConditioningMixin, DiffusionPipeline, QAMD
 
     def decode(self, latents: torch.Tensor) -> torch.Tensor:
         """Turns latents `(batch, channels, latent_frames, latent_bins)` into waveforms `(batch, samples)`."""
+        if self.vocoder is None:
+            return latents_to_waveform(self.vae, latents.to(self.vae.dtype))
         mel_spectrogram = decode_latents(self.vae, latents.to(self.vae.dtype))
         return mel_to_waveform(self.vocoder, mel_spectrogram.to(self.vocoder.dtype)).float()
 

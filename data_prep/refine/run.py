@@ -8,13 +8,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from data_prep.refine.jobs import STEPS, Job, RefineSettings, make_keys, make_prompt_key
+from data_prep.refine.jobs import STEPS, Job, RefineSettings, identify_captioners, make_keys, make_prompt_key
 from data_prep.refine.manifest_rows import ManifestRows
 from data_prep.refine.outcomes import Alignment, Fusion, Refinement
 from data_prep.refine.stages import apply_refinement
 from qamdt.files import encode_json_line, read_json_lines
 from qamdt.keyed_rows import DONE, FAILED, KeyedRows
-from qamdt.manifest import Record
+from qamdt.manifest import Record, clip_identity
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -59,6 +59,7 @@ class RefineRun:
         self.settings = settings
         self.clap_name = clap_name
         self.shard = shard
+        self._captioners = identify_captioners(settings)
         self._prompt_key = make_prompt_key()
         self.stores = {step: KeyedRows(folder / "steps", step, shard) for step in STEPS}
 
@@ -80,7 +81,8 @@ class RefineRun:
 
     def make_keys(self, record: Record) -> dict[str, int]:
         """Returns the keys of the steps of a clip."""
-        return make_keys(record, self.settings, self.clap_name, self._prompt_key)
+        audio = clip_identity(self.manifest.path, record)
+        return make_keys(record, audio, self.settings, self._captioners, self.clap_name, self._prompt_key)
 
     def iterate_jobs(
         self,
