@@ -95,7 +95,7 @@ def check_resumption(started: Settings, resumed: Settings, *, free: Collection[s
     )
     if refused:
         raise ValueError(
-            f"a run cannot be resumed with other settings: {words}; give another `run.output_dir`, or the settings of "
+            f"a run cannot be resumed with other settings: {words}; give another output folder, or the settings of "
             f"{source}."
         )
     return f"Resuming with other settings: {words}." if changes else None
