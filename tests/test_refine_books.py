@@ -60,6 +60,8 @@ def test_bad_lines_of_a_manifest_are_told_one_by_one(tmp_path):
     lines = [b'{"id": "c", "path": "\xff.wav", "duration_in_s": 1}', b"[1]", b"{", b'{"id": 3}', b"", b'{"id": "d"}']
     with path.open("ab") as file:
         file.write(b"\n".join(lines) + b"\n" + path.read_bytes().splitlines()[1] + b"\n")
+        file.write(b'{"id": "e", "path": "../outside.ogg", "duration_in_s": 1}\n')
+        file.write(b'{"id": "f", "path": "f.wav", "duration_in_s": 1, "captions": "one string"}\n')
     rows = ManifestRows(path)
     assert [record.id for _, record in rows.read_good(range(len(rows)))] == ["a", "b"]
     reasons = [
@@ -68,7 +70,9 @@ def test_bad_lines_of_a_manifest_are_told_one_by_one(tmp_path):
         "Expecting",
         "are missing",
         "are missing",
-        "used before, in clip 2",
+        "was used in line 2 already",
+        "must be relative and stay inside the manifest's folder",
+        "must be a list of strings, got a string; write it as",
     ]
     for position, reason in enumerate(reasons, start=2):
         with pytest.raises(ValueError, match=reason):

@@ -91,7 +91,7 @@ def refined(manifest):
 
 def failures(manifest):
     lines = (manifest.with_name("refined") / "failures.jsonl").read_text().splitlines()
-    return {(row["clip"], row["step"]): row["reason"] for row in map(json.loads, lines)}
+    return {(row["line"], row["step"]): row["reason"] for row in map(json.loads, lines)}
 
 
 def test_wrong_captions_go_and_facts_come(manifest, capsys):
@@ -138,17 +138,17 @@ def test_bad_clips_are_listed_and_the_others_done(manifest, capsys):
     good = manifest.read_text().splitlines()
     long = json.loads(good[3])
     long["captions"] = ["fast techno music " + "very " * 200_000]  # a megabyte
-    lines = [*good[:3], json.dumps(long), *good[4:], good[5], '{"id": "x"']
+    lines = [*good[:3], json.dumps(long), *good[4:], "", good[5], '{"id": "x"']
     manifest.write_bytes("\n".join(lines).encode() + b'\n{"id": "y", "path": "\xff", "duration_in_s": 1}\n')
     assert run(manifest) == 1
     assert sorted(refined(manifest)) == ["clip-0", "clip-3", "clip-4", "clip-5"]
     assert "very very" not in " ".join(refined(manifest)["clip-3"].captions)
     reasons = failures(manifest)
-    assert [clip for clip, _ in reasons] == [2, 3, 7, 8, 9]
+    assert [line for line, _ in reasons] == [2, 3, 8, 9, 10]
     assert "does not exist" in reasons[2, "generate"]
     assert "readable" in reasons[3, "generate"]
-    assert "used before" in reasons[7, "manifest"]
-    assert "not UTF-8" in reasons[9, "manifest"]
+    assert "was used in line 6 already" in reasons[8, "manifest"]
+    assert "not UTF-8" in reasons[10, "manifest"]
     assert "4 of 9 clips refined, 5 failed" in capsys.readouterr().out
 
 

@@ -161,11 +161,12 @@ class RefineRun:
     def _iterate_failures(self, counts: dict[str | None, int]) -> Iterator[dict[str, Any]]:
         """Yields which clips failed, and where and why; counts how many came out how."""
         for position in self.positions:
+            number = self.manifest.line_number(position)
             try:
                 record = self.manifest.read(position)
             except ValueError as error:
                 counts[FAILED] += 1
-                yield {"clip": position + 1, "id": None, "step": "manifest", "reason": str(error)}
+                yield {"line": number, "id": None, "step": "manifest", "reason": str(error)}
                 continue
             keys = self.make_keys(record)
             ends = (
@@ -175,7 +176,7 @@ class RefineRun:
             counts[status] += 1
             if status == FAILED:
                 reason = self.stores[step].read(keys[step])["reason"]
-                yield {"clip": position + 1, "id": record.id, "step": step, "reason": reason}
+                yield {"line": number, "id": record.id, "step": step, "reason": reason}
 
     def _iterate_refined(self) -> Iterator[tuple[Record, Refinement]]:
         """Yields the clips whose last step is done, with what came of them."""
