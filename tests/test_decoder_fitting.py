@@ -8,9 +8,9 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from qamdt import train_vae, train_vocoder
 from qamdt.audio import write_audio
-from qamdt.decoder_training import RandomCrops
+from qamdt.decoders import train_vae, train_vocoder
+from qamdt.decoders.fitting import RandomCrops
 from qamdt.files import append_json_line
 from qamdt.manifest import Record, read_manifest, write_manifest
 
