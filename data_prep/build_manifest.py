@@ -256,6 +256,8 @@ class ManifestBuilder:
                 if isinstance(result, Scan) and rows.status(key) is None:
                     rows.append(make_row(key, name) | {"scan": dataclasses.asdict(result)})
                     self.counts["read"] += 1
+                elif isinstance(result, Scan):
+                    self.counts["known"] += 1
                 yield name, result
 
     def _leave_out(self, kind: str, place: str, reason: str) -> None:
@@ -290,7 +292,7 @@ def main(argv: list[str] | None = None) -> int:
         return 2
     print(
         f"{builder.counts['clips']} clips in {manifest}, {builder.counts['without caption']} of them without caption; "
-        f"{builder.counts['read']} files were read, the others are known."
+        f"files read: {builder.counts['read']}, known from before: {builder.counts['known']}."
     )
     if builder.bad:
         kinds = ", ".join(
