@@ -5,6 +5,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
+from qamdt.quality_words import QUALITY_WORDS
 from qamdt.settings import find_settings, load_settings
 
 
@@ -211,7 +212,7 @@ class PreviewConfig:
 
     Args:
         prompts: What to play; nothing is rendered without prompts.
-        quality: The quality that is asked for.
+        quality: The word for the quality that is asked for.
         steps: Updates between renderings; each comes with a checkpoint.
         audio_length_in_s: Length of the clips; what the network was built for when null.
         num_inference_steps: Denoising steps.
@@ -226,6 +227,10 @@ class PreviewConfig:
     num_inference_steps: int = 25
     guidance_scale: float = 3.5
     seed: int = 0
+
+    def __post_init__(self):
+        if self.quality not in QUALITY_WORDS:
+            raise ValueError(f"`preview.quality` must be one of {list(QUALITY_WORDS)}, got {self.quality!r}.")
 
 
 @dataclass(frozen=True, kw_only=True)
