@@ -20,9 +20,9 @@ from whisq.evaluate import main as evaluate_main
 from whisq.features import FeatureStore, clip_key
 from whisq.modeling_whisq import WhisQModel
 from whisq.plots import calibration_curve
-from whisq.predictions import Predictions, dev_score, predict
+from whisq.predictions import dev_score, predict
 from whisq.preparation import PreparedMusic
-from whisq.ratings import RatedClip
+from whisq.ratings import Predictions, RatedClip
 from whisq.train import main, train
 
 

@@ -33,9 +33,9 @@ from whisq.controls import exchange_prompts, look_up_systems, one_person_against
 from whisq.finetuning import load_finetuned
 from whisq.modeling_whisq import WhisQModel
 from whisq.plots import plot_calibration, plot_scatter
-from whisq.predictions import Predictions, predict
+from whisq.predictions import predict
 from whisq.preparation import PreparedMusic, prepare
-from whisq.ratings import RatedClip, write_faults
+from whisq.ratings import Predictions, RatedClip, write_faults
 from whisq.reports import Summary, format_tables, measure_predictions, summarize
 from whisq.train import build_accelerator, report_faults, train
 
