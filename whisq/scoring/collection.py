@@ -22,9 +22,9 @@ from torch.utils.data import DataLoader
 from tqdm import tqdm
 
 from qamdt.keyed_rows import FAILED, KeyedRows, file_identity, make_key
-from whisq.clips import Clip
 from whisq.scorer import ClipScore, WhisQScorer
-from whisq.window_reader import WindowReader, WindowRequest
+from whisq.scoring.clips import Clip
+from whisq.scoring.window_reader import WindowReader, WindowRequest
 from whisq.windows import BATCH_IN_S, WINDOW_IN_S, Window, cut_batches, cut_windows
 
 

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 from torch.utils.data import Dataset
 
-from whisq.clips import Clip
+from whisq.scoring.clips import Clip
 from whisq.windows import Window, read_window
 
 
