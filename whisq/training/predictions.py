@@ -7,11 +7,11 @@ from collections.abc import Sequence
 
 import torch
 
-from whisq.dataset import CachedClips
-from whisq.finetuning import FineTunedEncoders
 from whisq.metrics import measure_agreement
 from whisq.modeling_whisq import WhisQModel
 from whisq.ratings import Predictions, RatedClip
+from whisq.training.dataset import CachedClips
+from whisq.training.finetuning import FineTunedEncoders
 
 
 @torch.inference_mode()
