@@ -12,11 +12,11 @@ from benchmarks.whisq_phase1 import write_encoder, write_phase1
 from qamdt.settings import build, override
 from whisq.ablation import VARIANTS, list_sweep, run_variants
 from whisq.ablation import main as ablation_main
-from whisq.controls import exchange_prompts, look_up_systems, one_person_against_others
 from whisq.evaluate import evaluate, evaluate_unheard_systems, load_models
 from whisq.evaluate import main as evaluate_main
+from whisq.evaluation.controls import exchange_prompts, look_up_systems, one_person_against_others
+from whisq.evaluation.plots import calibration_curve
 from whisq.modeling_whisq import WhisQModel
-from whisq.plots import calibration_curve
 from whisq.ratings import Predictions, RatedClip
 from whisq.train import main, train
 from whisq.training.config import DataConfig, WhisQConfig

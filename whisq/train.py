@@ -36,9 +36,9 @@ from tqdm import tqdm
 from qamdt.files import append_json_line, cut_log, replace_folder, write_atomically, write_json, write_text
 from qamdt.run_control import StopSignal, agree
 from qamdt.settings import check_resumption, format_settings
+from whisq.evaluation.reports import Summary, format_tables, measure_predictions, summarize
 from whisq.modeling_whisq import WhisQModel
 from whisq.ratings import write_faults
-from whisq.reports import Summary, format_tables, measure_predictions, summarize
 from whisq.training.config import WhisQConfig, load_config
 from whisq.training.dataset import order_of_epoch
 from whisq.training.finetuning import FineTunedEncoders, load_finetuned, start_finetuning

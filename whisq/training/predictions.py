@@ -7,7 +7,7 @@ from collections.abc import Sequence
 
 import torch
 
-from whisq.metrics import measure_agreement
+from whisq.evaluation.metrics import measure_agreement
 from whisq.modeling_whisq import WhisQModel
 from whisq.ratings import Predictions, RatedClip
 from whisq.training.dataset import CachedClips

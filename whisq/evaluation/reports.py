@@ -8,7 +8,7 @@ from statistics import fmean, stdev
 
 import numpy as np
 
-from whisq.metrics import FIGURES, Agreement, measure_agreement, measure_system_agreement
+from whisq.evaluation.metrics import FIGURES, Agreement, measure_agreement, measure_system_agreement
 from whisq.ratings import Predictions, RatedClip
 
 

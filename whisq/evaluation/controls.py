@@ -9,7 +9,7 @@ from statistics import fmean
 
 import numpy as np
 
-from whisq.metrics import average_by_system
+from whisq.evaluation.metrics import average_by_system
 from whisq.ratings import Predictions, RatedClip
 
 
