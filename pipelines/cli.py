@@ -179,7 +179,7 @@ def _convert(arguments: argparse.Namespace) -> None:
         raise argparse.ArgumentTypeError(
             f"CKPT must be a file, got {str(arguments.checkpoint)!r}, which does not exist."
         )
-    from qamdt.convert import convert_checkpoint, read_unet_params
+    from qamdt.published.convert import convert_checkpoint, read_unet_params
 
     folder = convert_checkpoint(
         arguments.checkpoint,
