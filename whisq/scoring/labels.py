@@ -20,8 +20,8 @@ from tqdm import tqdm
 
 from qamdt.files import replacing
 from qamdt.quality import NUM_LEVELS, QualityStats
-from whisq.score_files import ScoreRows, read_settings
-from whisq.score_stats import ScoreStats, Thresholds
+from whisq.scoring.rows import ScoreRows, read_settings
+from whisq.scoring.stats import ScoreStats, Thresholds
 
 
 if TYPE_CHECKING:

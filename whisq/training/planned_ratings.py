@@ -18,8 +18,8 @@ from pathlib import Path
 
 from qamdt.manifest import Record, resolve_clip_path, scan_manifest
 from qamdt.quality import MAX_SCORE, MIN_SCORE
-from whisq.config import DataConfig
 from whisq.ratings import Fault, RatedClip, RatedMusic
+from whisq.training.config import DataConfig
 
 
 NUM_CANDIDATES = 16

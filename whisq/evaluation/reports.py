@@ -8,9 +8,8 @@ from statistics import fmean, stdev
 
 import numpy as np
 
-from whisq.metrics import FIGURES, Agreement, measure_agreement, measure_system_agreement
-from whisq.predictions import Predictions
-from whisq.ratings import RatedClip
+from whisq.evaluation.metrics import FIGURES, Agreement, measure_agreement, measure_system_agreement
+from whisq.ratings import Predictions, RatedClip
 
 
 TARGETS = ("overall_quality", "text_alignment")

@@ -5,7 +5,7 @@
     scores.meta.json                    which scorer made them
 
 A row has `id`, `key`, `status` ("ok" or "error"), `error`, `flags`, `overall_quality`, `scorer`, and what
-`scoring.make_row` adds. The key stands for all that the row depends on (`qamdt.keyed_rows`); of several rows of one id
+`collection.make_row` adds. The key stands for all that the row depends on (`qamdt.keyed_rows`); of several rows of one id
 the last one counts. Files of earlier versions, whose rows have no key, can be read, but no longer completed.
 """
 

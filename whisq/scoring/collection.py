@@ -22,9 +22,10 @@ from torch.utils.data import DataLoader
 from tqdm import tqdm
 
 from qamdt.keyed_rows import FAILED, KeyedRows, file_identity, make_key
-from whisq.clips import Clip
 from whisq.scorer import ClipScore, WhisQScorer
-from whisq.windows import BATCH_IN_S, WINDOW_IN_S, Window, WindowReader, WindowRequest, cut_batches, cut_windows
+from whisq.scoring.clips import Clip
+from whisq.scoring.window_reader import WindowReader, WindowRequest
+from whisq.windows import BATCH_IN_S, WINDOW_IN_S, Window, cut_batches, cut_windows
 
 
 def row_key(clip: Clip, settings: Mapping[str, Any]) -> int:

@@ -15,10 +15,10 @@ from pathlib import Path
 import torch
 from torch import nn
 
-from whisq.config import EncoderConfig
-from whisq.dataset import Batch
 from whisq.encoders import PADDED_SUFFIX, AudioEncoder, TextEncoder, load_audio_encoder, load_text_encoder
 from whisq.modeling_whisq import WhisQModel
+from whisq.training.config import EncoderConfig
+from whisq.training.dataset import Batch
 
 
 AUDIO_FOLDER, TEXT_FOLDER = "audio_encoder", "text_encoder"

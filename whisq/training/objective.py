@@ -7,11 +7,11 @@ import math
 import torch
 from torch import nn
 
-from whisq.config import LossConfig, OptimConfig
-from whisq.dataset import Batch
-from whisq.finetuning import FineTunedEncoders
-from whisq.loss import huber, whisq_loss
 from whisq.modeling_whisq import WhisQModel
+from whisq.training.config import LossConfig, OptimConfig
+from whisq.training.dataset import Batch
+from whisq.training.finetuning import FineTunedEncoders
+from whisq.training.loss import huber, whisq_loss
 
 
 class WhisQObjective(nn.Module):

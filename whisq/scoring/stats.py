@@ -23,7 +23,7 @@ import numpy as np
 from tqdm import tqdm
 
 from qamdt.quality import MAX_SCORE, MIN_SCORE, NUM_LEVELS, QualityStats
-from whisq.score_files import ScoreRows
+from whisq.scoring.rows import ScoreRows
 
 
 NUM_BINS = 64

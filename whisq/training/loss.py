@@ -8,10 +8,10 @@ from dataclasses import dataclass
 import torch
 from torch.nn import functional as F
 
-from whisq.config import LossConfig
 from whisq.gromov_wasserstein import gromov_wasserstein_distance
 from whisq.modeling_whisq import WhisQOutput, masked_mean
 from whisq.sinkhorn import sinkhorn_distance
+from whisq.training.config import LossConfig
 
 
 @dataclass(frozen=True)

@@ -10,13 +10,13 @@ from accelerate import Accelerator
 from accelerate.utils import gather_object
 
 from qamdt.keyed_rows import make_key
-from whisq.config import WhisQConfig
-from whisq.dataset import CachedClips
 from whisq.encoders import AudioEncoder, TextEncoder, fingerprint, load_audio_encoder, load_text_encoder
-from whisq.features import FeatureStore, cache_clips, cache_texts, clip_key
-from whisq.musiceval import read_musiceval
-from whisq.planned_ratings import PromptPlan, read_rated_manifest
 from whisq.ratings import SPLITS, Fault, RatedClip, RatedMusic, leave_systems_out
+from whisq.training.config import WhisQConfig
+from whisq.training.dataset import CachedClips
+from whisq.training.features import FeatureStore, cache_clips, cache_texts, clip_key
+from whisq.training.musiceval import read_musiceval
+from whisq.training.planned_ratings import PromptPlan, read_rated_manifest
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -13,10 +13,10 @@ import torch
 from accelerate import PartialState
 from accelerate.utils import gather_object
 
-from whisq.clips import list_clips, probe_durations
-from whisq.score_files import check_settings, list_errors, merge_rows, open_keyed_rows
 from whisq.scorer import WhisQScorer
-from whisq.scoring import append_rows, row_key, scoring_order
+from whisq.scoring.clips import list_clips, probe_durations
+from whisq.scoring.collection import append_rows, row_key, scoring_order
+from whisq.scoring.rows import check_settings, list_errors, merge_rows, open_keyed_rows
 
 
 NUM_LISTED_ERRORS = 20

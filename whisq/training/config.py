@@ -9,7 +9,7 @@ from typing import Any, Literal
 from qamdt.settings import find_settings, load_settings
 
 
-_PACKAGE_DIR = Path(__file__).resolve().parent
+_PACKAGE_DIR = Path(__file__).resolve().parents[1]
 # Presets lie in configs/whisq/ in a checkout and are copied into the package by the wheel build.
 CONFIG_DIR = next(
     folder for folder in (_PACKAGE_DIR / "configs", _PACKAGE_DIR.parent / "configs" / "whisq") if folder.is_dir()

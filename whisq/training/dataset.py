@@ -13,9 +13,9 @@ from dataclasses import dataclass, fields, replace
 import torch
 from torch.nn.utils.rnn import pad_sequence
 
-from whisq.config import DataConfig
-from whisq.features import FeatureStore, clip_key, read_clip
 from whisq.ratings import RatedClip
+from whisq.training.config import DataConfig
+from whisq.training.features import FeatureStore, clip_key, read_clip
 
 
 @dataclass(frozen=True, kw_only=True)

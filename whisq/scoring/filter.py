@@ -13,8 +13,8 @@ import numpy as np
 from qamdt.files import encode_json_line, replacing
 from qamdt.manifest import scan_manifest
 from whisq.ratings import Fault
-from whisq.score_files import ScoreRows
-from whisq.score_stats import ScoreStats
+from whisq.scoring.rows import ScoreRows
+from whisq.scoring.stats import ScoreStats
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -22,9 +22,9 @@ from qamdt.embedded import TEXT_ENCODER_PACKAGE
 from qamdt.keyed_rows import make_key
 from qamdt.manifest import Record, clip_identity, resolve_clip_path, scan_manifest
 from whisq.audio import LogMel
-from whisq.keyed_table import open_table
 from whisq.ratings import Fault
 from whisq.sentence_encoder import sentence_embeddings
+from whisq.training.keyed_table import open_table
 
 
 FRAMES_PER_TOKEN = 8

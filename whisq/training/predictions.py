@@ -4,29 +4,14 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
 
-import numpy as np
 import torch
 
-from whisq.dataset import CachedClips
-from whisq.finetuning import FineTunedEncoders
-from whisq.metrics import measure_agreement
+from whisq.evaluation.metrics import measure_agreement
 from whisq.modeling_whisq import WhisQModel
-from whisq.ratings import RatedClip
-
-
-@dataclass(frozen=True, kw_only=True)
-class Predictions:
-    """What a model says about clips; an alignment without a prompt is NaN.
-
-    Args:
-        overall_quality: Values `(clips,)`.
-        text_alignment: Values `(clips,)`.
-    """
-
-    overall_quality: np.ndarray
-    text_alignment: np.ndarray
+from whisq.ratings import Predictions, RatedClip
+from whisq.training.dataset import CachedClips
+from whisq.training.finetuning import FineTunedEncoders
 
 
 @torch.inference_mode()
