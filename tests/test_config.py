@@ -1,7 +1,7 @@
 import pytest
 import yaml
 
-from qamdt.config import CONFIG_DIR, load_config
+from qamdt.training.config import CONFIG_DIR, load_config
 
 
 MINIMAL = {"data": {"latents": "latents"}, "model": {"num_layers": 4}, "run": {"output_dir": "runs", "max_steps": 2}}

@@ -10,11 +10,11 @@ from transformers import BertConfig, BertModel, BertTokenizerFast
 from data_prep import encode_latents
 from data_prep.encode_latents import list_training_texts, main, resample_curve
 from qamdt.audio import LogMel, normalize_waveform, read_audio, write_audio
-from qamdt.config import DataConfig
-from qamdt.dataset import LatentDataset
 from qamdt.manifest import Record, write_manifest
 from qamdt.quality import QualityStats
 from qamdt.shards import LatentShards, TextShards, list_shards, open_folder
+from qamdt.training.config import DataConfig
+from qamdt.training.dataset import LatentDataset
 
 
 STATS = QualityStats(mean=3, std=1, edges=(2, 2.5, 3, 4), prefix_edges=(2.2, 3.8), scorer="test", num_clips=7)

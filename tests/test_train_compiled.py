@@ -9,12 +9,12 @@ import torch
 from accelerate.state import AcceleratorState
 
 import train_qamdt
-from qamdt.config import TrainConfig
 from qamdt.files import write_json
 from qamdt.manifest import Record
 from qamdt.run_control import StopSignal
 from qamdt.settings import build
 from qamdt.shards import INDEX_NAME, write_latent_shard, write_text_shard
+from qamdt.training.config import TrainConfig
 
 
 MODEL = {

@@ -15,15 +15,15 @@ from accelerate.state import AcceleratorState
 from safetensors.torch import load_file
 
 import train_qamdt
-from qamdt.checkpoints import list_checkpoints
-from qamdt.config import TrainConfig
 from qamdt.files import write_json
-from qamdt.loss import make_scheduler
 from qamdt.manifest import Record
 from qamdt.models.transformer_qamdt import QAMDTTransformer2DModel
 from qamdt.settings import build
 from qamdt.shards import INDEX_NAME, TextShards, write_latent_shard, write_text_shard
-from qamdt.training import build_optimizers, learning_rate_factor, split_parameters
+from qamdt.training.checkpoints import list_checkpoints
+from qamdt.training.config import TrainConfig
+from qamdt.training.loss import make_scheduler
+from qamdt.training.optimizers import build_optimizers, learning_rate_factor, split_parameters
 
 
 MODEL = {

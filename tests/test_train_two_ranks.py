@@ -19,12 +19,12 @@ from safetensors.torch import load_file
 import train_qamdt
 from data_prep.encode_latents import main as encode_latents
 from qamdt.audio import write_audio
-from qamdt.config import DataConfig
-from qamdt.dataset import LatentDataset, collate
 from qamdt.files import write_json
 from qamdt.manifest import Record, write_manifest
-from qamdt.sampling import EpochSampler
 from qamdt.shards import INDEX_NAME, LatentShards, TextShards, open_folder, write_latent_shard, write_text_shard
+from qamdt.training.config import DataConfig
+from qamdt.training.dataset import LatentDataset, collate
+from qamdt.training.sampling import EpochSampler
 
 
 ROOT = Path(__file__).resolve().parent.parent

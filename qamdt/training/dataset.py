@@ -16,12 +16,12 @@ import torch
 from torch.utils.data import Dataset
 
 from qamdt.conditions import Conditions
-from qamdt.config import DataConfig
 from qamdt.manifest import Record
 from qamdt.music import BEATS_PER_BAR, MAX_TEMPO_BPM, MIN_TEMPO_BPM, Music, music_curve
 from qamdt.quality import QualityStats
-from qamdt.sampling import Draw
 from qamdt.shards import LatentShards, TextShards, open_folder, round_score
+from qamdt.training.config import DataConfig
+from qamdt.training.sampling import Draw
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -6,8 +6,8 @@ from typing import Any
 
 import torch
 
-from qamdt.config import TrainConfig
 from qamdt.files import write_text
+from qamdt.training.config import TrainConfig
 
 
 def start_tracker(config: TrainConfig, settings: dict[str, Any]) -> "Tracker":

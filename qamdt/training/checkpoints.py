@@ -20,7 +20,7 @@ from accelerate import Accelerator
 from accelerate.utils import DistributedType
 
 from qamdt.files import flush_to_disk, write_json
-from qamdt.training import AVERAGES_FILE
+from qamdt.training.averages import AVERAGES_FILE
 
 
 RESUME_FOLDER = "resume"

@@ -10,8 +10,8 @@ from diffusers import DPMSolverMultistepScheduler, FlowMatchEulerDiscreteSchedul
 from diffusers.configuration_utils import FrozenDict
 from torch import nn
 
-from qamdt.config import LossConfig
-from qamdt.dataset import Batch
+from qamdt.training.config import LossConfig
+from qamdt.training.dataset import Batch
 
 
 @dataclass(frozen=True)

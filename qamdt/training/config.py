@@ -9,7 +9,7 @@ from qamdt.quality_words import QUALITY_WORDS
 from qamdt.settings import find_settings, load_settings
 
 
-_PACKAGE_DIR = Path(__file__).resolve().parent
+_PACKAGE_DIR = Path(__file__).resolve().parent.parent
 # Presets lie in configs/qamdt/ in a checkout and are copied into the package by the wheel build.
 CONFIG_DIR = next(
     folder / "qamdt" for folder in (_PACKAGE_DIR / "configs", _PACKAGE_DIR.parent / "configs") if folder.is_dir()
@@ -150,7 +150,7 @@ class OptimConfig:
         decay_share: Share of the run that the last part of the trapezoid takes.
         max_grad_norm: Where the gradient's norm is clipped.
         ema_decay: Decay of the averaged weights, which are the ones exported.
-        ema_snapshot_lengths: Lengths of further averages, whose snapshots let `qamdt.post_hoc_ema` make an average of
+        ema_snapshot_lengths: Lengths of further averages, whose snapshots let `qamdt.training.post_hoc_ema` make an average of
             any length after the training, such as [0.05, 0.1] (Karras et al. 2024); none when null. A length is the
             spread (standard deviation) of the averaged updates, as a share of the training so far. Each takes as much
             memory as the weights.

@@ -1,10 +1,10 @@
 """Averages a run's weights anew after its training, over any length (Karras et al. 2024, "post-hoc EMA").
 
-    python -m qamdt.post_hoc_ema runs/small --length 0.08 --out weights
+    python -m qamdt.training.post_hoc_ema runs/small --length 0.08 --out weights
 
 The run must have been trained with `optim.ema_snapshot_lengths=[0.05, 0.1]`. `weights` gets what the run's `export`
 holds, with other weights in `transformer`, so it opens as `export` does. `--length` is the spread of the averaged updates
-as a share of the training (`qamdt.ema_snapshots`); `--step` asks for the average as it was after an earlier update.
+as a share of the training (`qamdt.training.ema_snapshots`); `--step` asks for the average as it was after an earlier update.
 
 Any average is a weighted sum of the weights after each update, and so is a sum of snapshots. The snapshots are summed
 with the coefficients for which the two come closest (section 3.2, algorithm 3). How far they stay apart is printed: less
@@ -25,9 +25,9 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from tqdm import tqdm
 
-from qamdt.config import MAX_EMA_LENGTH
-from qamdt.ema_snapshots import SNAPSHOT_FOLDER, power_of_length
 from qamdt.files import replace_folder
+from qamdt.training.config import MAX_EMA_LENGTH
+from qamdt.training.ema_snapshots import SNAPSHOT_FOLDER, power_of_length
 
 
 @dataclass(frozen=True)

@@ -3,7 +3,7 @@
 How long weights are best averaged shows only in the end, and an exponential average has one length. So a run with
 `optim.ema_snapshot_lengths` keeps power-function averages too, which grow with it: after t updates, update k has a weight
 in proportion to (k / t) ** power, and the spread of these weights is the same share of t at any t. That share is called
-length here and sigma_rel in the paper (Karras et al. 2024, section 3.1). `qamdt.post_hoc_ema` combines the snapshots.
+length here and sigma_rel in the paper (Karras et al. 2024, section 3.1). `qamdt.training.post_hoc_ema` combines the snapshots.
 
     output_dir/ema_snapshots/step-00001000-length-0.05.safetensors    a snapshot, in float16; all are kept
     output_dir/checkpoints/step-…/resume/power_averages.safetensors   the averages, in float32, to resume exactly
@@ -19,10 +19,10 @@ from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 from torch import nn
 
-from qamdt.checkpoints import RESUME_FOLDER, resume_folder
-from qamdt.config import OptimConfig
 from qamdt.files import flush_to_disk, write_atomically
-from qamdt.training import WeightAverage
+from qamdt.training.averages import WeightAverage
+from qamdt.training.checkpoints import RESUME_FOLDER, resume_folder
+from qamdt.training.config import OptimConfig
 
 
 SNAPSHOT_FOLDER = "ema_snapshots"

@@ -9,9 +9,11 @@ import time
 
 import torch
 
-from qamdt.config import OptimConfig, TrainConfig
 from qamdt.models.transformer_qamdt import QAMDTBlock, QAMDTTransformer2DModel
-from qamdt.training import add_adapter, attention_kernel, read_model_config, split_parameters
+from qamdt.training.config import OptimConfig, TrainConfig
+from qamdt.training.launch import attention_kernel
+from qamdt.training.network import add_adapter, read_model_config
+from qamdt.training.optimizers import split_parameters
 
 
 TEXT_TOKENS = 32
