@@ -1,11 +1,12 @@
 """Statistics of a scored collection, and the thresholds between quality levels that follow from them.
 
-Of each row its scores are kept, eight bytes each. The result is a small JSON file: with it, more music
-of the same kind is labelled later without moving what a level means.
+Of each row its scores are kept, eight bytes each. The result is a small JSON file: with it, more music of the same kind
+is labelled later without moving what a level means.
 
-Thresholds are derived by `qamdt.quality.QualityStats`, in two ways. `sigma` puts them one and two standard deviations around the mean; `quantile` gives
-each of the five levels a fifth of the clips. Scores can be taken as they are, or `per_source`: each collection's scores
-are moved and stretched to the mean and deviation of all, so that a level compares clips within their collection.
+Thresholds are derived by `qamdt.quality.QualityStats`, in two ways. `sigma` puts them one and two standard deviations
+around the mean; `quantile` gives each of the five levels a fifth of the clips. Scores can be taken as they are, or
+`per_source`: each collection's scores are moved and stretched to the mean and deviation of all, so that a level compares
+clips within their collection.
 """
 
 from __future__ import annotations
@@ -22,6 +23,7 @@ from typing import Any
 import numpy as np
 from tqdm import tqdm
 
+from qamdt.files import write_json
 from qamdt.quality import MAX_SCORE, MIN_SCORE, NUM_LEVELS, QualityStats
 from whisq.scoring.rows import ScoreRows
 
@@ -125,7 +127,7 @@ class ScoreStats:
 
     def save(self, path: str | Path) -> None:
         """Writes the statistics as JSON."""
-        Path(path).write_text(json.dumps(asdict(self), indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+        write_json(path, asdict(self))
 
     def standardize(self, scores: np.ndarray, source: str) -> np.ndarray:
         """Moves and stretches the scores of one source to the mean and deviation of all clips.

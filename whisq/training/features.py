@@ -1,14 +1,14 @@
 """Hidden states of the encoders as loaded, computed once and kept on disk, so that training runs no frozen encoder.
 
-    audio/settings.json               which encoder made the states, and their width
-    audio/states-000-123-00000.safetensors    `hidden_states` (tokens, dim) fp16 of many clips, end to end, without padding,
-                                              and `offsets` (clips + 1,): clip i owns the tokens offsets[i] to offsets[i + 1]
-    audio/states-000-123-00000.jsonl  the keys of those clips, one JSON string a line
-    text/                             the same for prompts
+    audio/settings.json              which encoder made the states, and their width
+    audio/states-R-P-N.safetensors   `hidden_states` (tokens, dim) fp16 of many clips, end to end, without padding, and
+                                     `offsets` (clips + 1,): clip i owns the tokens offsets[i] to offsets[i + 1]
+    audio/states-R-P-N.jsonl         the keys of those clips, one JSON string a line
+    text/                            the same for prompts
 
-The first numbers of a shard are those of the process that wrote it, in its run and on its machine, so that runs can
-share a folder at the same time. A shard exists once its safetensors file does, which is renamed
-into place last, so a process may be killed anywhere; the same run again computes what is missing.
+R is the rank of the process that wrote a shard and P its id on its machine, so that several runs can fill one folder. A
+shard exists once its safetensors file does, which is renamed into place last, so a process may be killed anywhere; the
+same run again computes what is missing.
 """
 
 from __future__ import annotations
