@@ -17,13 +17,8 @@ from typing import Any
 
 import numpy as np
 
-from qamdt.files import cut_torn_line, encode_json_line, iterate_lines
+from qamdt.files import claim, cut_torn_line, encode_json_line, iterate_lines
 
-
-try:
-    import fcntl
-except ImportError:  # Windows, where a second writer goes unnoticed
-    fcntl = None
 
 DONE = "done"
 FAILED = "failed"
@@ -136,17 +131,8 @@ class KeyedRows:
         if self._file is not None:
             return
         self.folder.mkdir(parents=True, exist_ok=True)
-        file = self.path.open("ab", buffering=0)
-        try:
-            if fcntl is not None:
-                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError as error:
-            file.close()
-            raise RuntimeError(
-                f"another process is writing {str(self.path)!r}; wait for it to end, or give this run another folder."
-            ) from error
+        self._file = claim(self.path)
         cut_torn_line(self.path)
-        self._file = file
         if self._measure_size() != self._size_read:  # another process has written since we read, or a tail was torn
             self.refresh()
 
