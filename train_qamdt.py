@@ -54,6 +54,7 @@ from qamdt.files import cut_log, replace_folder, write_text
 from qamdt.launch import make_accelerator, prepare
 from qamdt.loss import NoiseSchedule, diffusion_loss, draw, make_scheduler, passes_of_step
 from qamdt.models.transformer_qamdt import QAMDTTransformer2DModel
+from qamdt.precision import training_precision
 from qamdt.run_control import Clock, StopSignal, agree, peak_memory_in_gib, run_progress
 from qamdt.run_estimate import describe_run
 from qamdt.sampling import EpochSampler
@@ -375,6 +376,14 @@ def encode_manifest(config: TrainConfig) -> TrainConfig:
     return dataclasses.replace(config, data=dataclasses.replace(data, latents=latents))
 
 
+def choose_precision(config: TrainConfig) -> TrainConfig:
+    """Returns the settings with `run.mixed_precision=auto` decided for this machine."""
+    precision, reason = training_precision(config.run.mixed_precision)
+    if config.run.mixed_precision == "auto":
+        print(f"Precision: {precision} ({reason}).", file=sys.stderr)
+    return dataclasses.replace(config, run=dataclasses.replace(config.run, mixed_precision=precision))
+
+
 def sync_gradients(
     accelerator: Accelerator, transformer: torch.nn.Module, is_last: bool
 ) -> contextlib.AbstractContextManager:
@@ -406,7 +415,7 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("overrides", nargs="*", metavar="key=value", help="settings that replace those of the file")
     arguments = parser.parse_args(argv)
     try:
-        config = load_config(arguments.config, arguments.overrides)
+        config = choose_precision(load_config(arguments.config, arguments.overrides))
         if arguments.dry_run:
             print(format_config(config))
             print(describe_run(config))

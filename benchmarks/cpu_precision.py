@@ -4,7 +4,7 @@
 
 Generates the same prompts and seeds with the transformer in float32 and in bfloat16, alternating, and prints the
 times, the mean difference of the log-mel spectrograms, and for comparison the difference that another seed makes.
-`pipelines/precision.py` decides by what this benchmark showed.
+`qamdt/precision.py` decides by what this benchmark showed.
 """
 
 from __future__ import annotations
@@ -18,9 +18,9 @@ import torch
 
 from benchmarks.signal_measures import bandwidth_hz, noise_floor_db
 from pipelines.pipeline_qamdt import QAMDTPipeline
-from pipelines.precision import has_bf16_instructions
 from qamdt.audio import SAMPLING_RATE, LogMel
 from qamdt.cpu_memory import keep_freed_memory
+from qamdt.precision import has_bf16_instructions
 
 
 PROMPTS = (

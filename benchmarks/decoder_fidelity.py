@@ -19,7 +19,7 @@ from diffusers import AutoencoderKL
 from qamdt.audio import SAMPLING_RATE, LogMel, read_audio
 from qamdt.decoding import decode_latents, mel_to_waveform
 from qamdt.manifest import read_manifest
-from qamdt.models.vocoder_istft import ISTFTVocoder
+from qamdt.models.vocoder_istft import ISTFTVocoder, inverse_stft
 from qamdt.spectral_losses import multi_resolution_stft_distance
 
 
@@ -31,13 +31,13 @@ def griffin_lim(mel_spectrogram: torch.Tensor, log_mel: LogMel, num_iterations: 
     padding = (log_mel.n_fft - log_mel.hop_length) // 2
     phase = torch.rand(magnitude.shape, generator=torch.Generator().manual_seed(0)) * 2 * torch.pi
     for _ in range(num_iterations):
-        waveforms = vocoder.inverse_stft(torch.polar(magnitude, phase))
+        waveforms = inverse_stft(torch.polar(magnitude, phase), vocoder.window, vocoder.config.hop_length)
         padded = torch.nn.functional.pad(waveforms[:, None], (padding, padding), mode="reflect")[:, 0]
         spectrum = torch.stft(
             padded, log_mel.n_fft, log_mel.hop_length, window=log_mel.window, center=False, return_complex=True
         )
         phase = spectrum.angle()
-    return vocoder.inverse_stft(torch.polar(magnitude, phase))
+    return inverse_stft(torch.polar(magnitude, phase), vocoder.window, vocoder.config.hop_length)
 
 
 def loudness_db(waveforms: torch.Tensor) -> torch.Tensor:

@@ -10,7 +10,7 @@ import argparse
 import json
 import multiprocessing
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from dataclasses import asdict, dataclass
@@ -42,36 +42,45 @@ class CorpusSettings:
         seed: Seed of everything.
         duration_in_s: Length of each clip.
         degraded_share: Share of the pieces that also get a degraded clip.
-        soundfont: Path of the General MIDI soundfont.
+        free_tempo_share: Share of the pieces whose tempo is drawn from all there are, whatever their style calls for.
+        soundfonts: Paths of the General MIDI soundfonts; each piece is played on one of them.
     """
 
     seed: int = 0
     duration_in_s: float = 10.24
     degraded_share: float = 0.6
-    soundfont: str = str(DEFAULT_SOUNDFONT)
+    free_tempo_share: float = 0.0
+    soundfonts: tuple[str, ...] = (str(DEFAULT_SOUNDFONT),)
 
     def __post_init__(self):
         if not 1.0 <= self.duration_in_s <= 600.0:
             raise ValueError(f"`duration_in_s` must lie between 1 and 600 seconds, got {self.duration_in_s}.")
         if not 0.0 <= self.degraded_share <= 1.0:
             raise ValueError(f"`degraded_share` must lie between 0 and 1, got {self.degraded_share}.")
+        if not 0.0 <= self.free_tempo_share <= 1.0:
+            raise ValueError(f"`free_tempo_share` must lie between 0 and 1, got {self.free_tempo_share}.")
+        if not self.soundfonts:
+            raise ValueError("`soundfonts` must name at least one General MIDI soundfont, got none.")
         if self.seed < 0:
             raise ValueError(f"`seed` must not be negative, got {self.seed}.")
 
 
-def render_piece(index: int, folder: Path, settings: CorpusSettings, synthesizer: Synthesizer) -> list[Record]:
+def render_piece(
+    index: int, folder: Path, settings: CorpusSettings, synthesizers: Sequence[Synthesizer]
+) -> list[Record]:
     """Composes, renders and writes one piece; returns the records of its clips.
 
     Args:
         index: Number of the piece; together with the seed it determines everything.
         folder: Folder of the corpus.
         settings: Settings of the corpus.
-        synthesizer: The synthesizer to play it on.
+        synthesizers: One for each soundfont.
     """
     generator = np.random.default_rng([settings.seed, index])
-    piece = compose(generator, duration_in_s=settings.duration_in_s)
+    piece = compose(generator, duration_in_s=settings.duration_in_s, free_tempo_share=settings.free_tempo_share)
     captions = tuple(write_captions(piece, generator))
     degradation = draw_degradation(generator) if generator.random() < settings.degraded_share else None
+    synthesizer = synthesizers[int(generator.integers(len(synthesizers))) if len(synthesizers) > 1 else 0]
     waveform = synthesizer.render(piece, duration_in_s=settings.duration_in_s, sampling_rate=SAMPLING_RATE)
     clean = _normalize(waveform)
     num_frames = num_score_frames(len(clean), SAMPLING_RATE)
@@ -130,6 +139,11 @@ def _write_clip(
         quality_frames=tuple(round(float(value), 2) for value in frames),
         quality_frame_rate=FRAME_RATE,
         quality_scorer=SCORER,
+        tempo_bpm=piece.tempo_bpm,
+        first_beat_in_s=0.0,
+        time_signature=f"{piece.style.beats_per_bar}/4",
+        key=piece.key.name if piece.key else None,
+        chords=tuple(chord for chord in piece.chords if chord[0] < settings.duration_in_s) or None,
     )
 
 
@@ -151,7 +165,8 @@ def render_corpus(
     folder = Path(folder)
     if num_pieces < 1 or num_workers < 1:
         raise ValueError(f"`num_pieces` and `num_workers` must be at least 1, got {num_pieces} and {num_workers}.")
-    check_soundfont(settings.soundfont)
+    for soundfont in settings.soundfonts:
+        check_soundfont(soundfont)
     import_fluidsynth()
     (folder / "audio").mkdir(parents=True, exist_ok=True)
     _check_settings(folder, settings)
@@ -177,9 +192,9 @@ def _rendered(
     if not indices:
         return
     if num_workers == 1:
-        synthesizer = Synthesizer(settings.soundfont)
+        synthesizers = [Synthesizer(soundfont) for soundfont in settings.soundfonts]
         for index in indices:
-            yield index, render_piece(index, folder, settings, synthesizer)
+            yield index, render_piece(index, folder, settings, synthesizers)
         return
     # A fresh interpreter for each worker: forking a process that has used threads (torch) can hang.
     context = multiprocessing.get_context("spawn")
@@ -195,18 +210,18 @@ def _rendered(
         executor.shutdown(cancel_futures=True)
 
 
-_worker: tuple[Path, CorpusSettings, Synthesizer] | None = None
+_worker: tuple[Path, CorpusSettings, list[Synthesizer]] | None = None
 
 
 def _start_worker(folder: Path, settings: CorpusSettings) -> None:
-    """Loads the soundfont once in a worker process."""
+    """Loads the soundfonts once in a worker process."""
     global _worker
-    _worker = folder, settings, Synthesizer(settings.soundfont)
+    _worker = folder, settings, [Synthesizer(soundfont) for soundfont in settings.soundfonts]
 
 
 def _render_in_worker(index: int) -> tuple[int, list[Record]]:
-    folder, settings, synthesizer = _worker
-    return index, render_piece(index, folder, settings, synthesizer)
+    folder, settings, synthesizers = _worker
+    return index, render_piece(index, folder, settings, synthesizers)
 
 
 def _check_settings(folder: Path, settings: CorpusSettings) -> None:
@@ -218,7 +233,8 @@ def _check_settings(folder: Path, settings: CorpusSettings) -> None:
         temporary.replace(path)
         return
     found = json.loads(path.read_text())
-    differing = {key: value for key, value in asdict(settings).items() if found.get(key) != value}
+    asked = json.loads(json.dumps(asdict(settings)))
+    differing = {key: value for key, value in asked.items() if found.get(key) != value}
     if differing:
         raise ValueError(
             f"`folder` {str(folder)!r} holds a corpus with other settings: it has "
@@ -251,7 +267,17 @@ def main(argv: list[str] | None = None) -> None:
         help="share of the pieces with a degraded clip (default %(default)s)",
     )
     parser.add_argument(
-        "--soundfont", default=str(DEFAULT_SOUNDFONT), help="General MIDI soundfont (default %(default)s)"
+        "--free-tempo-share",
+        type=float,
+        default=0.0,
+        help="share of the pieces at any tempo, whatever their style calls for (default %(default)s)",
+    )
+    parser.add_argument(
+        "--soundfonts",
+        nargs="+",
+        default=[str(DEFAULT_SOUNDFONT)],
+        metavar="FILE",
+        help="General MIDI soundfonts; each piece is played on one of them (default: %(default)s)",
     )
     arguments = parser.parse_args(argv)
     try:
@@ -259,7 +285,8 @@ def main(argv: list[str] | None = None) -> None:
             seed=arguments.seed,
             duration_in_s=arguments.duration_in_s,
             degraded_share=arguments.degraded_share,
-            soundfont=arguments.soundfont,
+            free_tempo_share=arguments.free_tempo_share,
+            soundfonts=tuple(arguments.soundfonts),
         )
         manifest_path = render_corpus(
             arguments.folder, num_pieces=arguments.num_pieces, settings=settings, num_workers=arguments.num_workers

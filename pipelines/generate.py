@@ -15,13 +15,13 @@ from tqdm import tqdm
 
 from pipelines.model_info import versions
 from pipelines.pipeline_qamdt import QAMDTPipeline
-from pipelines.precision import preferred_dtype
 from pipelines.samplers import PAPER_SETTINGS, make_scheduler, paper_scheduler
 from pipelines.spectrogram import check_matplotlib
 from qamdt.audio import write_audio
 from qamdt.cpu_memory import keep_freed_memory
 from qamdt.embedded import EMBEDDED_MODEL_DIR, default_model
 from qamdt.files import write_json
+from qamdt.precision import preferred_dtype
 
 
 if TYPE_CHECKING:

@@ -15,8 +15,8 @@ from huggingface_hub import snapshot_download
 from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError, OfflineModeIsEnabled
 from safetensors import SafetensorError
 
-from pipelines.precision import preferred_dtype
 from qamdt.embedded import TEXT_ENCODER_PACKAGE, default_model, load_text_encoder
+from qamdt.precision import preferred_dtype
 
 
 class GenerateWhenCalledWithPrompt(type):

@@ -17,7 +17,7 @@ import torch.nn.functional as F
 
 # The argument of the network that each level and each curve goes to, and the option of a model that knows it.
 LEVELS = {"clip": ("quality_level", "use_quality_token"), "global": ("global_quality", "use_global_quality")}
-CURVES = {"quality": ("frame_quality", "use_frame_quality")}
+CURVES = {"quality": ("frame_quality", "use_frame_quality"), "music": ("music", "num_music_features")}
 
 
 @dataclass(frozen=True)
@@ -30,7 +30,7 @@ class Conditions:
         levels: Integers of shape `(batch,)` by name: the quality of the `"clip"`, and the `"global"` one of the data
             set that it is from, each 1 to 5 or 0 for unknown.
         curves: What changes inside a clip, of shape `(batch, frames)` or `(batch, frames, features)`, by name:
-            `"quality"`, in fractional levels.
+            `"quality"`, in fractional levels, and `"music"`, what is played (`qamdt.music.music_curve`).
     """
 
     texts: torch.Tensor

@@ -35,6 +35,9 @@ class DataConfig:
         frame_quality_dropout: How often, beyond that, the curve is left out.
         global_quality_dropout: How often, beyond that, the global level is left out.
         global_quality_from: Whose mean score is the global level: the whole "clip"'s or its "source"'s.
+        rhythm_dropout: How often beat and bar are left out; what is played is always left out with the text.
+        key_dropout: How often the key is left out.
+        chord_dropout: How often the chords are left out.
         level_weights: How often clips of quality level 1 to 5 are drawn, relative to each other; alike when null.
             Clips without a score have weight 1.
         window_in_shards: How many shards, drawn anew each epoch, are mixed at a time; all when null. With few, a run
@@ -54,6 +57,9 @@ class DataConfig:
     frame_quality_dropout: float = 0.3
     global_quality_dropout: float = 0.3
     global_quality_from: Literal["clip", "source"] = "clip"
+    rhythm_dropout: float = 0.1
+    key_dropout: float = 0.1
+    chord_dropout: float = 0.35
     level_weights: list[float] | None = None
     window_in_shards: int | None = None
     cache_dir: str = "data/cache"
@@ -237,7 +243,7 @@ class RunConfig:
         max_steps: Updates after which the run ends; no limit when null.
         max_minutes: Minutes of training, over all resumptions, after which the run ends; no limit when null.
         seed: Everything random hangs on it.
-        mixed_precision: "no", "bf16" or, on a GPU, "fp16".
+        mixed_precision: "no", "bf16" or, on a GPU, "fp16"; "auto" is "bf16" where there are instructions for it.
         compile: Whether the blocks are compiled by torch.compile, which takes minutes at the start and gains little on a
             CPU: 4 % of a pass of `mini` in float32, 15 % in bf16.
         gradient_checkpointing: Whether activations are computed again in the backward pass, to save memory.
@@ -256,7 +262,7 @@ class RunConfig:
     max_steps: int | None = None
     max_minutes: float | None = None
     seed: int = 0
-    mixed_precision: Literal["no", "bf16", "fp16"] = "no"
+    mixed_precision: Literal["no", "bf16", "fp16", "auto"] = "no"
     compile: bool = False
     gradient_checkpointing: bool = False
     checkpoint_minutes: float = 10.0

@@ -17,6 +17,8 @@ from torch.utils.data import Dataset
 
 from qamdt.conditions import Conditions
 from qamdt.config import DataConfig
+from qamdt.manifest import Record
+from qamdt.music import BEATS_PER_BAR, MAX_TEMPO_BPM, MIN_TEMPO_BPM, Music, music_curve
 from qamdt.quality import QualityStats
 from qamdt.sampling import Draw
 from qamdt.shards import LatentShards, TextShards, open_folder, round_score
@@ -35,6 +37,7 @@ class Sample:
         quality_level: Level 1 to 5 of the crop, 0 for unknown or left out.
         frame_quality: Fractional levels `(latent_frames,)`, 0 for unknown or left out.
         global_quality: Level of the whole clip or of its source.
+        music: What is played at each frame `(latent_frames, 61)`, zeros where unknown or left out.
         seed: What timestep, noise and mask of this sample are drawn from.
     """
 
@@ -46,6 +49,7 @@ class Sample:
     quality_level: int
     frame_quality: torch.Tensor
     global_quality: int
+    music: torch.Tensor
     seed: int
 
 
@@ -113,6 +117,7 @@ class LatentDataset(Dataset):
         start = int(rng.integers(self.latents.lengths[clip] - num_frames + 1))
         caption_draw, prefix_draw, text_draw, quality_draw, clip_draw, frame_draw, global_draw = rng.random(7)
         latent_seed, seed = (int(value) for value in rng.integers(2**62, size=2))
+        rhythm_draw, key_draw, chord_draw = rng.random(3)
         knows_quality = quality_draw >= self.config.quality_dropout
 
         mean, std, curve = self.latents.read(clip, start, num_frames)
@@ -123,6 +128,12 @@ class LatentDataset(Dataset):
         text = captions[int(caption_draw * len(captions))]
         if knows_quality and prefix_draw < self.config.prefix_probability:
             text = self._prefix(score) + text
+        music = Music() if text_draw < self.config.text_dropout else known_music(record)
+        music = music.without(
+            rhythm=rhythm_draw < self.config.rhythm_dropout,
+            key=key_draw < self.config.key_dropout,
+            chords=chord_draw < self.config.chord_dropout,
+        )
         if text_draw < self.config.text_dropout:
             text = ""
 
@@ -137,6 +148,7 @@ class LatentDataset(Dataset):
             frame_quality=frame_levels * (knows_quality and frame_draw >= self.config.frame_quality_dropout),
             global_quality=self._global_levels[clip]
             * (knows_quality and global_draw >= self.config.global_quality_dropout),
+            music=torch.from_numpy(self._music_curve(music, start, num_frames)),
             seed=seed,
         )
 
@@ -164,6 +176,11 @@ class LatentDataset(Dataset):
     def _crop_length(self, clip: int) -> int:
         return max(length for length in self.config.crop_lengths if length <= self.latents.lengths[clip])
 
+    def _music_curve(self, music: Music, start: int, num_frames: int) -> np.ndarray:
+        """Returns what is played at each frame of a crop."""
+        frame_in_s = 1 / self.index["latent_frames_per_second"]
+        return music_curve(music, (start + np.arange(num_frames) + 0.5) * frame_in_s, frame_in_s)
+
     def _prefix(self, score: float) -> str:
         return "" if self.stats is None or math.isnan(score) else self.stats.prefix(score)
 
@@ -186,6 +203,18 @@ class LatentDataset(Dataset):
                 scores[record.source].append(record.quality_score)
         levels = {source: self.stats.level(float(np.mean(values))) for source, values in scores.items()}
         return [levels.get(record.source, 0) for record in records]
+
+
+def known_music(record: Record) -> Music:
+    """Returns what a manifest says of the music of a clip; a tempo or metre that networks do not know is left out."""
+    has_tempo = record.tempo_bpm is not None and MIN_TEMPO_BPM <= record.tempo_bpm <= MAX_TEMPO_BPM
+    return Music(
+        tempo_bpm=record.tempo_bpm if has_tempo else None,
+        first_beat_in_s=record.first_beat_in_s,
+        time_signature=record.time_signature if record.time_signature in BEATS_PER_BAR else None,
+        key=record.key,
+        chords=record.chords,
+    )
 
 
 def _choose_scaling_factor(index: dict, config: DataConfig) -> float:
@@ -213,7 +242,10 @@ def collate(samples: list[Sample]) -> Batch:
             "clip": torch.tensor([sample.quality_level for sample in samples]),
             "global": torch.tensor([sample.global_quality for sample in samples]),
         },
-        curves={"quality": torch.stack([sample.frame_quality for sample in samples])},
+        curves={
+            "quality": torch.stack([sample.frame_quality for sample in samples]),
+            "music": torch.stack([sample.music for sample in samples]),
+        },
     )
     return Batch(
         ids=[sample.id for sample in samples],

@@ -18,6 +18,7 @@ from pathlib import Path
 import torch
 from accelerate import Accelerator
 from torch import nn
+from torch.optim.swa_utils import AveragedModel
 from tqdm import tqdm
 
 from qamdt.audio import SAMPLING_RATE, read_audio
@@ -30,9 +31,11 @@ class FitOptions:
 
     Args:
         output_dir: Receives the checkpoint, the loss log and the model folder.
-        num_steps: Length of the schedule: linear warm-up, then cosine decay to zero.
+        num_steps: Length of the schedule: linear warm-up, a constant rate, cosine decay to zero.
         learning_rate: Peak learning rate of AdamW.
         num_warmup_steps: Steps of linear warm-up.
+        decay_share: Share of the steps over which the rate decays.
+        average_decay: Decay of the average of the weights that is exported; `None` exports the weights themselves.
         checkpoint_minutes: Minutes between checkpoints.
         max_minutes: Stop, with a checkpoint, after this many minutes; the next run goes on from there.
         seed: Seed of everything random.
@@ -42,6 +45,8 @@ class FitOptions:
     num_steps: int
     learning_rate: float
     num_warmup_steps: int = 100
+    decay_share: float = 1.0
+    average_decay: float | None = None
     checkpoint_minutes: float = 3.0
     max_minutes: float = math.inf
     seed: int = 0
@@ -86,19 +91,21 @@ class RandomCrops:
         return nn.functional.pad(waveform, (0, max(0, num_samples - len(waveform))))[:num_samples]
 
 
-def fit(loss_module: nn.Module, crops: RandomCrops, options: FitOptions, export: Callable[[], None]) -> None:
+def fit(loss_module: nn.Module, crops: RandomCrops, options: FitOptions, export: Callable[[nn.Module], None]) -> None:
     """Trains the parameters of `loss_module`, resuming from `output_dir/checkpoint.pt` when it is there.
 
     Args:
         loss_module: Called as `loss_module(waveforms, generator)`; returns a dict of scalars, `"loss"` among them.
         crops: Where the batches come from.
         options: Length, learning rate, checkpoints.
-        export: Writes the trained model in the form that inference loads; called with each checkpoint.
+        export: Writes the trained model in the form that inference loads; called with each checkpoint, with the module
+            whose weights to write.
     """
     accelerator = Accelerator()
     trainable = [parameter for parameter in loss_module.parameters() if parameter.requires_grad]
     optimizer = torch.optim.AdamW(trainable, lr=options.learning_rate, betas=(0.9, 0.99), weight_decay=0.01)
-    first_step = _load_checkpoint(options.output_dir, loss_module, optimizer)
+    average = _make_average(loss_module, options.average_decay)
+    first_step = _load_checkpoint(options.output_dir, loss_module, optimizer, average)
     loss_module, optimizer = accelerator.prepare(loss_module, optimizer)
     started = last_saved = time.monotonic()
     progress = tqdm(
@@ -118,6 +125,8 @@ def fit(loss_module: nn.Module, crops: RandomCrops, options: FitOptions, export:
         accelerator.clip_grad_norm_(trainable, 1.0)
         optimizer.step()
         optimizer.zero_grad()
+        if average is not None:
+            average.update_parameters(accelerator.unwrap_model(loss_module))
 
         # Log and save.
         is_last = step + 1 == options.num_steps or time.monotonic() - started > options.max_minutes * 60
@@ -128,8 +137,9 @@ def fit(loss_module: nn.Module, crops: RandomCrops, options: FitOptions, export:
                 _append_line(options.output_dir / "losses.jsonl", {"step": step, **values})
         if is_last or time.monotonic() - last_saved > options.checkpoint_minutes * 60:
             if accelerator.is_main_process:
-                _save_checkpoint(options.output_dir, accelerator.unwrap_model(loss_module), optimizer, step + 1)
-                export()
+                trained = accelerator.unwrap_model(loss_module)
+                _save_checkpoint(options.output_dir, trained, optimizer, average, step + 1)
+                export(trained if average is None else average.module)
             last_saved = time.monotonic()
         if is_last:
             break
@@ -143,6 +153,8 @@ def add_fit_arguments(parser: argparse.ArgumentParser, *, num_steps: int, learni
     parser.add_argument("--learning-rate", type=float, default=learning_rate, help="peak value (%(default)s)")
     parser.add_argument("--batch-size", type=int, default=16, help="crops per step (%(default)s)")
     parser.add_argument("--max-minutes", type=float, default=math.inf, help="stop in time; run again to go on")
+    parser.add_argument("--decay-share", type=float, default=1.0, help="of the steps, with falling rate (%(default)s)")
+    parser.add_argument("--average-decay", type=float, help="export averaged weights; 0.999 averages 1000 steps")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--bf16", action="store_true", help="run the network in bfloat16; losses stay in float32")
 
@@ -155,34 +167,62 @@ def fit_options(arguments: argparse.Namespace) -> FitOptions:
         num_steps=arguments.num_steps,
         learning_rate=arguments.learning_rate,
         max_minutes=arguments.max_minutes,
+        decay_share=arguments.decay_share,
+        average_decay=arguments.average_decay,
         seed=arguments.seed,
     )
 
 
 def _schedule(step: int, options: FitOptions) -> float:
     warmup = (step + 1) / options.num_warmup_steps
-    decay = 0.5 * (1 + math.cos(math.pi * step / options.num_steps))
-    return min(warmup, decay)
+    num_decay_steps = options.decay_share * options.num_steps
+    decayed = max(0.0, 1 - (options.num_steps - step) / num_decay_steps)
+    return min(warmup, 0.5 * (1 + math.cos(math.pi * decayed)))
+
+
+def _make_average(loss_module: nn.Module, decay: float | None) -> AveragedModel | None:
+    """An exponential average of the weights that train; at first it is short, so that the beginning is soon forgotten."""
+    if decay is None:
+        return None
+
+    @torch.no_grad()
+    def update(averages: list[torch.Tensor], weights: list[torch.Tensor], num_averaged: int) -> None:
+        share = max(1 - decay, 1 / (1 + int(num_averaged)))
+        torch._foreach_lerp_(averages, weights, share)
+
+    return AveragedModel(loss_module, multi_avg_fn=update)
 
 
 def _step_seed(seed: int, step: int, process: int) -> int:
     return (seed * 1_000_003 + step) * 1009 + process
 
 
-def _save_checkpoint(output_dir: Path, loss_module: nn.Module, optimizer: torch.optim.Optimizer, step: int) -> None:
+def _save_checkpoint(
+    output_dir: Path,
+    loss_module: nn.Module,
+    optimizer: torch.optim.Optimizer,
+    average: AveragedModel | None,
+    step: int,
+) -> None:
     state = {"model": loss_module.state_dict(), "optimizer": optimizer.state_dict(), "step": step}
+    if average is not None:
+        state["average"] = average.state_dict()
     temporary = output_dir / "checkpoint.pt.part"
     torch.save(state, temporary)
     os.replace(temporary, output_dir / "checkpoint.pt")
 
 
-def _load_checkpoint(output_dir: Path, loss_module: nn.Module, optimizer: torch.optim.Optimizer) -> int:
+def _load_checkpoint(
+    output_dir: Path, loss_module: nn.Module, optimizer: torch.optim.Optimizer, average: AveragedModel | None
+) -> int:
     path = output_dir / "checkpoint.pt"
     if not path.exists():
         return 0
     state = torch.load(path, map_location="cpu", weights_only=True)
     loss_module.load_state_dict(state["model"])
     optimizer.load_state_dict(state["optimizer"])
+    if average is not None:
+        average.load_state_dict(state["average"])
     return state["step"]
 
 

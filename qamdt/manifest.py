@@ -7,18 +7,22 @@ refuses no other one takes. Steps that go on over bad lines read with `scan_mani
 """
 
 import json
+import re
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field, fields
+from itertools import pairwise
 from pathlib import Path, PurePosixPath
 from typing import Any
 
 from qamdt.files import write_json_lines
 from qamdt.keyed_rows import file_identity
+from qamdt.music import is_chord_point, parse_chord, parse_key
 
 
 REQUIRED = ("id", "path", "duration_in_s")
-_NUMBERS = ("start_in_s", "duration_in_s", "quality_score", "quality_frame_rate")
-_STRINGS = ("id", "path", "source", "license", "quality_scorer")
+_NUMBERS = ("start_in_s", "duration_in_s", "quality_score", "quality_frame_rate", "tempo_bpm", "first_beat_in_s")
+_STRINGS = ("id", "path", "source", "license")
+_OPTIONAL_STRINGS = ("quality_scorer", "time_signature", "key")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -38,6 +42,11 @@ class Record:
         quality_frames: Mean opinion scores along the clip, evenly spaced.
         quality_frame_rate: How many values of `quality_frames` make a second.
         quality_scorer: Who gave the scores; scores of different scorers must not be mixed.
+        tempo_bpm: Beats a minute. This and the next four are `None` where they are not known for sure.
+        first_beat_in_s: When the first beat of a bar falls, in seconds after the clip's start.
+        time_signature: Beats to a bar and what counts as one, such as `"3/4"`.
+        key: Tonic and mode, such as `"A minor"`.
+        chords: `(second, symbol)` where each chord begins, such as `(0.0, "Am7")`, rising.
         extra: Fields of other steps, kept as they are.
     """
 
@@ -53,6 +62,11 @@ class Record:
     quality_frames: tuple[float, ...] | None = None
     quality_frame_rate: float | None = None
     quality_scorer: str | None = None
+    tempo_bpm: float | None = None
+    first_beat_in_s: float | None = None
+    time_signature: str | None = None
+    key: str | None = None
+    chords: tuple[tuple[float, str], ...] | None = None
     extra: dict[str, Any] = field(default_factory=dict)
 
     def __post_init__(self):
@@ -88,9 +102,9 @@ class Record:
             )
         arguments.setdefault("id", arguments["path"])
         arguments.setdefault("duration_in_s", None)
-        for key in ("captions", "quality_frames"):
+        for key in ("captions", "quality_frames", "chords"):
             if isinstance(arguments.get(key), list):
-                arguments[key] = tuple(arguments[key])
+                arguments[key] = tuple(tuple(item) if isinstance(item, list) else item for item in arguments[key])
         return cls(**arguments, extra={key: value for key, value in values.items() if key not in known})
 
     def to_dict(self) -> dict[str, Any]:
@@ -209,9 +223,9 @@ def clip_identity(manifest_path: str | Path, record: Record) -> list:
 
 
 def _check_types(record: Record) -> None:
-    for name in _STRINGS:
+    for name in _STRINGS + _OPTIONAL_STRINGS:
         value = getattr(record, name)
-        if not isinstance(value, str) and not (name == "quality_scorer" and value is None):
+        if not isinstance(value, str) and not (name in _OPTIONAL_STRINGS and value is None):
             raise ValueError(f"`{name}` must be a string, got {value!r}.")
     for name in _NUMBERS:
         value = getattr(record, name)
@@ -229,3 +243,21 @@ def _check_types(record: Record) -> None:
         raise ValueError(f"`quality_frames` of clip {record.id!r} must be a list of numbers between 1 and 5.")
     if not isinstance(record.tags, dict):
         raise ValueError(f"`tags` must be an object, got {record.tags!r}.")
+    _check_music(record)
+
+
+def _check_music(record: Record) -> None:
+    if record.tempo_bpm is not None and record.tempo_bpm <= 0:
+        raise ValueError(f"`tempo_bpm` must be above 0, or null where it is unknown, got {record.tempo_bpm}.")
+    if record.time_signature is not None and not re.fullmatch(r"[1-9]\d?/(?:1|2|4|8|16)", record.time_signature):
+        raise ValueError(f'`time_signature` must read like "3/4", or null, got {record.time_signature!r}.')
+    if record.key is not None:
+        parse_key(record.key)
+    if record.chords is None:
+        return
+    if not isinstance(record.chords, tuple) or not all(is_chord_point(point) for point in record.chords):
+        raise ValueError(f"`chords` must be a list of [second, symbol] pairs, got {record.chords!r}.")
+    if any(later[0] <= earlier[0] for earlier, later in pairwise(record.chords)):
+        raise ValueError(f"`chords` must have rising seconds, got {[second for second, _ in record.chords]}.")
+    for _, symbol in record.chords:
+        parse_chord(symbol)

@@ -116,10 +116,11 @@ def main(argv: list[str] | None = None) -> None:
         vae.quant_conv.requires_grad_(False)
     loss_module = VAELoss(vae, arguments.loudness_weight, arguments.kl_weight, arguments.bf16)
 
-    def export() -> None:
+    def export(trained: nn.Module) -> None:
         if not arguments.freeze_encoder:  # or the latents that others were trained on would change their scale
-            vae.register_to_config(scaling_factor=1 / latent_std(vae, sample.to(vae.device)))
-        vae.save_pretrained(arguments.output_dir / "vae")
+            scaling_factor = 1 / latent_std(trained.vae, sample.to(trained.vae.device))
+            trained.vae.register_to_config(scaling_factor=scaling_factor)
+        trained.vae.save_pretrained(arguments.output_dir / "vae")
 
     fit(loss_module, crops, fit_options(arguments), export)
 

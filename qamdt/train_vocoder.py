@@ -90,8 +90,8 @@ def main(argv: list[str] | None = None) -> None:
         )
     loss_module = VocoderLoss(vocoder, vae, arguments.loudness_weight, arguments.bf16)
 
-    def export() -> None:
-        vocoder.save_pretrained(arguments.output_dir / "vocoder")
+    def export(trained: nn.Module) -> None:
+        trained.vocoder.save_pretrained(arguments.output_dir / "vocoder")
 
     fit(loss_module, crops, fit_options(arguments), export)
 

@@ -14,8 +14,12 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from qamdt.config import LoraConfig, OptimConfig, TrainConfig
 from qamdt.embedded import default_model_dir
 from qamdt.models.transformer_qamdt import QAMDTTransformer2DModel
+from qamdt.muon import Float32Muon
+from qamdt.precision import has_bf16_instructions
 
 
+# What `model` may add to the network of `run.init_from`; it starts without effect.
+ADDITIONS = ("num_music_features",)
 AVERAGES_FILE = "ema.safetensors"  # of adapters, whose weights have other names in the file that pipelines read
 
 
@@ -26,6 +30,9 @@ def build_model(config: TrainConfig) -> QAMDTTransformer2DModel:
     source, subfolder = _find_network(config.run.init_from)
     arguments = read_model_config(config)
     model = QAMDTTransformer2DModel.from_pretrained(source, subfolder=subfolder, torch_dtype=torch.float32)
+    added = {key: arguments[key] for key in ADDITIONS if arguments.get(key) and not model.config[key]}
+    if added:
+        model = _grow(model, added)
     differing = {
         key: model.config[key] for key, value in arguments.items() if _plain(model.config[key]) != _plain(value)
     }
@@ -36,6 +43,14 @@ def build_model(config: TrainConfig) -> QAMDTTransformer2DModel:
     if config.lora is not None:
         add_adapter(model, config.lora)
     return model
+
+
+def _grow(model: QAMDTTransformer2DModel, added: dict) -> QAMDTTransformer2DModel:
+    """Returns the network with parts that it did not have, which have no effect until they are trained."""
+    arguments = {key: value for key, value in model.config.items() if not key.startswith("_")}
+    grown = QAMDTTransformer2DModel(**{**arguments, **added})
+    grown.load_state_dict(model.state_dict(), strict=False)
+    return grown
 
 
 def read_model_config(config: TrainConfig) -> dict:
@@ -108,9 +123,10 @@ def build_optimizers(model: nn.Module, config: OptimConfig) -> list[torch.optim.
         groups = [group for group in groups if group["params"]]
         adamw = torch.optim.AdamW if config.optimizer == "adamw" else _eight_bit_adamw()
         return [adamw(groups, lr=config.learning_rate, betas=betas)]
-    if not hasattr(torch.optim, "Muon"):
+    is_slow_in_bf16 = all(weight.device.type == "cpu" for weight in hidden) and not has_bf16_instructions()
+    if not is_slow_in_bf16 and not hasattr(torch.optim, "Muon"):
         raise RuntimeError(f"`optim.optimizer=muon` needs PyTorch 2.9 or newer, this is {torch.__version__}.")
-    muon = torch.optim.Muon(
+    muon = (Float32Muon if is_slow_in_bf16 else torch.optim.Muon)(
         hidden,
         lr=config.muon_learning_rate or config.learning_rate,
         weight_decay=config.weight_decay,

@@ -10,7 +10,7 @@ import pytest
 import soundfile
 
 from pipelines.cli import SAMPLER_NAMES, main, parse_quality
-from pipelines.precision import preferred_dtype
+from qamdt.precision import preferred_dtype
 
 
 @pytest.fixture

@@ -7,6 +7,7 @@ import torch
 
 from qamdt.conditions import CURVES, LEVELS, Conditions
 from qamdt.models.transformer_qamdt import QAMDTTransformer2DModel
+from qamdt.music import NUM_MUSIC_FEATURES
 
 
 def build(batch_size=2, num_tokens=3, *, seed=0):
@@ -15,7 +16,10 @@ def build(batch_size=2, num_tokens=3, *, seed=0):
         texts=torch.randn(batch_size, num_tokens, 6, generator=generator),
         mask=torch.rand(batch_size, num_tokens, generator=generator) < 0.8,
         levels={name: torch.randint(6, (batch_size,), generator=generator) for name in LEVELS},
-        curves={name: 5 * torch.rand(batch_size, 8, generator=generator) for name in CURVES},
+        curves={
+            "quality": 5 * torch.rand(batch_size, 8, generator=generator),
+            "music": torch.rand(batch_size, 8, NUM_MUSIC_FEATURES, generator=generator),
+        },
     )
 
 
@@ -50,7 +54,7 @@ def test_half_precision_is_for_texts_alone():
 @pytest.mark.parametrize("is_known", [False, True])
 @pytest.mark.parametrize("option", [option for known in (LEVELS, CURVES) for _, option in known.values()])
 def test_a_model_is_told_what_it_knows_and_nothing_else(option, is_known):
-    options = {other: not is_known for known in (LEVELS, CURVES) for _, other in known.values()}
+    options = {other: _option(other, not is_known) for known in (LEVELS, CURVES) for _, other in known.values()}
     model = QAMDTTransformer2DModel(
         sample_size=(8, 4),
         patch_size=(2, 4),
@@ -60,7 +64,7 @@ def test_a_model_is_told_what_it_knows_and_nothing_else(option, is_known):
         num_attention_heads=1,
         attention_head_dim=8,
         cross_attention_dim=6,
-        **options | {option: is_known},
+        **options | {option: _option(option, is_known)},
     )
     told = build().for_model(model.config)
     (argument,) = [argument for known in (LEVELS, CURVES) for argument, name in known.values() if name == option]
@@ -70,7 +74,7 @@ def test_a_model_is_told_what_it_knows_and_nothing_else(option, is_known):
 
 def test_conditions_that_do_not_fit_together_are_refused():
     whole = build()
-    with pytest.raises(ValueError, match=r"`curves` must be among \['quality'.*\], got \['loudness'\]"):
+    with pytest.raises(ValueError, match=r"`curves` must be among \['music', 'quality'\], got \['loudness'\]"):
         dataclasses.replace(whole, curves={"loudness": torch.zeros(2, 8)})
     with pytest.raises(ValueError, match="`levels` must be among"):
         dataclasses.replace(whole, levels={"song": torch.zeros(2)})
@@ -80,6 +84,11 @@ def test_conditions_that_do_not_fit_together_are_refused():
         dataclasses.replace(whole, levels={"clip": torch.zeros(3)})
     with pytest.raises(ValueError, match=r"`levels` must have the same names in all parts, got \[\['clip'"):
         Conditions.cat([whole, dataclasses.replace(whole, levels={})])
+
+
+def _option(name, is_known):
+    """The value of a model's option: a number of features, or yes and no."""
+    return NUM_MUSIC_FEATURES * is_known if name.startswith("num_") else is_known
 
 
 def tensors(told):

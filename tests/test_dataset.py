@@ -10,6 +10,7 @@ from qamdt.config import DataConfig
 from qamdt.dataset import LatentDataset, collate
 from qamdt.files import write_json
 from qamdt.manifest import Record
+from qamdt.music import CHORD, KEY, RHYTHM, Music, music_curve
 from qamdt.quality import QualityStats
 from qamdt.sampling import EpochSampler
 from qamdt.shards import INDEX_NAME, LatentShards, list_shards, open_folder, write_latent_shard, write_text_shard
@@ -17,6 +18,7 @@ from qamdt.shards import INDEX_NAME, LatentShards, list_shards, open_folder, wri
 
 NUM_CLIPS, NUM_FRAMES, TEXT_DIM = 12, 20, 4
 STATS = QualityStats(mean=3, std=1, edges=(2, 2.5, 3, 4), prefix_edges=(2.2, 3.8), scorer="test", num_clips=NUM_CLIPS)
+CHORDS = ((0.0, "Am"), (0.5, "F"), (1.0, "C/E"))
 PREFIXES = ("", "low quality, ", "medium quality, ", "high quality, ")
 
 
@@ -39,6 +41,11 @@ def shards(tmp_path):
                 captions=(f"song {i}", f"music {i}"),
                 source="first" if i < 6 else "second",
                 quality_score=1 + i / 4,
+                tempo_bpm=60 + i,
+                first_beat_in_s=0.0,
+                time_signature="3/4",
+                key="A minor",
+                chords=CHORDS,
             )
             for i in numbers
         ]
@@ -49,7 +56,13 @@ def shards(tmp_path):
     write_text_shard(tmp_path, texts, [text_state(text) for text in texts])
     write_json(
         tmp_path / INDEX_NAME,
-        {"scaling_factor": 1.0, "vae_scaling_factor": 1.0, "quality": STATS.to_dict(), "max_captions": None},
+        {
+            "scaling_factor": 1.0,
+            "vae_scaling_factor": 1.0,
+            "quality": STATS.to_dict(),
+            "max_captions": None,
+            "latent_frames_per_second": 12.5,
+        },
     )
     return tmp_path
 
@@ -234,3 +247,23 @@ def test_latents_are_scaled_as_the_autoencoder_says_unless_that_is_far_off(shard
 def test_an_unfinished_folder_is_refused(tmp_path):
     with pytest.raises(FileNotFoundError, match="is no finished folder of latents"):
         LatentDataset(DataConfig(latents=str(tmp_path)), seed=0)
+
+
+def test_the_music_of_a_crop_is_that_of_its_clip_and_its_moment(shards):
+    dataset = make_dataset(shards, text_dropout=0, rhythm_dropout=0, key_dropout=0, chord_dropout=0)
+    for number in range(NUM_CLIPS):
+        sample = dataset[(0, number, 0)]
+        start = round((sample.latents[0, 0, 0].item() - number) * 100)  # as the latents tell
+        music = Music(tempo_bpm=60 + number, first_beat_in_s=0.0, time_signature="3/4", key="A minor", chords=CHORDS)
+        expected = music_curve(music, (start + np.arange(8) + 0.5) * 0.08, 0.08)
+        np.testing.assert_allclose(sample.music.numpy(), expected, atol=1e-6)
+
+
+def test_rhythm_key_and_chords_are_left_out_each_by_itself_and_all_with_the_text(shards):
+    dataset = make_dataset(shards, text_dropout=0.2, rhythm_dropout=0.3, key_dropout=0.5, chord_dropout=0.7)
+    samples = [dataset[(epoch, number, 0)] for epoch in range(60) for number in range(NUM_CLIPS)]
+    with_text = [sample for sample in samples if sample.text]
+    for rows, dropout in ((RHYTHM, 0.3), (KEY, 0.5), (CHORD, 0.7)):
+        share = np.mean([not sample.music[:, rows].any() for sample in with_text])
+        assert share == pytest.approx(dropout, abs=0.06)
+    assert not any(sample.music.any() for sample in samples if not sample.text)

@@ -126,3 +126,35 @@ def test_a_failed_write_leaves_the_old_manifest(tmp_path):
         write_manifest(path, failing_records())
     assert [record.id for record in read_manifest(path)] == ["a"]
     assert os.listdir(tmp_path) == ["manifest.jsonl"]
+
+
+def test_what_is_played_is_written_and_read(tmp_path):
+    record = Record(
+        id="a",
+        path="a.wav",
+        duration_in_s=1.0,
+        tempo_bpm=97.5,
+        first_beat_in_s=0.2,
+        time_signature="3/4",
+        key="Eb minor",
+        chords=((0.0, "Ebm"), (1.5, "Bb7/D")),
+    )
+    write_manifest(tmp_path / "manifest.jsonl", [record])
+    assert read_manifest(tmp_path / "manifest.jsonl") == [record]
+
+
+@pytest.mark.parametrize(
+    ("field", "value"),
+    [
+        ("tempo_bpm", 0),
+        ("tempo_bpm", "fast"),
+        ("time_signature", "three"),
+        ("key", "H minor"),
+        ("chords", "Am F"),
+        ("chords", [[0.0, "Hm"]]),
+        ("chords", [[1.0, "C"], [0.5, "G"]]),
+    ],
+)
+def test_music_that_makes_no_sense_is_refused_by_name(field, value):
+    with pytest.raises(ValueError, match=f"`{field}`"):
+        Record.from_dict({"id": "a", "path": "a.wav", "duration_in_s": 1.0, field: value})

@@ -9,8 +9,8 @@ import pytest
 import torch
 
 from pipelines.pipeline_qamdt import QAMDTPipeline
-from pipelines.precision import preferred_dtype
 from qamdt.embedded import EMBEDDED_MODEL_DIR, TEXT_ENCODER_PACKAGE, default_model_dir, load_text_encoder
+from qamdt.precision import preferred_dtype
 
 
 def generate(pipe, **changes):

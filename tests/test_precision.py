@@ -1,8 +1,8 @@
 import torch
 
 from pipelines.cli import main
-from pipelines.precision import has_bf16_instructions, preferred_dtype
 from qamdt.audio import read_audio
+from qamdt.precision import has_bf16_instructions, preferred_dtype
 
 
 def test_a_cpu_computes_in_bfloat16_only_with_instructions_for_it(monkeypatch):

@@ -106,8 +106,8 @@ def test_unknown_quality_is_level_zero_and_levels_differ(model, name):
 def test_frame_quality_reaches_the_patches_of_its_column_only(model):
     values = inputs(frame_quality=torch.tensor([[1.0, 2.0, 3.0, 4.0]] * 2))
     changed = torch.tensor([[1.0, 5.0, 3.0, 4.0]] * 2)
-    tokens = model._embed_patches(values["hidden_states"], (4, 2), values["frame_quality"])
-    difference = model._embed_patches(values["hidden_states"], (4, 2), changed) - tokens
+    tokens = model._embed_patches(values["hidden_states"], (4, 2), values["frame_quality"], None)
+    difference = model._embed_patches(values["hidden_states"], (4, 2), changed, None) - tokens
     difference = difference.unflatten(1, (4, 2))  # (B, time, frequency, D)
     table = model.frame_quality_embed.embedding.weight
     assert difference[:, [0, 2, 3]].abs().max() == 0

@@ -47,6 +47,7 @@ WRITERS = {
     "drums": rhythm_section.write_drums,
 }
 START_BARS = (0, 4, 8)
+FREE_TEMPI_BPM = (48, 190)  # what a piece may be played at when its style does not say
 HUMAN_TIMING_IN_S = 0.006
 
 
@@ -86,6 +87,7 @@ class Piece:
         tempo_bpm: Beats per minute.
         ensemble_name: Collective name of the players, such as "string quartet", or None.
         parts: The parts, the most prominent first.
+        bars: The chords of each bar.
         start_bar: Bar on which the clip begins.
         room: Where it is played.
     """
@@ -96,6 +98,7 @@ class Piece:
     tempo_bpm: int
     ensemble_name: str | None
     parts: tuple[Part, ...]
+    bars: tuple[tuple[ChordSpan, ...], ...]
     start_bar: int
     room: Room
 
@@ -112,17 +115,31 @@ class Piece:
         return self.start_bar * self.seconds_per_bar
 
     @property
+    def chords(self) -> list[tuple[float, str]]:
+        """The chords from the clip's beginning on, as `(second, symbol)`, each where it begins; none without a key."""
+        if self.key is None:
+            return []
+        chords: list[tuple[float, str]] = []
+        for number, bar in enumerate(self.bars[self.start_bar :]):
+            for span in bar:
+                second = number * self.seconds_per_bar + span.step / self.style.steps_per_beat * self.seconds_per_beat
+                if not chords or chords[-1][1] != span.chord.symbol:
+                    chords.append((round(second, 4), span.chord.symbol))
+        return chords
+
+    @property
     def instruments(self) -> list[str]:
         """Tag names of the instruments, each once, the most prominent first."""
         return list(dict.fromkeys(part.instrument.name for part in self.parts))
 
 
-def compose(generator: np.random.Generator, *, duration_in_s: float = 10.24) -> Piece:
+def compose(generator: np.random.Generator, *, duration_in_s: float = 10.24, free_tempo_share: float = 0.0) -> Piece:
     """Composes one piece.
 
     Args:
         generator: Source of every choice; the same state gives the same piece.
         duration_in_s: Length of the clip that will be cut from the piece.
+        free_tempo_share: Chance that the tempo is drawn from all there are, whatever style and mood call for.
 
     Returns:
         The piece, in which every part sounds inside the clip.
@@ -132,6 +149,8 @@ def compose(generator: np.random.Generator, *, duration_in_s: float = 10.24) -> 
     key = Key(int(generator.integers(12)), _choose(generator, mood.modes))
     slowest, fastest = (style.tempo[0] + share * (style.tempo[1] - style.tempo[0]) for share in mood.tempo)
     tempo_bpm = int(generator.integers(round(slowest), round(fastest) + 1))
+    if free_tempo_share and generator.random() < free_tempo_share:
+        tempo_bpm = round(math.exp(generator.uniform(*np.log(FREE_TEMPI_BPM))))
     line_ups = style.bands if not style.solos or generator.random() < style.band_share else style.solos
     ensemble = _choose(generator, line_ups)
 
@@ -150,6 +169,7 @@ def compose(generator: np.random.Generator, *, duration_in_s: float = 10.24) -> 
         tempo_bpm=tempo_bpm,
         ensemble_name=ensemble.name,
         parts=parts,
+        bars=tuple(tuple(spans) for spans in bars),
         start_bar=start_bar,
         room=_draw_room(generator),
     )

@@ -12,6 +12,16 @@ MAJOR_SCALE = (0, 2, 4, 5, 7, 9, 11)
 MINOR_SCALE = (0, 2, 3, 5, 7, 8, 10)
 MAJOR_KEY_NAMES = ("C", "Db", "D", "Eb", "E", "F", "F#", "G", "Ab", "A", "Bb", "B")
 MINOR_KEY_NAMES = ("C", "C#", "D", "Eb", "E", "F", "F#", "G", "G#", "A", "Bb", "B")
+# How chords are written, by the semitones of their tones above the root.
+CHORD_SUFFIXES = {
+    (4, 7): "",
+    (3, 7): "m",
+    (3, 6): "dim",
+    (4, 7, 11): "maj7",
+    (4, 7, 10): "7",
+    (3, 7, 10): "m7",
+    (3, 6, 10): "m7b5",
+}
 
 
 @dataclass(frozen=True)
@@ -64,6 +74,13 @@ class Chord:
     @property
     def root(self) -> int:
         return self.pitch_classes[0]
+
+    @property
+    def symbol(self) -> str:
+        """How the chord is written, such as "Bbm7"; a ninth is a colour that the symbol leaves out."""
+        intervals = tuple((pitch_class - self.root) % 12 for pitch_class in self.pitch_classes[1:4])
+        names = MAJOR_KEY_NAMES if self.key.mode == "major" else MINOR_KEY_NAMES
+        return names[self.root] + CHORD_SUFFIXES[intervals]
 
 
 def nearest_pitch(pitch_class: int, target: float) -> int:

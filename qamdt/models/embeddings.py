@@ -148,6 +148,32 @@ class FrameQualityEmbedding(nn.Module):
         return weights.transpose(1, 2).to(table.dtype) @ table  # (B, columns, D)
 
 
+class MusicEmbedding(nn.Module):
+    """Embeds what is played (`qamdt.music.music_curve`): one vector for each time column of patches.
+
+    The last layer starts at zero, so a network that learns to hear it starts as it was.
+
+    Args:
+        num_features: Numbers that describe a frame.
+        dim: Width of the token stream.
+    """
+
+    def __init__(self, num_features: int, dim: int):
+        super().__init__()
+        self.linear_1 = nn.Linear(num_features, dim)
+        self.linear_2 = nn.Linear(dim, dim)
+
+    def forward(self, music: torch.Tensor, num_columns: int) -> torch.Tensor:
+        """Maps features `(batch, frames, num_features)` at any frame rate to `(batch, columns, dim)`."""
+        hidden_states = self.linear_2(F.silu(self.linear_1(music.to(self.linear_1.weight.dtype))))
+        if hidden_states.shape[1] == num_columns:
+            return hidden_states
+        hidden_states = hidden_states.transpose(1, 2)
+        if hidden_states.shape[2] > num_columns:
+            return F.adaptive_avg_pool1d(hidden_states, num_columns).transpose(1, 2)
+        return F.interpolate(hidden_states, size=num_columns, mode="linear", align_corners=False).transpose(1, 2)
+
+
 def known_or_unknown(level: torch.Tensor | None, timestep: torch.Tensor) -> torch.Tensor:
     """Quality levels of shape `(batch,)`, all of them 0 if nothing is known."""
     return torch.zeros_like(timestep, dtype=torch.long) if level is None else level

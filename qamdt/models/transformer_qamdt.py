@@ -20,6 +20,7 @@ from qamdt.models.attention import QAMDTAttention
 from qamdt.models.embeddings import (
     NUM_QUALITY_LEVELS,
     FrameQualityEmbedding,
+    MusicEmbedding,
     PatchEmbed,
     known_or_unknown,
     masked_mean,
@@ -118,6 +119,7 @@ class QAMDTTransformer2DModel(ModelMixin, AttentionMixin, ConfigMixin, PeftAdapt
         use_frame_quality: Whether the network knows the quality of each frame.
         use_global_quality: Whether the network knows the quality of the data set.
         pool_text: Whether the mean of the text states is added to the timestep embedding.
+        num_music_features: Numbers that describe what is played in a frame; 0 if the network does not know that.
     """
 
     _supports_gradient_checkpointing = True
@@ -143,6 +145,7 @@ class QAMDTTransformer2DModel(ModelMixin, AttentionMixin, ConfigMixin, PeftAdapt
         use_frame_quality: bool = False,
         use_global_quality: bool = False,
         pool_text: bool = False,
+        num_music_features: int = 0,
     ):
         super().__init__()
         num_encoder_layers = num_layers - num_decoder_layers
@@ -165,6 +168,7 @@ class QAMDTTransformer2DModel(ModelMixin, AttentionMixin, ConfigMixin, PeftAdapt
         num_patches = self.native_grid_size[0] * self.native_grid_size[1]
         self.quality_embed = nn.Embedding(NUM_QUALITY_LEVELS, dim) if use_quality_token else None
         self.frame_quality_embed = FrameQualityEmbedding(dim) if use_frame_quality else None
+        self.music_embed = MusicEmbedding(num_music_features, dim) if num_music_features else None
 
         # Conditions.
         self.time_proj = Timesteps(256, flip_sin_to_cos=True, downscale_freq_shift=0)
@@ -212,6 +216,8 @@ class QAMDTTransformer2DModel(ModelMixin, AttentionMixin, ConfigMixin, PeftAdapt
 
         if self.frame_quality_embed is not None:
             nn.init.zeros_(self.frame_quality_embed.embedding.weight)
+        if self.music_embed is not None:
+            nn.init.zeros_(self.music_embed.linear_2.weight)
         if self.global_quality_embed is not None:
             nn.init.zeros_(self.global_quality_embed.weight)
         if self.pooled_text_embed is not None:
@@ -226,6 +232,7 @@ class QAMDTTransformer2DModel(ModelMixin, AttentionMixin, ConfigMixin, PeftAdapt
         quality_level: torch.Tensor | None = None,
         frame_quality: torch.Tensor | None = None,
         global_quality: torch.Tensor | None = None,
+        music: torch.Tensor | None = None,
         keep_ids: torch.Tensor | None = None,
         return_dict: bool = True,
     ) -> Transformer2DModelOutput | tuple[torch.Tensor]:
@@ -241,11 +248,13 @@ class QAMDTTransformer2DModel(ModelMixin, AttentionMixin, ConfigMixin, PeftAdapt
             frame_quality: Quality over time, of shape `(batch, frames)` at any frame rate. Fractions are allowed;
                 between 0 and 1 the level is partly unknown. `None` if unknown.
             global_quality: Quality of the data set of each clip, integers of shape `(batch,)`; `None` if unknown.
+            music: What is played over time, of shape `(batch, frames, num_music_features)` at any frame rate, as
+                `qamdt.music.music_curve` describes it; zeros where it is unknown. `None` if nothing is known.
             keep_ids: Patches that the encoder may see, integers of shape `(batch, kept)` that count along frequency
                 first, then along time. `None` shows it all of them and leaves out the side interpolator.
             return_dict: Whether to return an output object rather than a tuple.
         """
-        self._check_inputs(hidden_states, timestep, quality_level, frame_quality, global_quality, keep_ids)
+        self._check_inputs(hidden_states, timestep, quality_level, frame_quality, global_quality, music, keep_ids)
         sample_size = tuple(hidden_states.shape[2:])
         grid_size = self.patch_embed.grid_size(sample_size)
 
@@ -261,7 +270,7 @@ class QAMDTTransformer2DModel(ModelMixin, AttentionMixin, ConfigMixin, PeftAdapt
         conditions = (modulation, self.text_embed(encoder_hidden_states), encoder_attention_mask)
 
         # Tokens: the quality of the clip, then the patches.
-        tokens = self._embed_patches(hidden_states, grid_size, frame_quality)  # (B, N, D)
+        tokens = self._embed_patches(hidden_states, grid_size, frame_quality, music)  # (B, N, D)
         if self.quality_embed is not None:
             quality_token = self.quality_embed(known_or_unknown(quality_level, timestep)).unsqueeze(1)
             tokens = torch.cat([quality_token, tokens], dim=1)  # (B, 1 + N, D)
@@ -308,15 +317,24 @@ class QAMDTTransformer2DModel(ModelMixin, AttentionMixin, ConfigMixin, PeftAdapt
         )
 
     def _embed_patches(
-        self, latents: torch.Tensor, grid_size: tuple[int, int], frame_quality: torch.Tensor | None
+        self,
+        latents: torch.Tensor,
+        grid_size: tuple[int, int],
+        frame_quality: torch.Tensor | None,
+        music: torch.Tensor | None,
     ) -> torch.Tensor:
-        """Patches with their fixed positions and the quality of their time column, of shape `(batch, patches, dim)`."""
+        """Patches with their fixed positions, and quality and music of their time column: `(batch, patches, dim)`."""
         tokens = self.patch_embed(latents)
         tokens = tokens + self.fixed_positions(grid_size, tokens.device).to(tokens.dtype)
         if self.frame_quality_embed is not None:
             if frame_quality is None:
                 frame_quality = latents.new_zeros(latents.shape[0], 1)
             columns = self.frame_quality_embed(frame_quality, grid_size[0]).unsqueeze(2)  # (B, time, 1, D)
+            tokens = (tokens.unflatten(1, grid_size) + columns).flatten(1, 2)
+        if self.music_embed is not None:
+            if music is None:
+                music = latents.new_zeros(latents.shape[0], 1, self.config.num_music_features)
+            columns = self.music_embed(music, grid_size[0]).unsqueeze(2)  # (B, time, 1, D)
             tokens = (tokens.unflatten(1, grid_size) + columns).flatten(1, 2)
         return tokens
 
@@ -364,6 +382,7 @@ class QAMDTTransformer2DModel(ModelMixin, AttentionMixin, ConfigMixin, PeftAdapt
         quality_level: torch.Tensor | None,
         frame_quality: torch.Tensor | None,
         global_quality: torch.Tensor | None,
+        music: torch.Tensor | None,
         keep_ids: torch.Tensor | None,
     ):
         if hidden_states.ndim != 4 or hidden_states.shape[1] != self.config.in_channels:
@@ -378,16 +397,22 @@ class QAMDTTransformer2DModel(ModelMixin, AttentionMixin, ConfigMixin, PeftAdapt
             ("quality_level", quality_level, "use_quality_token", 1),
             ("frame_quality", frame_quality, "use_frame_quality", 2),
             ("global_quality", global_quality, "use_global_quality", 1),
+            ("music", music, "num_music_features", 3),
         ):
             if value is None:
                 continue
             if not self.config[option]:
-                raise ValueError(f"`{name}` was given to a model with `{option}=False`; pass None.")
+                raise ValueError(f"`{name}` was given to a model with `{option}={self.config[option]}`; pass None.")
             if value.ndim != num_axes or value.shape[0] != batch_size:
-                shape = ("batch", "frames")[:num_axes]
+                shape = ("batch", "frames", "features")[:num_axes]
                 raise ValueError(
                     f"`{name}` must have {num_axes} axes ({', '.join(shape)}) and a batch of {batch_size}, got shape"
                     f" {tuple(value.shape)}."
                 )
+        if music is not None and music.shape[2] != self.config.num_music_features:
+            raise ValueError(
+                f"`music` must have {self.config.num_music_features} features a frame, got {music.shape[2]}; "
+                "`qamdt.music.music_curve` makes them."
+            )
         if keep_ids is not None and (keep_ids.ndim != 2 or keep_ids.shape[0] != batch_size):
             raise ValueError(f"`keep_ids` must have shape ({batch_size}, kept), got {tuple(keep_ids.shape)}.")

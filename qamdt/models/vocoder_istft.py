@@ -103,7 +103,7 @@ class ISTFTVocoder(ModelMixin, ConfigMixin):
         # Magnitudes above e^6 do not occur at peak 1; the limit keeps an untrained head from overflowing.
         log_magnitude, phase = prediction.transpose(1, 2).chunk(2, dim=1)  # (B, K, N) each
         spectrum = torch.polar(log_magnitude.clamp(max=6.0).exp(), phase)
-        waveforms = self.inverse_stft(spectrum)
+        waveforms = inverse_stft(spectrum, self.window, self.config.hop_length)
         return self.match_loudness(waveforms, mel_spectrogram) if self.config.loudness_window else waveforms
 
     def match_loudness(self, waveforms: torch.Tensor, mel_spectrogram: torch.Tensor) -> torch.Tensor:
@@ -129,26 +129,31 @@ class ISTFTVocoder(ModelMixin, ConfigMixin):
         gain = (energies[0] / energies[1]).sqrt().clamp(0.5, 2.0)  # (B, 1, N)
         return waveforms * nn.functional.interpolate(gain, size=waveforms.shape[1], mode="linear")[:, 0]
 
-    def inverse_stft(self, spectrum: torch.Tensor) -> torch.Tensor:
-        """Overlap-adds frames `(batch, frequency_bins, frames)` into waveforms `(batch, samples)`.
-
-        Frame `i` is centred on the middle of hop `i`, as in `qamdt.audio.LogMel`.
-        """
-        n_fft, hop_length = self.config.n_fft, self.config.hop_length
-        window = self.window.float()
-        frames = torch.fft.irfft(spectrum, n=n_fft, dim=1) * window[:, None]  # (B, n_fft, N)
-        waveforms = overlap_add(frames.transpose(1, 2), hop_length)
-        envelope = overlap_add(window.square().expand(1, spectrum.shape[2], n_fft), hop_length)
-        padding = (n_fft - hop_length) // 2
-        samples = slice(padding, padding + spectrum.shape[2] * hop_length)
-        return waveforms[:, samples] / envelope[:, samples].clamp(min=1e-8)
-
 
 @functools.lru_cache(maxsize=4)
 def _log_mel(sampling_rate: int, hop_length: int, num_mel_bins: int, device: torch.device) -> LogMel:
     """The spectrogram that loudness is measured with, in float32 whatever the precision of the vocoder."""
     with torch.inference_mode(False):  # or it could not be used in training any more
         return LogMel(sampling_rate, hop_length=hop_length, num_mel_bins=num_mel_bins).to(device)
+
+
+def inverse_stft(spectrum: torch.Tensor, window: torch.Tensor, hop_length: int) -> torch.Tensor:
+    """Overlap-adds frames `(batch, frequency_bins, frames)` into waveforms `(batch, frames * hop_length)` in float32.
+
+    Frame `i` is centred on the middle of hop `i`, as in `qamdt.audio.LogMel`.
+
+    Args:
+        spectrum: Complex spectrum.
+        window: Window of the synthesis `(n_fft,)`.
+        hop_length: Samples between frames.
+    """
+    window, n_fft = window.float(), window.shape[0]
+    frames = torch.fft.irfft(spectrum, n=n_fft, dim=1) * window[:, None]  # (B, n_fft, N)
+    waveforms = overlap_add(frames.transpose(1, 2), hop_length)
+    envelope = overlap_add(window.square().expand(1, spectrum.shape[2], n_fft), hop_length)
+    padding = (n_fft - hop_length) // 2
+    samples = slice(padding, padding + spectrum.shape[2] * hop_length)
+    return waveforms[:, samples] / envelope[:, samples].clamp(min=1e-8)
 
 
 def overlap_add(frames: torch.Tensor, hop_length: int) -> torch.Tensor:

@@ -23,3 +23,24 @@ def preferred_dtype(device: torch.device | str) -> torch.dtype:
     if torch.device(device).type == "cpu":
         return torch.bfloat16 if has_bf16_instructions() else torch.float32
     return torch.bfloat16 if torch.get_device_module(device).is_bf16_supported() else torch.float32
+
+
+def training_precision(setting: str) -> tuple[str, str]:
+    """Decides on `run.mixed_precision=auto`.
+
+    Args:
+        setting: `"auto"`, or a precision, which stays.
+
+    Returns:
+        The precision, and why, for people to read.
+    """
+    if setting != "auto":
+        return setting, "as set"
+    if torch.accelerator.is_available():
+        dtype = preferred_dtype(torch.accelerator.current_accelerator())
+        return (
+            ("bf16", "this accelerator has it") if dtype == torch.bfloat16 else ("no", "no bf16 on this accelerator")
+        )
+    if has_bf16_instructions():
+        return "bf16", "this processor has instructions for it"
+    return "no", "this processor has no bf16 instructions, so float32 is faster, inside Muon too"

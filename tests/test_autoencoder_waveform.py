@@ -1,0 +1,103 @@
+"""The autoencoder from waveform to waveform, and the losses it is trained with."""
+
+import math
+
+import pytest
+import torch
+
+from qamdt.models.autoencoder_waveform import AutoencoderWaveform
+from qamdt.spectral_losses import fine_frequency_error
+from qamdt.train_autoencoder import AutoencoderLoss, pitch_class_filters
+
+
+@pytest.fixture
+def autoencoder() -> AutoencoderWaveform:
+    torch.manual_seed(0)
+    return AutoencoderWaveform(
+        latent_channels=8,
+        encoder_mel_bins=(40, 16),
+        encoder_dims=(16, 24),
+        encoder_layers=(1, 1),
+        decoder_dims=(24, 16, 16),
+        decoder_layers=(1, 1, 1),
+    ).eval()
+
+
+def sine(frequency_hz: float, num_samples: int = 20_480) -> torch.Tensor:
+    return 0.5 * torch.sin(2 * math.pi * frequency_hz * torch.arange(num_samples) / 16_000)[None]
+
+
+@pytest.mark.parametrize("num_samples", [1, 1280, 12_801, 20_480])
+def test_any_length_comes_back_with_its_length(autoencoder, num_samples):
+    waveforms = torch.randn(2, num_samples) * 0.1
+    assert autoencoder(waveforms).sample.shape == waveforms.shape
+
+
+def test_latents_are_columns_of_eighty_milliseconds(autoencoder):
+    latents = autoencoder.encode(torch.zeros(1, 16_000 * 2)).latent_dist.mode()
+    assert latents.shape == (1, 8, 25, 1)
+    assert autoencoder.decode(latents).sample.shape == (1, 32_000)
+
+
+def test_a_batch_is_its_members(autoencoder):
+    waveforms = torch.randn(3, 12_800) * 0.1
+    together = autoencoder(waveforms).sample
+    apart = torch.cat([autoencoder(waveform[None]).sample for waveform in waveforms])
+    torch.testing.assert_close(together, apart, atol=1e-5, rtol=1e-4)
+
+
+def test_it_is_saved_and_loaded(autoencoder, tmp_path):
+    autoencoder.register_to_config(latents_mean=[0.5] * 8, latents_std=[2.0] * 8)
+    autoencoder.save_pretrained(tmp_path)
+    loaded = AutoencoderWaveform.from_pretrained(tmp_path)
+    assert loaded.config.latents_std == [2.0] * 8
+    waveforms = torch.randn(1, 12_800) * 0.1
+    torch.testing.assert_close(loaded(waveforms).sample, autoencoder(waveforms).sample)
+
+
+@pytest.mark.parametrize("shape", [(1, 7, 10, 1), (1, 8, 10), (1, 8, 10, 2)])
+def test_latents_of_another_shape_are_refused(autoencoder, shape):
+    with pytest.raises(ValueError, match="`latents` must have shape"):
+        autoencoder.decode(torch.zeros(shape))
+
+
+def test_the_fine_frequency_error_hears_a_quarter_tone_and_not_the_phase():
+    tone, shifted, other_phase = sine(220.0), sine(220.0 * 2 ** (1 / 24)), sine(220.0).flip(1)
+    assert fine_frequency_error(tone, tone, 16_000) < 1e-3
+    assert fine_frequency_error(shifted, tone, 16_000) > 3 * fine_frequency_error(other_phase, tone, 16_000)
+
+
+def test_each_pitch_lies_in_its_class():
+    filters = pitch_class_filters(16_000, 4096)
+    for pitch in range(45, 90):  # A2 to F6
+        frequency = 440 * 2 ** ((pitch - 69) / 12)
+        weights = filters[:, round(frequency * 4096 / 16_000)]
+        assert int(weights.argmax()) == pitch % 12
+
+
+def test_the_loss_trains_every_weight_and_repeats(autoencoder):
+    loss = AutoencoderLoss(
+        autoencoder.train(), kl_target=0.0, kl_weight=0.05, masked_share=0.5, pitch_weight=0.1, bf16=False
+    )
+    waveforms = torch.randn(2, 20_480) * 0.1
+    first, second = (loss(waveforms, torch.Generator().manual_seed(1))["loss"] for _ in range(2))
+    assert first == second
+    first.backward()
+    untrained = [name for name, weight in loss.named_parameters() if weight.grad is None or not weight.grad.any()]
+    assert untrained == []
+
+
+def test_a_few_steps_lower_the_loss(autoencoder):
+    loss = AutoencoderLoss(
+        autoencoder.train(), kl_target=3.0, kl_weight=0.05, masked_share=0.25, pitch_weight=0.1, bf16=False
+    )
+    optimizer = torch.optim.AdamW(loss.parameters(), lr=3e-3)
+    waveforms = torch.cat([sine(220.0), sine(330.0)])
+    values = []
+    for _ in range(25):
+        value = loss(waveforms, torch.Generator().manual_seed(1))["loss"]
+        optimizer.zero_grad()
+        value.backward()
+        optimizer.step()
+        values.append(value.item())
+    assert values[-1] < 0.8 * values[0]
