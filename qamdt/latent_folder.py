@@ -263,7 +263,9 @@ def find_unnamed_files(folder: Path) -> list[Path]:
     latents = LatentFolder(folder)
     files = latents.index["files"]
     named = {files["clips"], files["texts"], *files["curves"].values()}
-    named |= {place.shard for _, place in read_clips(latents)} | {place.shard for place in read_texts(latents).values()}
+    named |= {place.shard for _, place in read_clips(latents)} | {
+        place.shard for place in read_texts(latents).values()
+    }
     kinds = ("latents", "text", "clips", "texts", "curves", "records")
     found = [path for kind in kinds for path in folder.glob(f"{kind}-*") if path.suffix in (".safetensors", ".jsonl")]
     return sorted(path for path in found if path.name not in named)

@@ -10,9 +10,9 @@ import torch
 from data_prep.encode_latents import main as encode_latents
 from data_prep.label_quality import main
 from qamdt.audio import write_audio
+from qamdt.latent_folder import LatentReader
 from qamdt.manifest import Record, read_manifest, write_manifest
 from qamdt.quality import QualityStats
-from qamdt.shards import LatentShards
 from whisq.cli import main as whisq
 from whisq.score_stats import measure_scores
 
@@ -117,10 +117,10 @@ def test_the_curve_lands_on_the_latent_grid(corpus, tmp_path):
     index = json.loads((tmp_path / "latents" / "index.json").read_text())
     assert index["quality"] == QualityStats.load(corpus / "labelled.quality.json").to_dict()
     assert index["quality"]["method"] == "quantile"
-    shards = LatentShards(tmp_path / "latents")
+    shards = LatentReader(tmp_path / "latents")
     assert int(shards.lengths[0]) == 32  # 1.28 s at 25 latent frames a second
     for number, record in enumerate(shards.records):
-        curve = shards.read(number, 0, 32)[2].numpy()
+        curve = shards.read(number, 0, 32)[2]["quality"].numpy()
         if record.id == "clip-5":
             assert np.isnan(curve).all()
             continue

@@ -17,12 +17,11 @@ from safetensors.torch import load_file
 import train_qamdt
 from qamdt.checkpoints import list_checkpoints
 from qamdt.config import TrainConfig
-from qamdt.files import write_json
+from qamdt.latent_folder import TextReader
 from qamdt.loss import make_scheduler
 from qamdt.manifest import Record
 from qamdt.models.transformer_qamdt import QAMDTTransformer2DModel
 from qamdt.settings import build
-from qamdt.shards import INDEX_NAME, TextShards, write_latent_shard, write_text_shard
 from qamdt.training import build_optimizers, learning_rate_factor, split_parameters
 
 
@@ -42,19 +41,15 @@ MODEL = {
 
 
 @pytest.fixture(scope="module")
-def latents(tmp_path_factory):
+def latents(tmp_path_factory, write_latents):
     """Four clips without quality scores, each a constant that its caption tells."""
     folder = tmp_path_factory.mktemp("latents")
     records = [Record(id=f"{i}", path=f"{i}.wav", duration_in_s=1.0, captions=(f"song {i}",)) for i in range(4)]
     means = [torch.full((2, 16, 4), float(value)) for value in (-1.5, -0.5, 0.5, 1.5)]
     stds = [torch.full_like(mean, 0.01) for mean in means]
-    write_latent_shard(folder, records, means, stds, [torch.full((16,), math.nan)] * 4)
-    texts = ["", *(f"song {i}" for i in range(4))]
     generator = torch.Generator().manual_seed(0)
-    write_text_shard(folder, texts, [torch.randn(3, 8, generator=generator) for _ in texts])
-    write_json(
-        folder / INDEX_NAME, {"scaling_factor": 1.0, "vae_scaling_factor": 1.0, "quality": None, "max_captions": None}
-    )
+    texts = {text: torch.randn(3, 8, generator=generator) for text in ("", *(f"song {i}" for i in range(4)))}
+    write_latents(folder, records, means, stds, texts)
     return folder
 
 
@@ -150,7 +145,7 @@ def test_a_few_clips_can_be_learnt_by_heart(latents, tmp_path):
     # What is generated for a caption is the clip that has it; clips lie 1.0 apart, noise is 1.0 wide.
     transformer = QAMDTTransformer2DModel.from_pretrained(tmp_path / "run" / "export" / "transformer")
     scheduler = make_scheduler(config.loss)
-    texts = torch.stack([TextShards(latents).read(f"song {i}") for i in range(4)])
+    texts = torch.stack([TextReader(latents).read(f"song {i}") for i in range(4)])
     clips = torch.tensor([-1.5, -0.5, 0.5, 1.5]).view(4, 1, 1, 1)
     generated = sample(transformer, scheduler, texts, torch.randn(4, 2, 16, 4, generator=torch.manual_seed(0)))
     distance = (generated - clips).square().mean(dim=(1, 2, 3)).sqrt()
