@@ -80,6 +80,33 @@ def pipe_dir(pipe, tmp_path):
 
 
 @pytest.fixture(scope="session")
+def encoders_dir(tmp_path_factory):
+    """A folder with `vae`, an autoencoder that makes 25 latent frames a second, and `text`, which knows few words."""
+    from diffusers import AutoencoderKL
+    from transformers import BertConfig, BertModel, BertTokenizerFast
+
+    folder = tmp_path_factory.mktemp("encoders")
+    torch.manual_seed(0)
+    AutoencoderKL(
+        in_channels=1,
+        out_channels=1,
+        latent_channels=2,
+        down_block_types=("DownEncoderBlock2D",) * 3,
+        up_block_types=("UpDecoderBlock2D",) * 3,
+        block_out_channels=(4, 4, 4),
+        norm_num_groups=2,
+        mid_block_add_attention=False,
+    ).save_pretrained(folder / "vae")
+    words = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "song", "quality", "low", "high", "medium", ","]
+    BertTokenizerFast(vocab={word: i for i, word in enumerate(words)}).save_pretrained(folder / "text")
+    config = BertConfig(
+        vocab_size=len(words), hidden_size=8, num_hidden_layers=1, num_attention_heads=2, intermediate_size=8
+    )
+    BertModel(config).save_pretrained(folder / "text")
+    return folder
+
+
+@pytest.fixture(scope="session")
 def write_latents():
     """Writes a folder of encoded music, as `data_prep.encode_latents` does, from tensors that a test makes up."""
     from qamdt.keyed_rows import make_key

@@ -5,7 +5,6 @@ import pytest
 import torch
 from diffusers import AutoencoderKL
 from safetensors.torch import load_file
-from transformers import BertConfig, BertModel, BertTokenizerFast
 
 from data_prep import encoding, latent_encoders
 from data_prep.encode_latents import main
@@ -20,30 +19,6 @@ from qamdt.shards import list_shards
 
 
 STATS = QualityStats(mean=3, std=1, edges=(2, 2.5, 3, 4), prefix_edges=(2.2, 3.8), scorer="test", num_clips=7)
-
-
-@pytest.fixture(scope="module")
-def models(tmp_path_factory):
-    """An autoencoder that makes 8 latent frames of a 0.32 s clip, and a text encoder that knows five words."""
-    folder = tmp_path_factory.mktemp("models")
-    torch.manual_seed(0)
-    AutoencoderKL(
-        in_channels=1,
-        out_channels=1,
-        latent_channels=2,
-        down_block_types=("DownEncoderBlock2D",) * 3,
-        up_block_types=("UpDecoderBlock2D",) * 3,
-        block_out_channels=(4, 4, 4),
-        norm_num_groups=2,
-        mid_block_add_attention=False,
-    ).save_pretrained(folder / "vae")
-    words = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "song", "quality", "low", "high", "medium", ","]
-    BertTokenizerFast(vocab={word: i for i, word in enumerate(words)}).save_pretrained(folder / "text")
-    config = BertConfig(
-        vocab_size=len(words), hidden_size=8, num_hidden_layers=1, num_attention_heads=2, intermediate_size=8
-    )
-    BertModel(config).save_pretrained(folder / "text")
-    return folder
 
 
 @pytest.fixture
@@ -68,19 +43,19 @@ def manifest(tmp_path):
     return tmp_path / "corpus" / "manifest.jsonl"
 
 
-def run(manifest, models, out, *options):
+def run(manifest, encoders_dir, out, *options):
     return main(
-        ["--manifest", str(manifest), "--vae", str(models / "vae"), "--out", str(out)]
-        + ["--text-encoder", str(models / "text"), "--batch-size", "2", "--clips-per-shard", "2", *options]
+        ["--manifest", str(manifest), "--vae", str(encoders_dir / "vae"), "--out", str(out)]
+        + ["--text-encoder", str(encoders_dir / "text"), "--batch-size", "2", "--clips-per-shard", "2", *options]
     )
 
 
-def test_latents_are_the_posterior_of_the_clip(manifest, models, tmp_path):
-    assert run(manifest, models, tmp_path / "latents") == 0
+def test_latents_are_the_posterior_of_the_clip(manifest, encoders_dir, tmp_path):
+    assert run(manifest, encoders_dir, tmp_path / "latents") == 0
     shards = LatentReader(tmp_path / "latents")
     index = open_folder(tmp_path / "latents").index
     assert (len(shards), index["num_clips"], index["num_latent_frames"]) == (7, 7, 56)
-    vae = AutoencoderKL.from_pretrained(models / "vae")
+    vae = AutoencoderKL.from_pretrained(encoders_dir / "vae")
     means, stds = [], []
     for number, record in enumerate(shards.records):
         waveform = read_audio(manifest.parent / record.path)
@@ -96,8 +71,8 @@ def test_latents_are_the_posterior_of_the_clip(manifest, models, tmp_path):
     assert index["scaling_factor"] == pytest.approx(1 / variance.sqrt().item(), rel=1e-3)
 
 
-def test_the_data_set_finds_every_text_that_it_draws(manifest, models, tmp_path):
-    run(manifest, models, tmp_path / "latents")
+def test_the_data_set_finds_every_text_that_it_draws(manifest, encoders_dir, tmp_path):
+    run(manifest, encoders_dir, tmp_path / "latents")
     dataset = LatentDataset(
         DataConfig(latents=str(tmp_path / "latents"), crop_in_frames=4, scaling_factor=1.0), seed=0
     )
@@ -105,21 +80,21 @@ def test_the_data_set_finds_every_text_that_it_draws(manifest, models, tmp_path)
     assert drawn == set(read_texts(open_folder(tmp_path / "latents")))
 
 
-def test_a_killed_run_is_completed_and_equals_an_unbroken_one(manifest, models, tmp_path, monkeypatch):
-    run(manifest, models, tmp_path / "unbroken")
+def test_a_killed_run_is_completed_and_equals_an_unbroken_one(manifest, encoders_dir, tmp_path, monkeypatch):
+    run(manifest, encoders_dir, tmp_path / "unbroken")
     write_shard = latent_encoders.write_latent_shard
     monkeypatch.setattr(latent_encoders, "write_latent_shard", interrupted_after(2, write_shard))
     with pytest.raises(KeyboardInterrupt):
-        run(manifest, models, tmp_path / "latents")
+        run(manifest, encoders_dir, tmp_path / "latents")
     (tmp_path / "latents" / ".latents-00002-0123.safetensors.1.tmp").write_bytes(b"half")
     monkeypatch.setattr(latent_encoders, "write_latent_shard", write_shard)
     for module, name in ((latent_encoders, "write_text_shard"), (encoding, "write_index")):
         function = getattr(module, name)
         monkeypatch.setattr(module, name, interrupted_after(0, function))
         with pytest.raises(KeyboardInterrupt):
-            run(manifest, models, tmp_path / "latents")
+            run(manifest, encoders_dir, tmp_path / "latents")
         monkeypatch.setattr(module, name, function)
-    assert run(manifest, models, tmp_path / "latents") == 0
+    assert run(manifest, encoders_dir, tmp_path / "latents") == 0
 
     names = {path.name for path in (tmp_path / "unbroken").iterdir()}
     assert {path.name for path in (tmp_path / "latents").iterdir()} == names
@@ -144,27 +119,27 @@ def interrupted_after(num_calls, function):
     return interrupted
 
 
-def test_bad_clips_are_counted_listed_and_tried_again(manifest, models, tmp_path, capsys):
+def test_bad_clips_are_counted_listed_and_tried_again(manifest, encoders_dir, tmp_path, capsys):
     good = (manifest.parent / "3.wav").read_bytes()
     (manifest.parent / "3.wav").write_bytes(b"this is no sound")
     write_audio(manifest.parent / "5.wav", torch.zeros(300), 16_000)
-    assert run(manifest, models, tmp_path / "latents") == 1
+    assert run(manifest, encoders_dir, tmp_path / "latents") == 1
     assert "2 bad clips, listed in" in capsys.readouterr().err
     listed = [json.loads(line) for line in (tmp_path / "latents" / "bad_clips.jsonl").read_text().splitlines()]
     assert [clip["id"] for clip in listed] == ["clip-3", "clip-5"]
     assert "shorter than one latent frame" in listed[1]["error"]
 
     (manifest.parent / "3.wav").write_bytes(good)
-    assert run(manifest, models, tmp_path / "latents") == 1
+    assert run(manifest, encoders_dir, tmp_path / "latents") == 1
     assert {record.id for record in LatentReader(tmp_path / "latents").records} == {f"clip-{i}" for i in range(7)} - {
         "clip-5"
     }
 
 
-def test_a_split_can_be_chosen(manifest, models, tmp_path, capsys):
-    assert run(manifest, models, tmp_path / "latents", "--split", "train") == 0
+def test_a_split_can_be_chosen(manifest, encoders_dir, tmp_path, capsys):
+    assert run(manifest, encoders_dir, tmp_path / "latents", "--split", "train") == 0
     assert len(LatentReader(tmp_path / "latents")) == 6
-    assert run(manifest, models, tmp_path / "other", "--split", "valid") == 2
+    assert run(manifest, encoders_dir, tmp_path / "other", "--split", "valid") == 2
     assert "no clip of" in capsys.readouterr().err
 
 
@@ -195,8 +170,8 @@ def test_a_curve_is_read_at_the_centres_of_latent_frames():
     assert resample_scores(Record(id="b", path="b", duration_in_s=1, quality_score=2.5), 2).tolist() == [2.5, 2.5]
 
 
-def test_texts_are_cached_without_their_padding(manifest, models, tmp_path):
-    run(manifest, models, tmp_path / "latents")
+def test_texts_are_cached_without_their_padding(manifest, encoders_dir, tmp_path):
+    run(manifest, encoders_dir, tmp_path / "latents")
     texts = TextReader(tmp_path / "latents")
     assert texts.read("").shape == (2, 8)
     assert texts.read("song 1").shape == (4, 8)

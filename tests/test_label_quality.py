@@ -79,37 +79,17 @@ def test_records_get_score_curve_level_and_prefix(corpus, capsys):
     assert listed == [{"id": "clip-5", "path": "5.wav", "error": "the audio is silent"}]
 
 
-def test_the_curve_lands_on_the_latent_grid(corpus, tmp_path):
-    from diffusers import AutoencoderKL
-    from transformers import BertConfig, BertModel, BertTokenizerFast
-
+def test_the_curve_lands_on_the_latent_grid(corpus, encoders_dir, tmp_path):
     label(corpus)
     assert (
         whisq(["stats", str(corpus / "scores.jsonl"), "-o", str(corpus / "stats.json"), "--method", "quantile"]) == 0
     )
     assert label(corpus, "--stats", corpus / "stats.json") == 1
-    torch.manual_seed(0)
-    AutoencoderKL(
-        latent_channels=2,
-        in_channels=1,
-        out_channels=1,
-        down_block_types=("DownEncoderBlock2D",) * 3,
-        up_block_types=("UpDecoderBlock2D",) * 3,
-        block_out_channels=(4, 4, 4),
-        norm_num_groups=2,
-        mid_block_add_attention=False,
-    ).save_pretrained(tmp_path / "vae")
-    words = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "song", "quality", "low", "high", "medium", ","]
-    BertTokenizerFast(vocab={word: i for i, word in enumerate(words)}).save_pretrained(tmp_path / "text")
-    config = BertConfig(
-        vocab_size=len(words), hidden_size=8, num_hidden_layers=1, num_attention_heads=2, intermediate_size=8
-    )
-    BertModel(config).save_pretrained(tmp_path / "text")
     arguments = {
         "manifest": corpus / "labelled.jsonl",
         "quality-stats": corpus / "labelled.quality.json",
-        "vae": tmp_path / "vae",
-        "text-encoder": tmp_path / "text",
+        "vae": encoders_dir / "vae",
+        "text-encoder": encoders_dir / "text",
         "out": tmp_path / "latents",
     }
     assert encode_latents([f"--{name}={path}" for name, path in arguments.items()]) == 0
@@ -140,8 +120,6 @@ def test_thresholds_of_another_scorer_are_refused(corpus, tmp_path, capsys):
         corpus / "labelled.jsonl",
         "--quality-stats",
         path,
-        "--vae",
-        "none",
         "--out",
         tmp_path / "o",
     ]
