@@ -4,7 +4,7 @@
     python -m benchmarks.control_metrics --manifest corpus/manifest.jsonl --output control_rendered.json
 
 The first form generates each prompt at high and at low quality with the same seed, and measures the clips with the
-plain signal measures of `signal_measures.py` and `tempo_and_key.py` and with the embedded scorer. The second measures rendered music instead, whose
+plain signal measures of `signal_measures.py`, `music_measures.py` and `tempo_and_key.py` and with the embedded scorer. The second measures rendered music instead, whose
 facts are known (clean clips stand for high quality, their degraded twins for low): what it reaches is the most that the
 measures can show. Each hit rate for tempo and key stands beside the rate that the same clips reach with the prompts exchanged.
 """
@@ -13,7 +13,7 @@ import argparse
 import functools
 import json
 from collections.abc import Iterator
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from itertools import combinations
 from pathlib import Path
 
@@ -22,10 +22,12 @@ import torch
 from scipy.stats import binomtest
 from tqdm import tqdm
 
-from benchmarks import signal_measures
+from benchmarks import music_measures, signal_measures
 from data_prep.refine import tempo_and_key
 from qamdt.audio import SAMPLING_RATE, read_audio
+from qamdt.dataset import known_music
 from qamdt.manifest import read_manifest, resolve_clip_path
+from qamdt.music import Music
 from whisq.scorer import WhisQScorer
 
 
@@ -64,6 +66,7 @@ class Wanted:
         instrument: Name of the only instrument.
         tempo_bpm: Beats a minute.
         key: The key, such as "Bb major".
+        music: All that the model was told to play, or that is known of a rendered clip.
     """
 
     pair: str
@@ -72,6 +75,7 @@ class Wanted:
     instrument: str | None
     tempo_bpm: float | None
     key: str | None
+    music: Music | None = None
 
 
 def write_prompts(num_prompts: int) -> list[Wanted]:
@@ -89,7 +93,9 @@ def write_prompts(num_prompts: int) -> list[Wanted]:
     return prompts
 
 
-def generate_clips(model: str | None, prompts: list[Wanted], seconds: float) -> Iterator[tuple[Wanted, np.ndarray]]:
+def generate_clips(
+    model: str | None, prompts: list[Wanted], seconds: float, num_steps: int
+) -> Iterator[tuple[Wanted, np.ndarray]]:
     """Generates every prompt; the two qualities of a pair start from the same noise."""
     from pipelines.pipeline_qamdt import QAMDTPipeline
 
@@ -97,8 +103,19 @@ def generate_clips(model: str | None, prompts: list[Wanted], seconds: float) -> 
     pipeline.set_progress_bar_config(disable=True)
     for wanted in tqdm(prompts, desc="clips"):
         generator = torch.Generator().manual_seed(int(wanted.pair))
-        output = pipeline(wanted.text, quality=wanted.quality, audio_length_in_s=seconds, generator=generator)
-        yield wanted, output.audios[0]
+        output = pipeline(
+            wanted.text,
+            quality=wanted.quality,
+            audio_length_in_s=seconds,
+            num_inference_steps=num_steps,
+            generator=generator,
+        )
+        yield replace(wanted, music=output.music[0] if output.music else _as_asked(wanted)), output.audios[0]
+
+
+def _as_asked(wanted: Wanted) -> Music:
+    """What to hold a clip against whose model knows no music: the tempo, from the clip's beginning on."""
+    return Music(tempo_bpm=wanted.tempo_bpm, first_beat_in_s=0.0, time_signature="4/4", key=wanted.key)
 
 
 def read_clips(manifest: Path, split: str | None, low_below: float) -> Iterator[tuple[Wanted, np.ndarray]]:
@@ -122,6 +139,7 @@ def read_clips(manifest: Path, split: str | None, low_below: float) -> Iterator[
             instrument=instruments[0] if len(instruments) == 1 else None,
             tempo_bpm=record.tags["tempo_bpm"],
             key=record.tags["key"],
+            music=known_music(record),
         )
         waveform = read_audio(
             resolve_clip_path(manifest, record), start_in_s=record.start_in_s, duration_in_s=record.duration_in_s
@@ -134,9 +152,9 @@ def load_scorer() -> WhisQScorer:
     return WhisQScorer.from_pretrained()
 
 
-def measure(waveform: np.ndarray) -> dict:
-    """All measures of one clip: of the signal, and the embedded scorer's opinion."""
-    return {
+def measure(waveform: np.ndarray, music: Music | None) -> dict:
+    """All measures of one clip: of the signal, of the music it should be, and the embedded scorer's opinion."""
+    return measure_music(waveform, music) | {
         "overall_quality": load_scorer().score(waveform, SAMPLING_RATE)[0].overall_quality,
         "bandwidth_hz": signal_measures.bandwidth_hz(waveform, SAMPLING_RATE),
         "rolloff_hz": signal_measures.rolloff_hz(waveform, SAMPLING_RATE),
@@ -145,6 +163,40 @@ def measure(waveform: np.ndarray) -> dict:
         "key": tempo_and_key.key_name(waveform, SAMPLING_RATE),
         "timbre": signal_measures.timbre(waveform, SAMPLING_RATE).round(3).tolist(),
     }
+
+
+def measure_music(waveform: np.ndarray, music: Music | None) -> dict:
+    """Where beats, bars and chords were asked for, how well they sound there."""
+    measures = {}
+    if music is not None and music.tempo_bpm and music.first_beat_in_s is not None:
+        measures["beat_contrast"] = music_measures.beat_contrast(waveform, SAMPLING_RATE, music)
+        if music.time_signature:
+            measures["metre_contrast"] = music_measures.metre_contrast(waveform, SAMPLING_RATE, music)
+    if music is not None and music.chords:
+        measures["chord_match"] = music_measures.chord_match(waveform, SAMPLING_RATE, music).tolist()
+    return measures
+
+
+def music_summary(clips: list[tuple[Wanted, dict]]) -> dict:
+    """Means over the high-quality clips of what is heard where it was asked for."""
+    measured = [measures for wanted, measures in clips if wanted.quality == "high"]
+    summary = {}
+    for name in ("beat_contrast", "metre_contrast"):
+        if values := [measures[name] for measures in measured if name in measures]:
+            summary[name] = {
+                "clips": len(values),
+                "mean": float(np.mean(values)),
+                "above_0": float(np.mean(np.array(values) > 0)),
+            }
+    matches = np.array([measures["chord_match"] for measures in measured if "chord_match" in measures])
+    matches = matches[np.isfinite(matches).all(axis=1)] if len(matches) else matches
+    if len(matches):
+        summary["chords"] = {
+            "clips": len(matches),
+            "cosine_above_shifted": float((matches[:, 0] - matches[:, 1:].mean(axis=1)).mean()),
+            "above_all_shifted": float((matches.argmax(axis=1) == 0).mean()),
+        }
+    return summary
 
 
 def quality_summary(clips: list[tuple[Wanted, dict]]) -> dict:
@@ -249,6 +301,17 @@ def format_summary(summary: dict) -> str:
         lines.append(
             f"| {name} | {values['clips']} | {values['share']:.0%} | {values['share_with_prompts_exchanged']:.0%} |"
         )
+    if values := summary["music"].get("beat_contrast"):
+        lines += [
+            "",
+            f"Beats: contrast {values['mean']:.3f}, above 0 in {values['above_0']:.0%} of {values['clips']}.",
+        ]
+    if values := summary["music"].get("chords"):
+        lines += [
+            "",
+            f"Chords: likeness {values['cosine_above_shifted']:.2f} above that of shifted ones, greater than all eleven in "
+            f"{values['above_all_shifted']:.0%} of {values['clips']} clips.",
+        ]
     if values := summary["instruments"]:
         lines += [
             "",
@@ -269,18 +332,22 @@ def main(argv: list[str] | None = None) -> None:
     )
     parser.add_argument("--num-prompts", type=int, default=20)
     parser.add_argument("--seconds", type=float, default=10.0, help="length of each generated clip")
+    parser.add_argument("--steps", type=int, default=25, help="denoising steps (%(default)s)")
     parser.add_argument("--output", help="JSON file for the summary and every clip")
     arguments = parser.parse_args(argv)
 
     if arguments.manifest:
         sounds = read_clips(arguments.manifest, arguments.split, arguments.low_below)
     else:
-        sounds = generate_clips(arguments.model, write_prompts(arguments.num_prompts), arguments.seconds)
-    clips = [(wanted, measure(waveform)) for wanted, waveform in sounds]
+        sounds = generate_clips(
+            arguments.model, write_prompts(arguments.num_prompts), arguments.seconds, arguments.steps
+        )
+    clips = [(wanted, measure(waveform, wanted.music)) for wanted, waveform in sounds]
 
     summary = {
         "quality": quality_summary(clips),
         "hits": hit_summary(clips),
+        "music": music_summary(clips),
         "instruments": instrument_summary(clips),
     }
     if arguments.output:

@@ -94,10 +94,7 @@ def list_training_texts(record: Record, stats: QualityStats | None, max_captions
         return ["", *captions]
     curve = record.quality_frames or (record.quality_score,)
     lowest, highest = round_score(min(curve)), round_score(max(curve))
-    low_edge, high_edge = stats.prefix_edges
-    between = (low_edge, (low_edge + high_edge) / 2, high_edge)
-    scores = [lowest, highest, *(score for score in between if lowest < score < highest)]
-    prefixes = sorted({"", *(stats.prefix(score) for score in scores)})
+    prefixes = ["", *stats.prefixes_between(lowest, highest)]
     return ["", *(prefix + caption for prefix in prefixes for caption in captions)]
 
 

@@ -12,6 +12,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from qamdt import __version__
+from qamdt.quality_words import QUALITY_WORDS, list_words
 
 
 # Only what parsing needs is imported above: torch and diffusers take seconds, and `--help` should not.
@@ -61,7 +62,7 @@ def _add_generate(commands: argparse._SubParsersAction) -> None:
         "--quality",
         type=parse_quality,
         default="high",
-        help="high, medium, low, unknown, a score from 1 to 5, or a curve: scores spread over the clip such as "
+        help=f"{list_words(quote='')}, unknown, a score from 1 to 5, or a curve: scores spread over the clip such as "
         "2,4.5 or second:score pairs such as 0:2,5:4.5 (%(default)s)",
     )
     parser.add_argument("--seconds", type=_positive_number, help="length (what the model was built for)")
@@ -185,7 +186,7 @@ def parse_quality(text: str) -> str | float | list[float] | list[tuple[float, fl
     """Reads `--quality`: a word, a score, a list of scores, or a list of `second:score` pairs."""
     if text == "unknown":
         return None
-    if text in ("high", "medium", "low"):
+    if text in QUALITY_WORDS:
         return text
     try:
         points = [tuple(float(number) for number in point.split(":")) for point in text.split(",")]
@@ -198,7 +199,7 @@ def parse_quality(text: str) -> str | float | list[float] | list[tuple[float, fl
         or not all(1 <= score <= 5 for score in scores)
     ):
         raise argparse.ArgumentTypeError(
-            f"expected high, medium, low, unknown, a score from 1 to 5, or a curve such as 2,4.5 or 0:2,5:4.5, got {text!r}"
+            f"expected {list_words(quote='')}, unknown, a score from 1 to 5, or a curve such as 2,4.5 or 0:2,5:4.5, got {text!r}"
         )
     if len(points[0]) == 2:
         return points

@@ -22,6 +22,7 @@ from qamdt.cpu_memory import keep_freed_memory
 from qamdt.embedded import EMBEDDED_MODEL_DIR, default_model
 from qamdt.files import write_json
 from qamdt.precision import preferred_dtype
+from qamdt.quality_words import asks_for_best
 
 
 if TYPE_CHECKING:
@@ -100,7 +101,7 @@ def collect_settings(arguments: argparse.Namespace) -> dict[str, Any]:
     best_of = {}
     if arguments.best_of > 1:
         # Where low quality is asked for, the best sounding candidate is not the one that does as asked.
-        criteria = arguments.best_by or (["quality", "clap"] if arguments.quality == "high" else ["clap"])
+        criteria = arguments.best_by or (["quality", "clap"] if asks_for_best(arguments.quality) else ["clap"])
         best_of = {"best_of": arguments.best_of, "best_by": criteria, "scorer": arguments.scorer}
     return {
         "model": EMBEDDED_MODEL_DIR.name if model == str(EMBEDDED_MODEL_DIR) else model,

@@ -1,23 +1,61 @@
-"""Guidance over text and over quality: how the outputs of its branches combine."""
+"""Guidance over text and over quality: what each step tells the network, and how its outputs combine."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 
 import torch
 
+from qamdt.conditions import Conditions
 
-def guide(model_output: torch.Tensor, scales: Sequence[float]) -> torch.Tensor:
-    """Moves the first branch's output away from that of each other branch.
 
-    With one negative branch this is the usual `negative + scale * (conditional - negative)`.
+class Guidance:
+    """What a denoising run aims at and what it moves away from.
 
     Args:
-        model_output: Outputs of the branches behind one another, of shape `((1 + scales) * batch, ...)`.
-        scales: Strength against each of the other branches; 1 leaves the output as it is.
+        wanted: What the network is told of the clips as they should be.
+        avoided: What it is told of them as they should not be, in one or several ways.
+        scales: How far to move away from each of these; 1 leaves the output as it is.
+        interval: First and last part of the steps that is guided, as fractions from 0 to 1.
+        num_steps: How many steps there are.
     """
-    conditional, *negatives = model_output.chunk(1 + len(scales))
-    guided = conditional
-    for scale, negative in zip(scales, negatives, strict=True):
-        guided = guided + (scale - 1) * (conditional - negative)
-    return guided
+
+    def __init__(
+        self,
+        wanted: Conditions,
+        avoided: Sequence[Conditions] = (),
+        scales: Sequence[float] = (),
+        *,
+        interval: tuple[float, float] = (0.0, 1.0),
+        num_steps: int,
+    ):
+        if len(avoided) != len(scales):
+            raise ValueError(f"`scales` must hold a scale for each of the {len(avoided)} `avoided`, got {scales!r}.")
+        self.wanted = wanted
+        self.avoided = list(avoided)
+        self.scales = list(scales)
+        self.first_step, self.last_step = (fraction * num_steps for fraction in interval)
+
+    def branches(self, step: int) -> list[Conditions]:
+        """What the network is told in a step, counted from 0: what is wanted and, if it is guided, what is avoided."""
+        is_guided = self.first_step <= step < self.last_step
+        return [self.wanted, *self.avoided] if is_guided else [self.wanted]
+
+    def combine(self, outputs: Sequence[torch.Tensor]) -> torch.Tensor:
+        """Moves the output for what is wanted away from those for what is avoided.
+
+        With one of the latter this is the usual `negative + scale * (conditional - negative)`.
+
+        Args:
+            outputs: One for each of the branches of a step, all of one shape.
+        """
+        conditional, *negatives = outputs
+        guided = conditional
+        for scale, negative in zip(self.scales if negatives else (), negatives, strict=True):
+            guided = guided + (scale - 1) * (conditional - negative)
+        return guided
+
+    def replace_texts(self, texts: torch.Tensor) -> None:
+        """Tells the network other texts `(batch, text_tokens, dim)` from here on, where it is told what is wanted."""
+        self.wanted = replace(self.wanted, texts=texts)

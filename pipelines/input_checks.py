@@ -5,8 +5,11 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from numbers import Integral, Real
+from typing import TYPE_CHECKING
 
-import torch
+
+if TYPE_CHECKING:
+    import torch
 
 
 def check_number(
@@ -20,12 +23,12 @@ def check_number(
         raise ValueError(f"`{name}` must be a number {above}{below}, got {value!r}.")
 
 
-def check_count(name: str, value: int, maximum: int | None = None) -> None:
-    """Refuses what is no integer from 1 to `maximum`."""
+def check_count(name: str, value: int, maximum: int | None = None, *, minimum: int = 1) -> None:
+    """Refuses what is no integer from `minimum` to `maximum`."""
     is_count = isinstance(value, Integral) and not isinstance(value, bool)
-    if not is_count or value < 1 or (maximum is not None and value > maximum):
+    if not is_count or value < minimum or (maximum is not None and value > maximum):
         limit = "" if maximum is None else f" and at most {maximum}"
-        raise ValueError(f"`{name}` must be an integer of at least 1{limit}, got {value!r}.")
+        raise ValueError(f"`{name}` must be an integer of at least {minimum}{limit}, got {value!r}.")
 
 
 def check_interval(name: str, interval: Sequence[float]) -> None:

@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from numbers import Real
 
 import numpy as np
+import torch
 
 from qamdt.music import (
     BEATS_PER_BAR,
@@ -74,6 +75,63 @@ class MusicRequest:
             raise ValueError(f"`time_signature` must be one of {list(BEATS_PER_BAR)}, got {self.time_signature!r}.")
         if self.chords is not None:
             _check_chords(self.chords)
+
+
+def resolve_musics(
+    prompts: list[str],
+    requests: list[MusicRequest],
+    audio_length_in_s: float,
+    num_waveforms_per_prompt: int,
+    generator: torch.Generator | list[torch.Generator] | None,
+    *,
+    plan: bool,
+) -> list[Music]:
+    """Decides what is played in each waveform of a call; waveforms of one prompt get plans of their own.
+
+    Args:
+        prompts: The prompts.
+        requests: What is asked for each prompt.
+        audio_length_in_s: Length of the clips.
+        num_waveforms_per_prompt: Waveforms for each prompt, in a row in the result.
+        generator: Source of what is drawn, as in a call.
+        plan: Whether what nobody said is drawn.
+    """
+    batch_size = len(prompts) * num_waveforms_per_prompt
+    sources = generator if isinstance(generator, list) else [generator]
+    seeds = [_draw_seed(source) for source in sources]
+    plans = [np.random.default_rng([seeds[number % len(seeds)], number // len(seeds)]) for number in range(batch_size)]
+    return [
+        resolve_music(prompts[clip], requests[clip], audio_length_in_s, plans[number], plan=plan)
+        for number in range(batch_size)
+        for clip in (number // num_waveforms_per_prompt,)
+    ]
+
+
+def requests_per_prompt(
+    num_prompts: int, *, bpm: object, key: object, chords: object, time_signature: object
+) -> list[MusicRequest]:
+    """Reads the arguments of a call, each one for all prompts or a list with one for each.
+
+    Raises:
+        ValueError: A value makes no sense, or a list has another length than the prompts.
+    """
+    values = {"bpm": bpm, "key": key, "chords": chords, "time_signature": time_signature}
+    columns = {}
+    for name, value in values.items():
+        is_shared = not isinstance(value, list) or (name == "chords" and all(is_chord_point(v) for v in value))
+        column = [value] * num_prompts if is_shared else value
+        if len(column) != num_prompts:
+            raise ValueError(
+                f"`{name}` must be one value for all prompts or a list with one for each of the {num_prompts} prompts, "
+                f"got a list of {len(column)}: {value!r}."
+            )
+        columns[name] = column
+    return [MusicRequest(**dict(zip(columns, row, strict=True))) for row in zip(*columns.values(), strict=True)]
+
+
+def _draw_seed(generator: torch.Generator | None) -> int:
+    device = None if generator is None else generator.device
+    return int(torch.randint(2**62, (1,), generator=generator, device=device))
 
 
 def resolve_music(

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import torch
 from diffusers import (
     DDIMScheduler,
     DPMSolverMultistepScheduler,
@@ -69,8 +68,3 @@ def paper_scheduler(current: SchedulerMixin) -> DDIMScheduler:
         clip_sample=False,
         thresholding=False,
     )
-
-
-def scale_model_input(scheduler: SchedulerMixin, latents: torch.Tensor, timestep: torch.Tensor) -> torch.Tensor:
-    """Brings latents to the size that the network knows, where the scheduler keeps them at another."""
-    return scheduler.scale_model_input(latents, timestep) if hasattr(scheduler, "scale_model_input") else latents

@@ -11,6 +11,8 @@ from collections.abc import Callable
 import torch
 from torch import nn
 
+from qamdt.models.autoencoder_waveform import AutoencoderWaveform
+
 
 def vae_scale_factor(vae: nn.Module) -> int:
     """How many mel frames (and mel bins) one latent frame (and bin) stands for."""
@@ -66,6 +68,31 @@ def mel_to_waveform(
         return vocoder(chunk).reshape(len(chunk), -1)[:, : chunk.shape[1] * hop_length]
 
     return _in_chunks(vocode, frames, hop_length, chunk_frames, context_frames).float()
+
+
+@torch.no_grad()
+def latents_to_waveform(
+    autoencoder: AutoencoderWaveform, latents: torch.Tensor, *, chunk_frames: int = 512, context_frames: int = 32
+) -> torch.Tensor:
+    """Decodes scaled latents with an autoencoder of waveforms.
+
+    Args:
+        autoencoder: The autoencoder.
+        latents: Latents of shape `(batch, channels, latent_frames, 1)`, scaled by `scaling_factor`.
+        chunk_frames: Latent frames decoded at a time.
+        context_frames: Latent frames of context on each side of a chunk.
+
+    Returns:
+        Waveforms of shape `(batch, latent_frames * samples_per_latent_frame)` in float32.
+    """
+    raw_latents = latents / autoencoder.config.scaling_factor
+
+    def decode(chunk: torch.Tensor) -> torch.Tensor:
+        return autoencoder.decode(chunk.transpose(1, 2)).sample
+
+    return _in_chunks(
+        decode, raw_latents.transpose(1, 2), autoencoder.samples_per_latent_frame, chunk_frames, context_frames
+    )
 
 
 def samples_per_frame(vocoder: nn.Module) -> int:

@@ -18,23 +18,24 @@ from typing import Any
 import numpy as np
 import torch
 
+from qamdt.quality_words import (
+    MAX_SCORE,
+    MIN_SCORE,
+    NUM_LEVELS,
+    PUBLISHED_WORDS,
+    QUALITY_WORDS,
+    UNKNOWN_LEVEL,
+    quality_prefix,
+)
 
-UNKNOWN_LEVEL = 0
-NUM_LEVELS = 5
-MIN_SCORE, MAX_SCORE = 1.0, 5.0
-WORD_LEVELS = {"low": 1, "medium": 3, "high": 5}
 
+# Where levels 2 to 5 begin: in standard deviations from the mean, or as shares of the clips.
+_LEVEL_SIGMAS = (-2.0, -1.0, 1.0, 2.0)
+_LEVEL_SHARES = (0.2, 0.4, 0.6, 0.8)
 # A distribution too far from a bell leaves some sigma-rule level with less than this share of the clips.
 _MIN_SHARE_PER_LEVEL = 0.005
 
 Scores = float | Sequence[float] | np.ndarray | torch.Tensor
-
-
-def quality_prefix(word: str) -> str:
-    """The text put in front of a caption: `"high"` gives `"high quality, "`."""
-    if word not in WORD_LEVELS:
-        raise ValueError(f"`word` must be one of {sorted(WORD_LEVELS)}, got {word!r}.")
-    return f"{word} quality, "
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -42,22 +43,29 @@ class QualityStats:
     """How quality scores are distributed in a training set, and where its levels begin.
 
     Level `k` holds the scores from `edges[k - 2]` (included) up to `edges[k - 1]` (excluded); levels 1 and 5
-    are open towards the ends of the scale. Scores up to `prefix_edges[0]` are called low, from
-    `prefix_edges[1]` on high, and medium between the two (both conventions of QA-MDT).
+    are open towards the ends of the scale. `prefix_edges` separate the `words`, from the worst to the best: with the
+    three published ones, scores up to `prefix_edges[0]` are called low, from `prefix_edges[1]` on high, and medium
+    between the two (both conventions of QA-MDT). All words that there are when `words` is `None`.
     """
 
     mean: float
     std: float
     edges: tuple[float, float, float, float]
-    prefix_edges: tuple[float, float]
+    prefix_edges: tuple[float, ...]
     scorer: str
     num_clips: int
     method: str = "sigma"
+    words: tuple[str, ...] | None = None
 
     def __post_init__(self):
+        object.__setattr__(self, "words", tuple(QUALITY_WORDS if self.words is None else self.words))
+        if not set(self.words) <= set(QUALITY_WORDS):
+            raise ValueError(
+                f"`words` must be among {list(QUALITY_WORDS)}, got {list(self.words)}; update the package."
+            )
         object.__setattr__(self, "edges", tuple(float(edge) for edge in self.edges))
         object.__setattr__(self, "prefix_edges", tuple(float(edge) for edge in self.prefix_edges))
-        for name, count in (("edges", NUM_LEVELS - 1), ("prefix_edges", 2)):
+        for name, count in (("edges", NUM_LEVELS - 1), ("prefix_edges", len(self.words) - 1)):
             values = getattr(self, name)
             is_increasing = all(lower < upper for lower, upper in zip(values, values[1:], strict=False))
             if len(values) != count or not is_increasing:
@@ -86,14 +94,18 @@ class QualityStats:
             raise ValueError(f'`method` must be "sigma", "quantile" or None, got {method!r}.')
 
         mean, std = float(scores.mean()), float(scores.std())
-        edges = mean + std * np.array([-2.0, -1.0, 1.0, 2.0])
-        prefix_edges = mean + std * np.array([-1.25, 1.25])
+        _, *words = QUALITY_WORDS.values()  # the first has no beginning
+        edges = mean + std * np.array(_LEVEL_SIGMAS)
+        prefix_edges = mean + std * np.array([word.begins_at_sigma for word in words])
         if method is None:
             shares = np.diff([0, *np.searchsorted(np.sort(scores), edges), len(scores)]) / len(scores)
             method = "sigma" if shares.min() >= _MIN_SHARE_PER_LEVEL else "quantile"
         if method == "quantile":
-            first, low, second, third, high, fourth = _quantiles(scores, [0.2, 1 / 3, 0.4, 0.6, 2 / 3, 0.8])
-            edges, prefix_edges = (first, second, third, fourth), (low, high)
+            word_shares = [word.begins_at_share for word in words]
+            shares = sorted({*_LEVEL_SHARES, *word_shares})
+            quantiles = dict(zip(shares, _quantiles(scores, shares), strict=True))
+            edges = [quantiles[share] for share in _LEVEL_SHARES]
+            prefix_edges = [quantiles[share] for share in word_shares]
         return cls(
             mean=mean,
             std=std,
@@ -108,6 +120,7 @@ class QualityStats:
     def from_dict(cls, values: dict[str, Any]) -> QualityStats:
         """Builds the statistics from `to_dict()`'s result, refusing missing and unknown keys."""
         known = {field.name for field in fields(cls)}
+        values = {"words": PUBLISHED_WORDS} | values  # older statistics know these alone
         if set(values) != known:
             raise ValueError(
                 f"Quality statistics must have the keys {sorted(known)}, got {sorted(values)}: "
@@ -116,7 +129,7 @@ class QualityStats:
         return cls(**values)
 
     def to_dict(self) -> dict[str, Any]:
-        return asdict(self) | {"edges": list(self.edges), "prefix_edges": list(self.prefix_edges)}
+        return {name: list(value) if isinstance(value, tuple) else value for name, value in asdict(self).items()}
 
     @classmethod
     def load(cls, path: str | os.PathLike) -> QualityStats:
@@ -160,8 +173,16 @@ class QualityStats:
         """The text to put in front of a caption; empty when the score is unknown."""
         if mos is None or math.isnan(mos):
             return ""
-        low_edge, high_edge = self.prefix_edges
-        return quality_prefix("low" if mos <= low_edge else "high" if mos >= high_edge else "medium")
+        return quality_prefix(self.words[self._word_index(mos)])
+
+    def prefixes_between(self, lowest: float, highest: float) -> list[str]:
+        """The texts of all scores from `lowest` to `highest`, both included."""
+        words = self.words[self._word_index(lowest) : self._word_index(highest) + 1]
+        return [quality_prefix(word) for word in words]
+
+    def _word_index(self, mos: float) -> int:
+        first, *others = self.prefix_edges
+        return int(mos > first) + sum(mos >= edge for edge in others)
 
     def _level_centres(self) -> np.ndarray:
         first, second, third, fourth = self.edges
@@ -192,4 +213,5 @@ PUBLISHED_QUALITY_STATS = QualityStats(
     prefix_edges=(3.55, 4.05),
     scorer="qama",
     num_clips=0,
+    words=PUBLISHED_WORDS,
 )

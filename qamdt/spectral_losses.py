@@ -113,7 +113,7 @@ def fine_frequency_error(
 
     Returns:
         A scalar tensor: spectral convergence, log magnitude distance and one minus the cosine between the advances,
-        weighted by magnitude, averaged over window lengths; 0 for equal sounds.
+        weighted by magnitude, averaged over window lengths; next to 0 for equal sounds.
     """
     errors = []
     for n_fft in resolutions:

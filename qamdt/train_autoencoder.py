@@ -125,7 +125,8 @@ def pitch_class_filters(sampling_rate: int, n_fft: int) -> torch.Tensor:
 
 @torch.no_grad()
 def measure_latents(autoencoder: AutoencoderWaveform, waveforms: torch.Tensor) -> tuple[list[float], list[float]]:
-    """Returns mean and standard deviation of each channel over waveforms `(batch, samples)`."""
+    """Returns mean and standard deviation of each channel, as the network has it, over waveforms `(batch, samples)`."""
+    autoencoder.register_to_config(latents_mean=None, latents_std=None)
     latents = autoencoder.encode(waveforms).latent_dist.sample(torch.Generator().manual_seed(0))
     return latents.mean(dim=(0, 2, 3)).tolist(), latents.std(dim=(0, 2, 3)).tolist()
 

@@ -62,7 +62,7 @@ def test_a_call_of_the_class_with_a_prompt_generates_with_the_default_model(pipe
     monkeypatch.setenv("QAMDT_MODEL", str(pipe_dir))
     arguments = {"num_inference_steps": 2, "audio_length_in_s": 0.1}
     output = QAMDTPipeline("calm piano", quality="high", generator=torch.Generator().manual_seed(0), **arguments)
-    assert type(output) is diffusers.AudioPipelineOutput
+    assert isinstance(output, diffusers.AudioPipelineOutput)
     fastest = {"transformer": preferred_dtype("cpu"), "default": torch.float32}
     expected = generate(QAMDTPipeline.from_pretrained(pipe_dir, dtype=fastest), quality="high", audio_length_in_s=0.1)
     np.testing.assert_array_equal(output.audios, expected)

@@ -88,10 +88,15 @@ def test_scores_outside_the_scale_are_refused(quality):
         resolve(quality)
 
 
-@pytest.mark.parametrize("quality", [[(3, 2.0), (1, 3.0)], [(-1, 2.0)], [(0, 2.0), (11, 3.0)], [(float("nan"), 3.0)]])
-def test_points_outside_the_clip_or_out_of_order_are_refused(quality):
-    with pytest.raises(ValueError, match=r"rising seconds between 0 and the length of the clip \(10\)"):
+@pytest.mark.parametrize("quality", [[(3, 2.0), (1, 3.0)], [(1, 2.0), (1, 3.0)], [(-1, 2.0)], [(float("nan"), 3.0)]])
+def test_points_out_of_order_are_refused(quality):
+    with pytest.raises(ValueError, match="`quality` must have rising seconds of at least 0"):
         resolve(quality)
+
+
+def test_points_after_the_clip_are_refused():
+    with pytest.raises(ValueError, match=r"`quality` must have seconds up to the length of the clip \(10\), got 11"):
+        resolve([(0, 2.0), (11, 3.0)])
 
 
 def test_scores_need_statistics():

@@ -4,7 +4,8 @@ import numpy as np
 import pytest
 import torch
 
-from qamdt.quality import PUBLISHED_QUALITY_STATS, QualityStats, quality_prefix
+from qamdt.quality import PUBLISHED_QUALITY_STATS, QualityStats
+from qamdt.quality_words import quality_prefix
 
 
 def test_published_thresholds_give_the_published_levels():
@@ -85,6 +86,23 @@ def test_saving_and_loading_changes_nothing(tmp_path):
     stats.save(tmp_path / "quality.json")
     assert QualityStats.load(tmp_path / "quality.json") == stats
     assert QualityStats.from_dict(json.loads(json.dumps(stats.to_dict()))) == stats
+
+
+def test_the_texts_between_two_scores_are_those_of_all_scores_between_them():
+    stats = PUBLISHED_QUALITY_STATS
+    scores = [1.0, 3.55, 3.56, 3.8, 4.04, 4.05, 5.0]
+    for start, lowest in enumerate(scores):
+        for stop, highest in enumerate(scores[start:], start + 1):
+            between = stats.prefixes_between(lowest, highest)
+            assert set(between) == {stats.prefix(score) for score in scores[start:stop]}
+    assert stats.prefixes_between(1, 5) == ["low quality, ", "medium quality, ", "high quality, "]
+
+
+def test_statistics_that_were_saved_without_words_know_the_published_ones():
+    older = {name: value for name, value in PUBLISHED_QUALITY_STATS.to_dict().items() if name != "words"}
+    assert QualityStats.from_dict(older) == PUBLISHED_QUALITY_STATS
+    with pytest.raises(ValueError, match=r"`words` must be among \['low', 'medium', 'high'\], got \['bad', 'good'\]"):
+        QualityStats.from_dict(older | {"words": ["bad", "good"], "prefix_edges": [3.0]})
 
 
 def test_bad_input_is_refused(tmp_path):

@@ -12,6 +12,8 @@ from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
 
+from qamdt.quality_words import QUALITY_WORDS
+
 
 # Only what parsing needs is imported above: torch takes seconds, and `--help` should not.
 METHODS = ("sigma", "quantile")
@@ -108,10 +110,10 @@ def add_threshold_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--edges", nargs=4, type=float, metavar="SCORE", help="where levels 2 to 5 begin")
     parser.add_argument(
         "--prefix-edges",
-        nargs=2,
+        nargs=len(QUALITY_WORDS) - 1,
         type=float,
         metavar="SCORE",
-        help="up to where clips are called low, and from where high; with --edges",
+        help=f"where clips cease to be called {', then '.join(list(QUALITY_WORDS)[:-1])}; with --edges",
     )
     parser.add_argument("--per-source", action="store_true", help="compare a clip with its source, not with all clips")
 

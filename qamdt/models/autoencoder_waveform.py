@@ -150,8 +150,9 @@ class AutoencoderWaveform(ModelMixin, ConfigMixin):
         decoder_factors: How many times faster each rate is than the one before.
         mel_mean: Mean of the log-mel values in training data, subtracted first.
         mel_std: Their standard deviation, divided by.
-        latents_mean: Mean of each channel of the latents in training data; `None` counts as zeros.
-        latents_std: Their standard deviation, with which a diffusion model scales them; `None` counts as ones.
+        latents_mean: Mean of each channel of the latents in training data, taken out of them; `None` counts as zeros.
+        latents_std: Their standard deviation, likewise, so that every channel has unit variance; `None` counts as ones.
+        scaling_factor: What a diffusion model multiplies latents with: they have unit variance as they are.
     """
 
     @register_to_config
@@ -173,6 +174,7 @@ class AutoencoderWaveform(ModelMixin, ConfigMixin):
         mel_std: float = 3.0,
         latents_mean: tuple[float, ...] | None = None,
         latents_std: tuple[float, ...] | None = None,
+        scaling_factor: float = 1.0,
     ):
         super().__init__()
         self.samples_per_latent_frame = hop_length
@@ -208,6 +210,9 @@ class AutoencoderWaveform(ModelMixin, ConfigMixin):
         num_frames = max(-(-waveforms.shape[1] // self.samples_per_latent_frame), shortest)
         missing = num_frames * self.samples_per_latent_frame - waveforms.shape[1]
         moments = self.encoder(nn.functional.pad(waveforms, (0, missing)), self.config.mel_mean, self.config.mel_std)
+        mean, log_variance = moments.chunk(2, dim=1)  # (B, C, T) each
+        channel_mean, channel_std = self._channel_statistics(mean)
+        moments = torch.cat([(mean - channel_mean) / channel_std, log_variance - 2 * channel_std.log()], dim=1)
         return AutoencoderKLOutput(latent_dist=DiagonalGaussianDistribution(moments.unsqueeze(-1)))
 
     def decode(self, latents: torch.Tensor) -> DecoderOutput:
@@ -221,8 +226,17 @@ class AutoencoderWaveform(ModelMixin, ConfigMixin):
             raise ValueError(
                 f"`latents` must have shape (batch, {channels}, latent_frames, 1), got {tuple(latents.shape)}."
             )
-        spectrum = self.decoder(latents.squeeze(-1))
+        channel_mean, channel_std = self._channel_statistics(latents)
+        spectrum = self.decoder(latents.squeeze(-1) * channel_std + channel_mean)
         return DecoderOutput(sample=inverse_stft(spectrum, self.window, self.config.hop_length))
+
+    def _channel_statistics(self, like: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        """Mean and standard deviation of each channel as the network itself has it, `(channels, 1)`."""
+        mean, std = self.config.latents_mean, self.config.latents_std
+        zeros = torch.zeros(self.config.latent_channels, 1)
+        mean = zeros if mean is None else torch.tensor(mean)[:, None]
+        std = zeros + 1 if std is None else torch.tensor(std)[:, None]
+        return mean.to(like), std.to(like)
 
     def forward(self, waveforms: torch.Tensor) -> DecoderOutput:
         """Encodes and decodes waveforms `(batch, samples)`, through the mean of the posterior."""
