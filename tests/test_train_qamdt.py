@@ -270,14 +270,6 @@ def test_bf16_and_gradient_checkpointing_train(latents, tmp_path):
     assert all(math.isfinite(loss) for loss in read_losses(tmp_path))
 
 
-def test_another_scaling_of_the_latents_is_refused_on_resumption(latents, tmp_path):
-    config = make_config(latents, tmp_path)
-    train_qamdt.train(config, StopAfter(1))
-    data = dataclasses.replace(config.data, scaling_factor=2.0)
-    with pytest.raises(ValueError, match=r"scaled by 1\.0, now `data.latents` says 2\.0"):
-        train_qamdt.train(dataclasses.replace(config, data=data), StopAfter())
-
-
 def test_a_dry_run_prints_settings_and_size(capsys):
     assert train_qamdt.main(["--config", "mini", "--dry-run", "run.batch_size=7"]) == 0
     output = capsys.readouterr().out
