@@ -19,13 +19,13 @@ import numpy as np
 from tqdm import tqdm
 
 from data_prep.make_sample_corpus import SAMPLE_CORPUS_DIR
-from data_prep.refine.align import Thresholds, derive_thresholds
 from data_prep.refine.captioner import caption_by_measuring, caption_by_tags
-from data_prep.refine.clap import EMBEDDED, Clap, load_clap
 from data_prep.refine.outcomes import ORIGINAL, Candidate
 from data_prep.refine.stages import align, check_similarity, fuse
+from data_prep.refine.thresholds import Thresholds, derive_thresholds
 from qamdt.audio import read_audio
 from qamdt.manifest import Record, read_manifest, resolve_clip_path
+from whisq.clap import EMBEDDED, Clap, load_clap
 
 
 def is_wrong_for(caption_owner: Record, clip: Record) -> bool:

@@ -22,9 +22,9 @@ from data_prep.refine.captioner import (
     describe_measurements,
     measure,
 )
-from data_prep.refine.tempo_and_key import normalize_key, relative_key
 from qamdt.audio import SAMPLING_RATE, read_audio
 from qamdt.manifest import Record, read_manifest, resolve_clip_path
+from qamdt.tempo_and_key import normalize_key, relative_key
 
 
 TEMPO_TOLERANCE = 0.04

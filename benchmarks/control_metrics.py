@@ -23,7 +23,7 @@ from scipy.stats import binomtest
 from tqdm import tqdm
 
 from benchmarks import music_measures, signal_measures
-from data_prep.refine import tempo_and_key
+from qamdt import tempo_and_key
 from qamdt.audio import SAMPLING_RATE, read_audio
 from qamdt.dataset import known_music
 from qamdt.manifest import read_manifest, resolve_clip_path

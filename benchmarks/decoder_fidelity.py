@@ -17,10 +17,10 @@ import torch
 from diffusers import AutoencoderKL
 
 from qamdt.audio import SAMPLING_RATE, LogMel, read_audio
+from qamdt.decoders.spectral_losses import multi_resolution_stft_distance
 from qamdt.decoding import decode_latents, mel_to_waveform
 from qamdt.manifest import read_manifest
 from qamdt.models.vocoder_istft import ISTFTVocoder, inverse_stft
-from qamdt.spectral_losses import multi_resolution_stft_distance
 
 
 def griffin_lim(mel_spectrogram: torch.Tensor, log_mel: LogMel, num_iterations: int = 32) -> torch.Tensor:

@@ -19,8 +19,8 @@ from qamdt.cpu_memory import keep_freed_memory
 
 def seconds_per_step(num_steps: int) -> float:
     """Median duration of a training step on random clips, after two steps of warm-up."""
+    from qamdt.decoders.train_vocoder import VocoderLoss
     from qamdt.models.vocoder_istft import ISTFTVocoder
-    from qamdt.train_vocoder import VocoderLoss
 
     torch.manual_seed(0)
     loss_module = VocoderLoss(ISTFTVocoder(), vae=None, loudness_weight=0.5, bf16=False)

@@ -7,8 +7,8 @@ import math
 
 import numpy as np
 
-from data_prep.refine.tempo_and_key import chroma, onset_envelope
 from qamdt.music import BEATS_PER_BAR, Music, parse_chord
+from qamdt.tempo_and_key import chroma, onset_envelope
 
 
 def beat_contrast(waveform: np.ndarray, sampling_rate: int, music: Music) -> float:

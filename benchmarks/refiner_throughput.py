@@ -21,7 +21,6 @@ from itertools import islice
 from pathlib import Path
 from typing import Any
 
-from data_prep.refine.align import Thresholds
 from data_prep.refine.async_engine import answer_questions
 from data_prep.refine.jobs import RefineSettings
 from data_prep.refine.llm_client import LlmClient, ModelConfig, RunStopped, Server
@@ -30,6 +29,7 @@ from data_prep.refine.outcomes import MEASURED, ORIGINAL, Alignment, KeptCandida
 from data_prep.refine.questions import iterate_fusion_questions
 from data_prep.refine.run import RefineRun
 from data_prep.refine.spending import Spending, sum_usage
+from data_prep.refine.thresholds import Thresholds
 from qamdt.keyed_rows import make_row
 from qamdt.manifest import Record, write_manifest
 

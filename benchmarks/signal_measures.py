@@ -1,12 +1,12 @@
 """Plain signal measures of a clip, independent of every model in this project: bandwidth, noise and timbre.
 
 All take a mono waveform `(samples,)` as a numpy array, with its sampling rate, and need only numpy and scipy. Tempo and
-key are measured by `data_prep.refine.tempo_and_key`.
+key are measured by `qamdt.tempo_and_key`.
 """
 
 import numpy as np
 
-from data_prep.refine.tempo_and_key import SILENCE, band_power, power_spectrogram
+from qamdt.tempo_and_key import SILENCE, band_power, power_spectrogram
 
 
 def rolloff_hz(waveform: np.ndarray, sampling_rate: int, fraction: float = 0.99) -> float:

@@ -33,6 +33,7 @@ from qamdt.audio import SAMPLING_RATE, LogMel, normalize_waveform, read_audio
 from qamdt.config import DataConfig, LossConfig, load_config
 from qamdt.dataset import Batch, LatentDataset, collate
 from qamdt.embedded import default_model_dir, load_text_encoder
+from qamdt.encoding import encode_waveforms
 from qamdt.loss import NoiseSchedule, diffusion_loss, draw
 from qamdt.models.transformer_qamdt import QAMDTTransformer2DModel
 from qamdt.sampling import EpochSampler
@@ -104,7 +105,7 @@ class LoopEncoder:
     @torch.no_grad()
     def __call__(self, batch: Batch) -> Batch:
         waveforms = torch.stack([read_audio(SAMPLE_CORPUS_DIR / self.paths[id], SAMPLING_RATE) for id in batch.ids])
-        posterior = self.vae.encode(self.log_mel(normalize_waveform(waveforms))).latent_dist
+        posterior = encode_waveforms(self.vae, normalize_waveform(waveforms), self.log_mel)
         latents = posterior.sample()[:, :, : batch.latents.shape[2]] * self.scaling_factor
         tokens = self.tokenizer(batch.captions, padding=True, return_tensors="pt")
         states = self.text_encoder(**tokens).last_hidden_state

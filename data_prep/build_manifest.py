@@ -13,7 +13,6 @@ import argparse
 import dataclasses
 import hashlib
 import importlib.util
-import json
 import sys
 from collections import Counter
 from concurrent.futures import ThreadPoolExecutor
@@ -26,11 +25,14 @@ import soundfile
 from tqdm import tqdm
 
 from data_prep.music_metadata import Note, describe_tags, read_embedded_tags, read_sidecars, read_table
+from qamdt.files import write_json_lines
+from qamdt.keyed_rows import DONE, KeyedRows, file_identity, make_key, make_row
 from qamdt.manifest import Record, write_manifest
 
 
 AUDIO_SUFFIXES = (".wav", ".flac", ".ogg", ".opus", ".mp3", ".aif", ".aiff")
 LEVEL_FRAME_IN_S = 0.1
+SCAN_VERSION = 1  # raise it when a scan finds something else in the same file
 SILENCE = 1e-3  # a clip whose peak stays below is silent
 DEFAULT_CLIP_IN_S = 10.24  # what the presets crop
 
@@ -237,26 +239,25 @@ class ManifestBuilder:
 
     def _scan_all(self, names: dict[str, Path], num_workers: int):
         """Yields each file's name with its scan, or with what is wrong with it, in order; remembers scans on disk."""
-        memory_path = self.out.with_name(f".{self.out.stem}.scans.jsonl")
-        memory = _read_memory(memory_path)
+        rows = KeyedRows(self.out.parent, f".{self.out.stem}.scans")
 
-        def scan(name: str) -> tuple[str, list, Scan | str]:
-            status = names[name].stat()
-            version = [status.st_size, status.st_mtime_ns]
-            if memory.get(name, {}).get("version") == version:
-                return name, version, Scan(**memory[name]["scan"])
+        def scan(name: str) -> tuple[str, int, Scan | str]:
             try:
-                return name, version, scan_audio(names[name])
+                key = make_key(SCAN_VERSION, name, file_identity(names[name]))
+                if rows.status(key) == DONE:
+                    return name, key, Scan(**rows.read(key)["scan"])
+                return name, key, scan_audio(names[name])
             except (ValueError, OSError, RuntimeError) as error:
-                return name, version, str(error)
+                return name, 0, str(error)
 
         # libsndfile decodes without holding the interpreter, so threads are enough.
-        with ThreadPoolExecutor(num_workers) as executor, memory_path.open("a", encoding="utf-8") as file:
-            for name, version, result in executor.map(scan, names):
-                if isinstance(result, Scan) and memory.get(name, {}).get("version") != version:
-                    line = {"path": name, "version": version, "scan": dataclasses.asdict(result)}
-                    file.write(json.dumps(line) + "\n")
-                    file.flush()
+        with rows, ThreadPoolExecutor(num_workers) as executor:
+            for name, key, result in executor.map(scan, names):
+                if isinstance(result, Scan) and rows.status(key) is None:
+                    rows.append(make_row(key, name) | {"scan": dataclasses.asdict(result)})
+                    self.counts["read"] += 1
+                elif isinstance(result, Scan):
+                    self.counts["known"] += 1
                 yield name, result
 
     def _leave_out(self, kind: str, place: str, reason: str) -> None:
@@ -264,18 +265,7 @@ class ManifestBuilder:
         self.counts[kind] += 1
 
     def _write_bad(self) -> None:
-        lines = [json.dumps(entry, ensure_ascii=False) + "\n" for entry in self.bad]
-        self.bad_path.write_text("".join(lines), encoding="utf-8")
-
-
-def _read_memory(path: Path) -> dict[str, dict[str, Any]]:
-    """Reads what earlier runs found; a last line that was only half written is cut off."""
-    if not path.is_file():
-        return {}
-    content = path.read_bytes()
-    whole = content[: content.rfind(b"\n") + 1]
-    path.write_bytes(whole)
-    return {line["path"]: line for line in map(json.loads, whole.decode("utf-8").splitlines())}
+        write_json_lines(self.bad_path, self.bad)
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -301,7 +291,8 @@ def main(argv: list[str] | None = None) -> int:
         print(f"error: {error}", file=sys.stderr)
         return 2
     print(
-        f"{builder.counts['clips']} clips in {manifest}, {builder.counts['without caption']} of them without caption."
+        f"{builder.counts['clips']} clips in {manifest}, {builder.counts['without caption']} of them without caption; "
+        f"files read: {builder.counts['read']}, known from before: {builder.counts['known']}."
     )
     if builder.bad:
         kinds = ", ".join(

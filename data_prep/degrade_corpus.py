@@ -5,19 +5,21 @@
 writes `degraded/manifest.jsonl` and `degraded/audio/*.flac`: what a scorer of quality learns from, and what it is
 tested on. With `--kinds` some degradations can be kept for the test; with `--produce-share` a clean clip first gets
 another sound (`data_prep/productions.py`) and is scored against that. The result depends on the settings alone, not
-on the number of processes; an interrupted run is taken up where it stopped.
+on the number of processes; an interrupted run is taken up where it stopped. A version is made again when its clean
+clip or a setting that decides about it has changed; what the clean manifest says (captions, tags) is taken from it anew.
 """
 
 import argparse
 import functools
-import json
 import multiprocessing
 import sys
 import zlib
-from collections.abc import Iterator
+from collections import Counter
+from collections.abc import Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from tqdm import tqdm
@@ -25,9 +27,9 @@ from tqdm import tqdm
 from data_prep.degradation_score import FRAME_RATE, SCORER, degradation_mos
 from data_prep.degradations import KINDS, Degradation, degrade, draw_degradation
 from data_prep.productions import produce
-from data_prep.progress import read_progress
 from qamdt.audio import SAMPLING_RATE, normalize_waveform, read_audio, write_audio
-from qamdt.manifest import Record, read_manifest, write_manifest
+from qamdt.keyed_rows import KeyedRows, file_identity, make_key, make_row
+from qamdt.manifest import Record, clip_identity, resolve_clip_path, scan_manifest, write_manifest
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -61,21 +63,32 @@ class DegradeSettings:
                 raise ValueError(f"`{name}` must lie between 0 and 1, got {getattr(self, name)}.")
 
 
-def degrade_clip(record: Record, root: Path, folder: Path, settings: DegradeSettings) -> list[Record]:
-    """Writes the versions of one clean clip and returns their records.
+def version_key(manifest: Path, record: Record, version: int, settings: DegradeSettings) -> int:
+    """Returns the key of a version, which changes with the clean sound and with the settings that decide about it."""
+    return make_key(record.id, clip_identity(manifest, record), asdict(settings) | {"versions": version})
+
+
+def degrade_clip(
+    manifest: Path, record: Record, versions: Sequence[int], folder: Path, settings: DegradeSettings
+) -> list[dict[str, Any]]:
+    """Writes versions of one clean clip and returns what became of them.
 
     Args:
+        manifest: The manifest of the clean clip.
         record: The clean clip.
-        root: Folder that its path is relative to.
+        versions: Numbers of the versions.
         folder: Folder of the new corpus.
         settings: What to make.
     """
-    clean = read_audio(root / record.path, start_in_s=record.start_in_s, duration_in_s=record.duration_in_s)
+    path = resolve_clip_path(manifest, record)
+    clean = read_audio(path, start_in_s=record.start_in_s, duration_in_s=record.duration_in_s)
     clean = normalize_waveform(clean).numpy()  # leaves room for noise
-    return [_write_version(record, clean, version, folder, settings) for version in range(settings.versions)]
+    return [_write_version(record, clean, version, folder, settings) for version in versions]
 
 
-def _write_version(record: Record, clean: np.ndarray, version: int, folder: Path, settings: DegradeSettings) -> Record:
+def _write_version(
+    record: Record, clean: np.ndarray, version: int, folder: Path, settings: DegradeSettings
+) -> dict[str, Any]:
     """One version: perhaps another production, then no, one or two degradations, then the score against the production."""
     generator = np.random.default_rng([settings.seed, zlib.crc32(record.id.encode()), version])
     reference = produce(clean, SAMPLING_RATE, generator) if generator.random() < settings.produce_share else clean
@@ -85,18 +98,28 @@ def _write_version(record: Record, clean: np.ndarray, version: int, folder: Path
         degraded = degrade(degraded, SAMPLING_RATE, degradation)
     score, frames = degradation_mos(reference, degraded, SAMPLING_RATE)
 
-    clip_id = f"{record.id}-v{version}"
-    path = f"audio/{clip_id}.flac"
+    path = f"audio/{record.id}-v{version}.flac"
     (folder / path).parent.mkdir(parents=True, exist_ok=True)  # ids may have slashes
     write_audio(folder / path, degraded, SAMPLING_RATE)
+    return {
+        "path": path,
+        "file": file_identity(folder / path),
+        "degradation": [asdict(degradation) for degradation in degradations] or None,
+        "quality_score": round(score, 3),
+        "quality_frames": [round(float(value), 2) for value in frames],
+    }
+
+
+def _describe_version(record: Record, version: int, made: dict[str, Any]) -> Record:
+    """The record of a version: what is said about its clean clip today, and what was made of it."""
     return replace(
         record,
-        id=clip_id,
-        path=path,
+        id=f"{record.id}-v{version}",
+        path=made["path"],
         start_in_s=0.0,
-        tags=record.tags | {"degradation": [asdict(degradation) for degradation in degradations] or None},
-        quality_score=round(score, 3),
-        quality_frames=tuple(round(float(value), 2) for value in frames),
+        tags=record.tags | {"degradation": made["degradation"]},
+        quality_score=made["quality_score"],
+        quality_frames=tuple(made["quality_frames"]),
         quality_frame_rate=FRAME_RATE,
         quality_scorer=SCORER,
     )
@@ -123,8 +146,8 @@ def degrade_corpus(
     split: str | None = None,
     num_clips: int | None = None,
     num_workers: int = 1,
-) -> tuple[Path, list[str]]:
-    """Degrades the clean clips of a manifest, or those that are not done yet.
+) -> tuple[Path, Counter, list[str]]:
+    """Degrades the clean clips of a manifest: those that are not done yet, and those that were other clips or settings.
 
     Args:
         manifest: The clean clips; clips whose tag `degradation` is set are passed over.
@@ -135,73 +158,86 @@ def degrade_corpus(
         num_workers: Number of processes.
 
     Returns:
-        The path of the new manifest, and a line about each clip that could not be read.
+        The path of the new manifest, how many versions were "kept" and "made", and a line about each clip, or line of
+        the manifest, that could not be read.
     """
     settings = settings or DegradeSettings()
     manifest, folder = Path(manifest), Path(folder)
-    (folder / "audio").mkdir(parents=True, exist_ok=True)
-    _check_settings(folder, settings)
-    records = [
-        record
-        for record in read_manifest(manifest)
-        if not record.tags.get("degradation") and split in (None, record.tags.get("split"))
-    ]
+    failures: list[str] = []
+    records = _choose_clips(manifest, split, num_clips, failures)
+    with KeyedRows(folder, "progress") as rows:
+        keys = {
+            record.id: [version_key(manifest, record, version, settings) for version in range(settings.versions)]
+            for record in records
+        }
+        jobs = [
+            (record, missing)
+            for record in records
+            if (missing := [v for v, key in enumerate(keys[record.id]) if not _is_made(rows, key, folder)])
+        ]
+        outcomes = _degrade_all(manifest, jobs, folder, settings, num_workers)
+        num_made = 0
+        for (record, missing), (made, error) in tqdm(zip(jobs, outcomes, strict=True), total=len(jobs), unit="clip"):
+            if error:
+                failures.append(f"{record.id}: {error}")
+            for version, values in zip(missing, made, strict=not error):
+                rows.append(make_row(keys[record.id][version], f"{record.id}-v{version}") | values)
+                num_made += 1
+        rows.refresh()
+        versions = [
+            _describe_version(record, version, rows.read(key))
+            for record in records
+            for version, key in enumerate(keys[record.id])
+            if _is_made(rows, key, folder)
+        ]
+        write_manifest(folder / "manifest.jsonl", versions)
+    return folder / "manifest.jsonl", Counter(kept=len(versions) - num_made, made=num_made), failures
+
+
+def _choose_clips(manifest: Path, split: str | None, num_clips: int | None, failures: list[str]) -> list[Record]:
+    records = []
+    for line in scan_manifest(manifest):
+        if line.record is None:
+            failures.append(f"line {line.number}: {line.fault}")
+        elif not line.record.tags.get("degradation") and split in (None, line.record.tags.get("split")):
+            records.append(line.record)
     if not records:
         raise ValueError(
             f"`manifest` {str(manifest)!r} has no clean clip" + (f" of split {split!r}." if split else ".")
         )
-    if num_clips is not None and num_clips < len(records):
-        records = [records[index * len(records) // num_clips] for index in range(num_clips)]
-    finished = read_progress(folder / "progress.jsonl")
-    done = {line["id"]: [Record.from_dict(version) for version in line["records"]] for line in finished}
-    missing = [record for record in records if record.id not in done]
-    failures = []
-    with (folder / "progress.jsonl").open("a", encoding="utf-8") as progress:
-        outcomes = _degrade_all(missing, manifest.parent, folder, settings, num_workers)
-        for record, (versions, error) in tqdm(zip(missing, outcomes, strict=True), total=len(missing), unit="clip"):
-            if error:
-                failures.append(f"{record.id}: {error}")
-                continue
-            done[record.id] = versions
-            line = {"id": record.id, "records": [version.to_dict() for version in versions]}
-            progress.write(json.dumps(line) + "\n")
-            progress.flush()
-    write_manifest(folder / "manifest.jsonl", (version for record in records for version in done.get(record.id, [])))
-    return folder / "manifest.jsonl", failures
+    if num_clips is None or num_clips >= len(records):
+        return records
+    return [records[index * len(records) // num_clips] for index in range(num_clips)]
+
+
+def _is_made(rows: KeyedRows, key: int, folder: Path) -> bool:
+    """Whether a version was made, and its file is still what was written then."""
+    if rows.status(key) is None:
+        return False
+    made = rows.read(key)
+    path = folder / made["path"]
+    return path.is_file() and file_identity(path) == made["file"]
 
 
 def _degrade_all(
-    records: list[Record], root: Path, folder: Path, settings: DegradeSettings, num_workers: int
-) -> Iterator[tuple[list[Record], str | None]]:
-    """Yields the versions of each clip in order, or what was wrong with it."""
-    job = functools.partial(_try_to_degrade, root=root, folder=folder, settings=settings)
-    if num_workers == 1 or not records:
-        yield from map(job, records)
+    manifest: Path, jobs: list[tuple[Record, list[int]]], folder: Path, settings: DegradeSettings, num_workers: int
+) -> Iterator[tuple[list[dict[str, Any]], str | None]]:
+    """Yields what became of the versions of each clip in order, or what was wrong with it."""
+    job = functools.partial(_try_to_degrade, manifest=manifest, folder=folder, settings=settings)
+    if num_workers == 1 or not jobs:
+        yield from map(job, jobs)
         return
     with ProcessPoolExecutor(num_workers, multiprocessing.get_context("spawn")) as executor:
-        yield from executor.map(job, records, chunksize=4)
+        yield from executor.map(job, jobs, chunksize=4)
 
 
 def _try_to_degrade(
-    record: Record, root: Path, folder: Path, settings: DegradeSettings
-) -> tuple[list[Record], str | None]:
+    job: tuple[Record, list[int]], manifest: Path, folder: Path, settings: DegradeSettings
+) -> tuple[list[dict[str, Any]], str | None]:
     try:
-        return degrade_clip(record, root, folder, settings), None
+        return degrade_clip(manifest, *job, folder, settings), None
     except (ValueError, OSError) as error:
         return [], str(error)
-
-
-def _check_settings(folder: Path, settings: DegradeSettings) -> None:
-    """Notes the settings beside the corpus, and refuses to mix two corpora in one folder."""
-    path = folder / "settings.json"
-    wanted = json.loads(json.dumps(asdict(settings)))
-    if not path.is_file():
-        path.write_text(json.dumps(wanted, indent=2) + "\n")
-    elif (found := json.loads(path.read_text())) != wanted:
-        raise ValueError(
-            f"`folder` {str(folder)!r} holds a corpus with other settings, {found}; asked for {wanted}. "
-            "Choose another folder or the same settings."
-        )
 
 
 def main(argv: list[str] | None = None) -> None:
@@ -228,7 +264,7 @@ def main(argv: list[str] | None = None) -> None:
             produce_share=arguments.produce_share,
             seed=arguments.seed,
         )
-        manifest, failures = degrade_corpus(
+        manifest, counts, failures = degrade_corpus(
             arguments.manifest,
             arguments.folder,
             settings=settings,
@@ -236,9 +272,9 @@ def main(argv: list[str] | None = None) -> None:
             num_clips=arguments.num_clips,
             num_workers=arguments.num_workers,
         )
-    except (ValueError, OSError) as error:
+    except (ValueError, OSError, RuntimeError) as error:
         sys.exit(f"error: {error}")
-    print(f"wrote {manifest}")
+    print(f"wrote {manifest}: {counts['kept']} versions kept, {counts['made']} made")
     if failures:
         sys.exit(f"{len(failures)} clips could not be degraded:\n" + "\n".join(failures))
 

@@ -8,12 +8,11 @@
 
 Every record gets the score of its clip and the curve along it, and for the reader's eye level and prefix; the
 thresholds go to `labelled.quality.json`. More music that is labelled later with the same `--stats` has the same levels.
-Records whose clip has no score lose the quality they may have had from another scorer; they are counted, listed in
-`labelled.unlabelled.jsonl`, and make the exit status 1.
+Records whose clip has no score lose the quality they may have had from another scorer, and lines that describe no clip
+are left out; both are counted, listed in `labelled.unlabelled.jsonl`, and make the exit status 1.
 """
 
 import argparse
-import json
 import sys
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
@@ -22,11 +21,12 @@ from typing import Any
 
 from tqdm import tqdm
 
-from qamdt.manifest import Record, iterate_manifest, write_manifest
+from qamdt.files import write_json_lines
+from qamdt.manifest import Record, scan_manifest, write_manifest
 from qamdt.quality import QualityStats
 from whisq.cli import add_threshold_options, read_thresholds
 from whisq.finalize import judged_scores
-from whisq.score_files import ScoreIndex
+from whisq.score_files import ScoreRows
 from whisq.score_stats import ScoreStats, Thresholds, measure_scores
 
 
@@ -44,7 +44,9 @@ def label_manifest(
     thresholds: Thresholds | None = None,
     per_source: bool = False,
 ) -> int:
-    """Writes a labelled manifest with its thresholds and returns the number of records without score.
+    """Writes a labelled manifest with its thresholds and returns the number of clips without score.
+
+    A line of the manifest that describes no clip counts too; the labelled one goes without it.
 
     Args:
         manifest: The manifest whose clips were scored.
@@ -61,12 +63,15 @@ def label_manifest(
         raise ValueError(f"`out` must lie beside the manifest {str(manifest)!r}, got {str(out)!r}.")
     stats = stats or measure_scores(scores)
     quality_stats = stats.quality_stats(method=method, thresholds=thresholds, per_source=per_source)
-    index = ScoreIndex(scores)
-    unlabelled: list[dict[str, str]] = []
+    rows = ScoreRows(scores)
+    unlabelled: list[dict[str, Any]] = []
 
     def label_all() -> Iterator[Record]:
-        for record in tqdm(iterate_manifest(manifest), desc="labels", unit="clip"):
-            row = index.read(record.id)
+        for line in tqdm(scan_manifest(manifest), desc="labels", unit="clip"):
+            if line.record is None:
+                unlabelled.append({"line": line.number, "error": line.fault})
+                continue
+            record, row = line.record, rows.read(line.record.id)
             if row is None or row["status"] != "ok":
                 error = "it has no row in the scores" if row is None else row["error"]
                 unlabelled.append({"id": record.id, "path": record.path, "error": error})
@@ -74,8 +79,7 @@ def label_manifest(
 
     write_manifest(out, label_all())
     quality_stats.save(out.with_suffix(".quality.json"))
-    lines = [json.dumps(record, ensure_ascii=False) + "\n" for record in unlabelled]
-    out.with_suffix(".unlabelled.jsonl").write_text("".join(lines), encoding="utf-8")
+    write_json_lines(out.with_suffix(".unlabelled.jsonl"), unlabelled)
     return len(unlabelled)
 
 

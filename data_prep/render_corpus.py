@@ -7,7 +7,7 @@ processes; a run that was interrupted is taken up where it stopped, and a larger
 """
 
 import argparse
-import json
+import hashlib
 import multiprocessing
 import sys
 from collections.abc import Iterator, Sequence
@@ -23,12 +23,14 @@ from data_prep.captions import write_captions
 from data_prep.composer.composition import Piece, compose
 from data_prep.degradation_score import FRAME_RATE, SCORER, degradation_mos, num_score_frames
 from data_prep.degradations import Degradation, degrade, draw_degradation
-from data_prep.progress import read_progress
 from data_prep.synthesis import DEFAULT_SOUNDFONT, Synthesizer, check_soundfont, import_fluidsynth
 from qamdt.audio import SAMPLING_RATE, write_audio
+from qamdt.keyed_rows import DONE, KeyedRows, make_key, make_row
 from qamdt.manifest import Record, write_manifest
+from qamdt.settings import hold_folder_to
 
 
+VERSION = 1  # raise it when the same settings make other music
 PEAK = 0.5
 TEST_EVERY = 20  # one piece in twenty is held out
 LICENSE = "composition Apache-2.0, instrument samples MIT"
@@ -169,20 +171,35 @@ def render_corpus(
         check_soundfont(soundfont)
     import_fluidsynth()
     (folder / "audio").mkdir(parents=True, exist_ok=True)
-    _check_settings(folder, settings)
-
-    done = _read_progress(folder)
-    missing = [index for index in range(num_pieces) if index not in done]
-    with (folder / "progress.jsonl").open("a", encoding="utf-8") as progress:
-        for index, records in tqdm(
-            _rendered(missing, folder, settings, num_workers), total=len(missing), unit="piece"
-        ):
-            progress.write(json.dumps({"index": index, "records": [record.to_dict() for record in records]}) + "\n")
-            progress.flush()
-            done[index] = records
+    decisive = asdict(settings) | {"version": VERSION, "soundfont_digests": list(map(_digest, settings.soundfonts))}
     manifest_path = folder / "manifest.jsonl"
-    write_manifest(manifest_path, (record for index in range(num_pieces) for record in done[index]))
+    keys = [make_key(index, decisive) for index in range(num_pieces)]
+    with KeyedRows(folder, "pieces") as rows:
+        hold_folder_to(folder / "settings.json", decisive, remedy="choose another folder or the same settings")
+        missing = [index for index, key in enumerate(keys) if not _is_whole(rows, key, folder)]
+        num_there = num_pieces - len(missing)
+        tqdm.write(f"{num_there} of {num_pieces} pieces are there, {len(missing)} are rendered.", file=sys.stderr)
+        rendered = _rendered(missing, folder, settings, num_workers)
+        for index, records in tqdm(rendered, initial=num_there, total=num_pieces, unit="piece"):
+            values = {"records": [record.to_dict() for record in records]}
+            rows.append(make_row(keys[index], f"piece-{index:06d}") | values)
+        rows.refresh()
+        write_manifest(manifest_path, (record for key in keys for record in _read_records(rows, key)))
     return manifest_path
+
+
+def _is_whole(rows: KeyedRows, key: int, folder: Path) -> bool:
+    """Whether a piece is rendered and its audio is there."""
+    return rows.status(key) == DONE and all((folder / record.path).is_file() for record in _read_records(rows, key))
+
+
+def _read_records(rows: KeyedRows, key: int) -> list[Record]:
+    return [Record.from_dict(values) for values in rows.read(key)["records"]]
+
+
+def _digest(path: str) -> str:
+    with open(path, "rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def _rendered(
@@ -222,34 +239,6 @@ def _start_worker(folder: Path, settings: CorpusSettings) -> None:
 def _render_in_worker(index: int) -> tuple[int, list[Record]]:
     folder, settings, synthesizers = _worker
     return index, render_piece(index, folder, settings, synthesizers)
-
-
-def _check_settings(folder: Path, settings: CorpusSettings) -> None:
-    """Notes the settings beside the corpus, and refuses to mix two corpora in one folder."""
-    path = folder / "settings.json"
-    if not path.is_file():
-        temporary = path.with_suffix(".tmp")
-        temporary.write_text(json.dumps(asdict(settings), indent=2) + "\n")
-        temporary.replace(path)
-        return
-    found = json.loads(path.read_text())
-    asked = json.loads(json.dumps(asdict(settings)))
-    differing = {key: value for key, value in asked.items() if found.get(key) != value}
-    if differing:
-        raise ValueError(
-            f"`folder` {str(folder)!r} holds a corpus with other settings: it has "
-            f"{ {key: found.get(key) for key in differing} }, asked for {differing}. Choose another folder or the same settings."
-        )
-
-
-def _read_progress(folder: Path) -> dict[int, list[Record]]:
-    """The records of the pieces that are done and whose audio is there."""
-    done = {}
-    for line in read_progress(folder / "progress.jsonl"):
-        records = [Record.from_dict(record) for record in line["records"]]
-        if all((folder / record.path).is_file() for record in records):
-            done[line["index"]] = records
-    return done
 
 
 def main(argv: list[str] | None = None) -> None:

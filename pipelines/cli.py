@@ -6,18 +6,18 @@ Exit status: 0 when done, 1 when something failed, 2 when the arguments make no 
 from __future__ import annotations
 
 import argparse
-import math
 import sys
 from collections.abc import Sequence
+from dataclasses import fields
 from pathlib import Path
 
+from pipelines.input_checks import check_count
+from pipelines.request import CRITERIA, DTYPES, SAMPLER_NAMES, GenerationRequest
 from qamdt import __version__
 from qamdt.quality_words import QUALITY_WORDS, list_words
 
 
 # Only what parsing needs is imported above: torch and diffusers take seconds, and `--help` should not.
-SAMPLER_NAMES = ("dpm++", "unipc", "euler", "euler-ancestral", "ddim", "paper")
-CRITERIA = ("quality", "alignment", "clap")
 AUDIO_SUFFIXES = (".wav", ".flac", ".ogg", ".mp3")
 
 
@@ -52,46 +52,70 @@ def _add_generate(commands: argparse._SubParsersAction) -> None:
         help="make music from a prompt, or from a file of prompts",
         description="Makes music from text. Beside each sound file goes a JSON file with how it was made.",
         epilog="A file of prompts is done prompt by prompt; the same command again does only what is missing.",
+        argument_default=argparse.SUPPRESS,  # so that a request from a file is changed only by what is given
     )
-    parser.set_defaults(run=_generate)
+    files = dict.fromkeys(("output", "prompts", "out_dir", "request", "spectrogram"))
+    parser.set_defaults(run=_generate, num=1, device=None, **files)
     parser.add_argument("prompt", nargs="?", help='what to play, such as "calm piano ballad, slow"')
     parser.add_argument("-o", "--output", type=Path, help="sound file to write: wav, flac, ogg or mp3 (music.wav)")
     parser.add_argument("--prompts", type=Path, metavar="FILE", help="text file with one prompt per line")
     parser.add_argument("--out-dir", type=Path, metavar="DIR", help="folder for the sound files of --prompts")
     parser.add_argument(
+        "--request",
+        type=Path,
+        metavar="JSON",
+        help="what to make: a request, or the JSON file beside a clip; what is given beside it replaces what it says",
+    )
+    parser.add_argument("--num", type=int, help="takes of each prompt, seeds counting up (1)")
+    parser.add_argument("--spectrogram", type=Path, metavar="PNG", help="also draw what was made")
+    parser.add_argument("--device", help='such as "cpu" or "cuda:1" (a GPU where there is one)')
+    _add_request_options(parser)
+
+
+def _add_request_options(parser: argparse.ArgumentParser) -> None:
+    """Adds an option for each field of a request but the prompt."""
+    default = GenerationRequest
+    parser.add_argument(
         "--quality",
         type=parse_quality,
-        default="high",
         help=f"{list_words(quote='')}, unknown, a score from 1 to 5, or a curve: scores spread over the clip such as "
-        "2,4.5 or second:score pairs such as 0:2,5:4.5 (%(default)s)",
+        f"2,4.5 or second:score pairs such as 0:2,5:4.5 ({default.quality})",
     )
-    parser.add_argument("--seconds", type=_positive_number, help="length (what the model was built for)")
-    parser.add_argument("--seed", type=_count_from_zero, default=0, help="same seed, same music (%(default)s)")
-    parser.add_argument("--num", type=_count_from_one, default=1, help="takes of each prompt, seeds counting up (1)")
-    parser.add_argument("--best-of", type=_count_from_one, default=1, metavar="N", help="make N and keep the best (1)")
+    parser.add_argument("--seconds", type=float, help="length (what the model was built for)")
+    parser.add_argument("--seed", type=int, help=f"same seed, same music ({default.seed})")
+    parser.add_argument("--best-of", type=int, metavar="N", help=f"make N and keep the best ({default.best_of})")
     parser.add_argument(
         "--best-by",
-        type=parse_criteria,
+        type=lambda text: text.split(","),
         metavar="WHAT",
-        help="what is best: quality (how good it sounds), alignment, clap (how well it follows the prompt), or several "
-        "with commas between (quality,clap; clap unless --quality is high)",
+        help=f"what is best: some of {', '.join(CRITERIA)} with commas between; quality is how good it sounds, the "
+        "others how well it follows the prompt (quality,clap; clap unless --quality is the best word)",
     )
     parser.add_argument("--scorer", metavar="MODEL", help="folder or Hub id of a WhisQ scorer (the embedded one)")
-    parser.add_argument("--negative-prompt", default="", metavar="TEXT", help="what to move away from")
-    parser.add_argument("--steps", type=_count_from_one, help="denoising steps (25; 200 for --sampler paper)")
+    parser.add_argument("--negative-prompt", metavar="TEXT", help="what to move away from")
+    parser.add_argument("--bpm", type=float, help="tempo; this and the next three for models that know music")
+    parser.add_argument("--key", help='such as "A minor"')
+    parser.add_argument("--chords", help='a bar each, such as "Am F C G" or "Am | F G"')
+    parser.add_argument("--time-signature", help="4/4 or 3/4")
     parser.add_argument(
-        "--guidance", type=_number_from_zero, default=3.5, help="guidance scale; 1 is off (%(default)s)"
+        "--no-plan",
+        dest="plan_music",
+        action="store_false",
+        help="leave what nobody said of tempo, key and chords to the network, instead of drawing it",
     )
+    parser.add_argument("--steps", type=int, help="denoising steps (25; 200 for --sampler paper)")
+    parser.add_argument("--guidance", type=float, help=f"guidance scale; 1 is off ({default.guidance})")
     parser.add_argument("--sampler", choices=SAMPLER_NAMES, help="how to denoise (the model's own scheduler)")
-    parser.add_argument("--spectrogram", type=Path, metavar="PNG", help="also draw what was made")
+    parser.add_argument(
+        "--eta", type=float, help="share of fresh noise in every step, for --sampler ddim and paper (0; 1 for paper)"
+    )
     parser.add_argument("--model", help="folder or Hub id (QAMDT_MODEL, or the embedded model)")
     parser.add_argument(
         "--dtype",
-        choices=("auto", "float32", "bfloat16"),
-        default="auto",
-        help="precision of the transformer; auto is bfloat16 where the processor has instructions for it (%(default)s)",
+        choices=DTYPES,
+        help="precision of the transformer; auto is bfloat16 where the processor has instructions for it "
+        f"({default.dtype})",
     )
-    parser.add_argument("--device", help='such as "cpu" or "cuda:1" (a GPU where there is one)')
 
 
 def _add_info(commands: argparse._SubParsersAction) -> None:
@@ -125,10 +149,22 @@ def _add_convert(commands: argparse._SubParsersAction) -> None:
 
 
 def _generate(arguments: argparse.Namespace) -> None:
-    _check_generate(arguments)
-    from pipelines.generate import generate
+    _check_files(arguments)
+    request = read_request(arguments)
+    from pipelines.generate import generate_one, generate_prompts
 
-    generate(arguments)
+    if arguments.prompts is None:
+        generate_one(
+            request,
+            arguments.output,
+            num_takes=arguments.num,
+            spectrogram=arguments.spectrogram,
+            device=arguments.device,
+        )
+    else:
+        generate_prompts(
+            request, arguments.prompts, arguments.out_dir, num_takes=arguments.num, device=arguments.device
+        )
 
 
 def _info(arguments: argparse.Namespace) -> None:
@@ -143,7 +179,7 @@ def _convert(arguments: argparse.Namespace) -> None:
         raise argparse.ArgumentTypeError(
             f"CKPT must be a file, got {str(arguments.checkpoint)!r}, which does not exist."
         )
-    from qamdt.convert import convert_checkpoint, read_unet_params
+    from qamdt.published.convert import convert_checkpoint, read_unet_params
 
     folder = convert_checkpoint(
         arguments.checkpoint,
@@ -156,10 +192,12 @@ def _convert(arguments: argparse.Namespace) -> None:
     print(f'Wrote {folder}. Try: qamdt generate "a prompt" --model {folder}')
 
 
-def _check_generate(arguments: argparse.Namespace) -> None:
-    """Refuses combinations of arguments that make no sense, before anything slow is imported."""
-    if (arguments.prompt is None) == (arguments.prompts is None):
-        raise argparse.ArgumentTypeError("pass either a prompt or --prompts FILE")
+def _check_files(arguments: argparse.Namespace) -> None:
+    """Refuses files that do not go together or cannot be, before anything slow is imported."""
+    has_prompt = "prompt" in arguments
+    has_one = has_prompt or arguments.prompts is not None or arguments.request is not None
+    if not has_one or (has_prompt and arguments.prompts is not None):
+        raise argparse.ArgumentTypeError("pass either a prompt or --prompts FILE, or a --request that has a prompt")
     if arguments.prompts is None:
         if arguments.out_dir is not None:
             raise argparse.ArgumentTypeError("--out-dir goes with --prompts; use -o for one prompt")
@@ -168,18 +206,26 @@ def _check_generate(arguments: argparse.Namespace) -> None:
             raise argparse.ArgumentTypeError(
                 f"-o must end in {', '.join(AUDIO_SUFFIXES)}, got {str(arguments.output)!r}"
             )
-    else:
-        if arguments.out_dir is None or arguments.output is not None or arguments.spectrogram is not None:
-            raise argparse.ArgumentTypeError("--prompts needs --out-dir, and takes neither -o nor --spectrogram")
-        if not arguments.prompts.is_file():
-            raise argparse.ArgumentTypeError(
-                f"--prompts must be a text file, got {str(arguments.prompts)!r}, which does not exist"
-            )
-    if arguments.best_of == 1 and not (arguments.best_by is None and arguments.scorer is None):
-        raise argparse.ArgumentTypeError("--best-by and --scorer go with --best-of")
+    elif arguments.out_dir is None or arguments.output is not None or arguments.spectrogram is not None:
+        raise argparse.ArgumentTypeError("--prompts needs --out-dir, and takes neither -o nor --spectrogram")
+    for name, path in (("--prompts", arguments.prompts), ("--request", arguments.request)):
+        if path is not None and not path.is_file():
+            raise argparse.ArgumentTypeError(f"{name} must be a file, got {str(path)!r}, which does not exist")
     for name, path in (("-o", arguments.output), ("--spectrogram", arguments.spectrogram)):
         if path is not None and not path.absolute().parent.is_dir():
             raise argparse.ArgumentTypeError(f"the folder of {name} must exist, got {str(path)!r}")
+
+
+def read_request(arguments: argparse.Namespace) -> GenerationRequest:
+    """The request that the options make, on top of the one in a file; each prompt of --prompts takes its place in it."""
+    names = [field.name for field in fields(GenerationRequest)]
+    given = {name: value for name, value in vars(arguments).items() if name in names}
+    try:
+        check_count("num", arguments.num)
+        base = {"prompt": ""} if arguments.request is None else GenerationRequest.load(arguments.request).to_dict()
+        return GenerationRequest.from_dict(base | given)
+    except ValueError as error:
+        raise argparse.ArgumentTypeError(str(error)) from error
 
 
 def parse_quality(text: str) -> str | float | list[float] | list[tuple[float, float]] | None:
@@ -192,52 +238,15 @@ def parse_quality(text: str) -> str | float | list[float] | list[tuple[float, fl
         points = [tuple(float(number) for number in point.split(":")) for point in text.split(",")]
     except ValueError:
         points = []
-    scores = [point[-1] for point in points]
-    if (
-        len({len(point) for point in points}) != 1
-        or len(points[0]) > 2
-        or not all(1 <= score <= 5 for score in scores)
-    ):
+    if len({len(point) for point in points}) != 1 or len(points[0]) > 2:
         raise argparse.ArgumentTypeError(
-            f"expected {list_words(quote='')}, unknown, a score from 1 to 5, or a curve such as 2,4.5 or 0:2,5:4.5, got {text!r}"
+            f"expected {list_words(quote='')}, unknown, a score from 1 to 5, or a curve such as 2,4.5 or 0:2,5:4.5, "
+            f"got {text!r}"
         )
     if len(points[0]) == 2:
         return points
+    scores = [score for (score,) in points]
     return scores[0] if len(scores) == 1 else scores
-
-
-def parse_criteria(text: str) -> list[str]:
-    """Reads `--best-by`: names with commas between."""
-    criteria = text.split(",")
-    if not set(criteria) <= set(CRITERIA) or len(set(criteria)) < len(criteria):
-        raise argparse.ArgumentTypeError(f"expected some of {', '.join(CRITERIA)} with commas between, got {text!r}")
-    return criteria
-
-
-def _positive_number(text: str) -> float:
-    return _number(text, float, "a number greater than 0", lambda number: 0 < number < math.inf)
-
-
-def _number_from_zero(text: str) -> float:
-    return _number(text, float, "a number of at least 0", lambda number: 0 <= number < math.inf)
-
-
-def _count_from_one(text: str) -> int:
-    return _number(text, int, "a whole number of at least 1", lambda number: number >= 1)
-
-
-def _count_from_zero(text: str) -> int:
-    return _number(text, int, "a whole number of at least 0", lambda number: 0 <= number < 2**63)
-
-
-def _number(text: str, kind: type, expected: str, is_allowed) -> float:
-    try:
-        number = kind(text)
-    except ValueError:
-        number = None
-    if number is None or not is_allowed(number):
-        raise argparse.ArgumentTypeError(f"expected {expected}, got {text!r}")
-    return number
 
 
 def _report(command: str, error: object, *, status: int) -> int:

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import io
 import os
-import tempfile
 from pathlib import Path
 
 import numpy as np
@@ -16,6 +15,8 @@ import soundfile
 import soxr
 import torch
 from torch import nn
+
+from qamdt.files import write_atomically
 
 
 SAMPLING_RATE = 16_000
@@ -85,20 +86,11 @@ def write_audio(path: str | os.PathLike, waveform: torch.Tensor | np.ndarray, sa
     encoded = io.BytesIO()
     soundfile.write(encoded, samples.clip(-1, 1), sampling_rate, format=file_format)
     try:
-        handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.", suffix=".part")
+        write_atomically(path, lambda file: file.write_bytes(encoded.getbuffer()))
     except FileNotFoundError as error:
         raise FileNotFoundError(f"The folder of `path` must exist, got {str(path)!r}.") from error
-    try:
-        with os.fdopen(handle, "wb") as file:
-            file.write(encoded.getbuffer())
-            file.flush()
-            os.fsync(file.fileno())
-        os.chmod(temporary, 0o644)
-        os.replace(temporary, path)
     except OSError as error:
         raise OSError(f"Could not write {str(path)!r}: {error}. Free disk space or choose another `path`.") from error
-    finally:
-        Path(temporary).unlink(missing_ok=True)
 
 
 def normalize_waveform(waveform: torch.Tensor) -> torch.Tensor:

@@ -39,7 +39,7 @@ def decode_latents(
     def decode(chunk: torch.Tensor) -> torch.Tensor:
         return vae.decode(chunk.transpose(1, 2)).sample.transpose(1, 2)
 
-    mel_spectrogram = _in_chunks(
+    mel_spectrogram = in_chunks(
         decode, raw_latents.transpose(1, 2), vae_scale_factor(vae), chunk_frames, context_frames
     )
     return mel_spectrogram.transpose(1, 2)
@@ -67,7 +67,7 @@ def mel_to_waveform(
         # HiFi-GAN drops the batch dimension of a single clip and adds a few samples at the end.
         return vocoder(chunk).reshape(len(chunk), -1)[:, : chunk.shape[1] * hop_length]
 
-    return _in_chunks(vocode, frames, hop_length, chunk_frames, context_frames).float()
+    return in_chunks(vocode, frames, hop_length, chunk_frames, context_frames).float()
 
 
 @torch.no_grad()
@@ -90,7 +90,7 @@ def latents_to_waveform(
     def decode(chunk: torch.Tensor) -> torch.Tensor:
         return autoencoder.decode(chunk.transpose(1, 2)).sample
 
-    return _in_chunks(
+    return in_chunks(
         decode, raw_latents.transpose(1, 2), autoencoder.samples_per_latent_frame, chunk_frames, context_frames
     )
 
@@ -102,21 +102,21 @@ def samples_per_frame(vocoder: nn.Module) -> int:
     return int(torch.tensor(vocoder.config.upsample_rates).prod())
 
 
-def _in_chunks(
-    decode: Callable[[torch.Tensor], torch.Tensor],
+def in_chunks(
+    convert: Callable[[torch.Tensor], torch.Tensor],
     inputs: torch.Tensor,
     outputs_per_frame: int,
     chunk_frames: int,
     context_frames: int,
 ) -> torch.Tensor:
-    """Applies `decode`, which turns one frame along dimension 1 into `outputs_per_frame`, chunk by chunk."""
+    """Applies `convert`, which turns one frame along dimension 1 into `outputs_per_frame`, chunk by chunk."""
     num_frames = inputs.shape[1]
     if num_frames <= chunk_frames + 2 * context_frames:
-        return decode(inputs)
+        return convert(inputs)
     pieces = []
     for start in range(0, num_frames, chunk_frames):
         stop = min(start + chunk_frames, num_frames)
         first, last = max(0, start - context_frames), min(num_frames, stop + context_frames)
-        decoded = decode(inputs[:, first:last])
-        pieces.append(decoded[:, (start - first) * outputs_per_frame : (stop - first) * outputs_per_frame])
+        converted = convert(inputs[:, first:last])
+        pieces.append(converted[:, (start - first) * outputs_per_frame : (stop - first) * outputs_per_frame])
     return torch.cat(pieces, dim=1)

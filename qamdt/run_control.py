@@ -48,12 +48,11 @@ def run_progress(config: RunConfig, step: int, minutes: float) -> float:
     return max(by_steps, by_minutes)
 
 
-def agree(accelerator: Accelerator, minutes: float, is_stopping: bool) -> tuple[float, bool]:
-    """Returns what the first process says, so that all of them do the same although their clocks differ."""
+def agree(accelerator: Accelerator, *values: float) -> tuple[float, ...]:
+    """Returns the numbers and flags of the first process, so that all do the same although their clocks differ."""
     if accelerator.num_processes == 1:
-        return minutes, is_stopping
-    said = broadcast(torch.tensor([minutes, float(is_stopping)], device=accelerator.device))
-    return said[0].item(), bool(said[1])
+        return values
+    return tuple(broadcast(torch.tensor(values, dtype=torch.float32, device=accelerator.device)).tolist())
 
 
 def peak_memory_in_gib(device: torch.device) -> float:

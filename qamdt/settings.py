@@ -5,12 +5,15 @@ change on the way.
 """
 
 import dataclasses
+import json
 import types
 from collections.abc import Collection, Mapping
 from pathlib import Path
 from typing import Any, Literal, TypeVar, Union, get_args, get_origin, get_type_hints
 
 import yaml
+
+from qamdt.files import write_json
 
 
 Settings = TypeVar("Settings")
@@ -86,15 +89,33 @@ def check_resumption(started: Settings, resumed: Settings, *, free: Collection[s
     """
     changes = _find_changes(started, resumed)
     refused = {key: pair for key, pair in changes.items() if key not in free}
-    words = ", ".join(
-        f"`{key}` was {_show(old)} and is now {_show(new)}" for key, (old, new) in (refused or changes).items()
-    )
+    words = _describe(refused or changes)
     if refused:
         raise ValueError(
-            f"a run cannot be resumed with other settings: {words}; give another `run.output_dir`, or the settings of "
+            f"a run cannot be resumed with other settings: {words}; give another output folder, or the settings of "
             f"{source}."
         )
     return f"Resuming with other settings: {words}." if changes else None
+
+
+def hold_folder_to(path: Path, settings: Mapping[str, Any], *, remedy: str) -> None:
+    """Notes in a JSON file what the content of its folder is made with, and refuses to go on there with anything else.
+
+    Args:
+        path: The note, in the folder; written when there is none.
+        settings: All that decides about the content, as JSON can hold it.
+        remedy: What else to do, for the message.
+
+    Raises:
+        ValueError: The note says something else.
+    """
+    if not path.is_file():
+        write_json(path, dict(settings))
+        return
+    found, asked = _flatten(json.loads(path.read_text(encoding="utf-8"))), _flatten(json.loads(json.dumps(settings)))
+    changes = {key: (found.get(key), asked.get(key)) for key in found | asked if found.get(key) != asked.get(key)}
+    if changes:
+        raise ValueError(f"{str(path.parent)!r} was made with other settings: {_describe(changes)}; {remedy}.")
 
 
 def _find_changes(before: Any, after: Any) -> dict[str, tuple[Any, Any]]:
@@ -109,6 +130,10 @@ def _flatten(values: dict[str, Any], prefix: str = "") -> dict[str, Any]:
     for key, value in values.items():
         flat |= _flatten(value, f"{prefix}{key}.") if isinstance(value, dict) else {f"{prefix}{key}": value}
     return flat
+
+
+def _describe(changes: dict[str, tuple[Any, Any]]) -> str:
+    return ", ".join(f"`{key}` was {_show(old)} and is now {_show(new)}" for key, (old, new) in changes.items())
 
 
 def _show(value: Any) -> str:

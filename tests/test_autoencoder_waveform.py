@@ -5,9 +5,9 @@ import math
 import pytest
 import torch
 
+from qamdt.decoders.spectral_losses import fine_frequency_error
+from qamdt.decoders.train_autoencoder import AutoencoderLoss, measure_latents, pitch_class_filters
 from qamdt.models.autoencoder_waveform import AutoencoderWaveform
-from qamdt.spectral_losses import fine_frequency_error
-from qamdt.train_autoencoder import AutoencoderLoss, measure_latents, pitch_class_filters
 
 
 @pytest.fixture

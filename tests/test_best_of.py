@@ -82,6 +82,8 @@ def test_the_command_keeps_the_best_and_records_the_others(clap, scorer_dir, pip
         assert main([*command[:-1], str(choice["seed"]), "-o", "alone.wav"]) == 0
         kept, alone = soundfile.read(f"best-{number}.wav")[0], soundfile.read("alone.wav")[0]
         assert np.abs(kept - alone).max() < 1e-3
+    assert main(["generate", "--request", "best-2.json", "-o", "again.wav"]) == 0
+    assert (tmp_path / "again.wav").read_bytes() == (tmp_path / "best-2.wav").read_bytes()
     assert "best_of" not in json.loads((tmp_path / "alone.json").read_text())
 
 
@@ -97,7 +99,6 @@ def test_low_quality_is_not_judged_by_how_good_it_sounds(clap, scorer_dir, pipe_
 def test_judging_options_need_candidates(tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
     assert main(["generate", "piano", "--best-by", "clap"]) == 2
-    assert "--best-by and --scorer go with --best-of" in capsys.readouterr().err
-    with pytest.raises(SystemExit):
-        main(["generate", "piano", "--best-of", "2", "--best-by", "clap,volume"])
-    assert "expected some of quality, alignment, clap" in capsys.readouterr().err
+    assert "`best_by` goes with `best_of` of at least 2, got ('clap',)" in capsys.readouterr().err
+    assert main(["generate", "piano", "--best-of", "2", "--best-by", "clap,volume"]) == 2
+    assert "`best_by` must be among 'quality', 'alignment', 'clap', got 'volume'" in capsys.readouterr().err

@@ -147,7 +147,7 @@ def test_what_cannot_be_used_is_counted_and_listed(music, capsys):
     assert "duplicate: 1, row: 3, short: 1, silent: 1, unreadable: 1, wrong metadata: 1" in output.err
 
 
-def test_a_second_run_reads_only_what_is_new(music, monkeypatch):
+def test_a_second_run_reads_only_what_is_new(music, monkeypatch, capsys):
     run(music)
     memory = music / ".manifest.scans.jsonl"
     memory.write_bytes(memory.read_bytes() + b'{"path": "torn')
@@ -157,6 +157,7 @@ def test_a_second_run_reads_only_what_is_new(music, monkeypatch):
     monkeypatch.setattr(build_manifest, "scan_audio", lambda path: scanned.append(path.name) or scan(path))
     assert run(music) == 0
     assert scanned == ["three.wav"]
+    assert "files read: 1, known from before: 2." in capsys.readouterr().out
     assert len(records(music)) == 3
 
 

@@ -2,6 +2,7 @@
 
 import errno
 import json
+import os
 import subprocess
 import sys
 
@@ -9,7 +10,10 @@ import numpy as np
 import pytest
 import soundfile
 
-from pipelines.cli import SAMPLER_NAMES, main, parse_quality
+from pipelines.cli import main, parse_quality
+from pipelines.pipeline_qamdt import QAMDTPipeline
+from pipelines.request import SAMPLER_NAMES
+from qamdt.music import NUM_MUSIC_FEATURES
 from qamdt.precision import preferred_dtype
 
 
@@ -43,6 +47,11 @@ def test_one_prompt_makes_one_file_and_its_record(run, tmp_path):
         "model": str(tmp_path / "pipe"),
         "quality": [[0.0, 2.0], [0.2, 4.5]],
         "negative_prompt": "",
+        "bpm": None,
+        "key": None,
+        "chords": None,
+        "time_signature": None,
+        "plan_music": True,
         "seconds": 0.5,
         "steps": 2,
         "guidance": 3.5,
@@ -50,8 +59,12 @@ def test_one_prompt_makes_one_file_and_its_record(run, tmp_path):
         "eta": 0.0,
         "dtype": dtype,
         "seed": 3,
+        "best_of": 1,
+        "best_by": None,
+        "scorer": None,
     }
     assert record["sound"] == {"sampling_rate": 16_000, "seconds": 0.5}
+    assert record["models"].keys() == {"model"}
     assert set(record["versions"]) == {"qamdt", "torch", "diffusers", "transformers", "python"}
 
 
@@ -82,6 +95,56 @@ def test_a_file_of_prompts_is_continued_where_it_stopped(run, tmp_path, capsys):
     assert "4 to make, 4 of them done before." in capsys.readouterr().out
     assert run(*command, "--quality", "low") == 0
     assert "4 to make, 0 of them done before." in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("sampler", [None, "paper"])
+def test_the_record_of_a_clip_gives_that_clip_again(run, tmp_path, monkeypatch, sampler):
+    options = ["--quality", "2,4.5", "--seconds", 0.3, "--seed", 3, "--guidance", 2, "--negative-prompt", "drums"]
+    options += [] if sampler is None else ["--sampler", sampler]
+    assert run("generate", "calm piano", *options, "-o", "first.wav") == 0
+    monkeypatch.setenv("QAMDT_MODEL", "another")  # the record names the model that was the default then
+    assert main(["generate", "--request", "first.json", "-o", "again.wav"]) == 0
+    assert (tmp_path / "again.wav").read_bytes() == (tmp_path / "first.wav").read_bytes()
+    assert json.loads((tmp_path / "again.json").read_text()) == json.loads((tmp_path / "first.json").read_text())
+
+
+def test_tempo_key_and_chords_reach_the_record(build_components, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    pipe = QAMDTPipeline(**build_components(num_music_features=NUM_MUSIC_FEATURES))
+    pipe.save_pretrained("model")
+    music = ["--bpm", "120", "--key", "A minor", "--chords", "Am F", "--time-signature", "3/4"]
+    assert main(["generate", "piano", *music, "--model", "model", "--steps", "2", "-o", "first.wav"]) == 0
+    record = json.loads((tmp_path / "first.json").read_text())
+    assert {name: record["settings"][name] for name in ("bpm", "key", "chords", "time_signature")} == {
+        "bpm": 120.0,
+        "key": "A minor",
+        "chords": "Am F",
+        "time_signature": "3/4",
+    }
+    assert (record["music"]["tempo_bpm"], record["music"]["chords"]) == (120.0, [[0.0, "Am"]])
+    assert main(["generate", "--request", "first.json", "--num", "1", "-o", "again.wav"]) == 0
+    assert (tmp_path / "again.wav").read_bytes() == (tmp_path / "first.wav").read_bytes()
+    assert main(["generate", "piano", "--no-plan", "--model", "model", "--steps", "2"]) == 0
+    assert json.loads((tmp_path / "music.json").read_text())["music"]["tempo_bpm"] is None
+
+
+def test_what_is_given_beside_a_request_replaces_what_it_says(run, tmp_path):
+    (tmp_path / "request.json").write_text(json.dumps({"prompt": "piano", "quality": [2, 4.5], "seed": 7}))
+    assert run("generate", "drums", "--request", "request.json", "--seed", 8, "--eta", 0) == 0
+    settings = json.loads((tmp_path / "music.json").read_text())["settings"]
+    assert (settings["prompt"], settings["quality"], settings["seed"]) == ("drums", [2, 4.5], 8)
+
+
+def test_clips_of_a_model_that_was_trained_on_are_made_again(run, pipe_dir, tmp_path, capsys):
+    (tmp_path / "prompts.txt").write_text("calm piano\n", encoding="utf-8")
+    command = ("generate", "--prompts", "prompts.txt", "--out-dir", "out")
+    assert run(*command) == 0
+    weights = next((pipe_dir / "transformer").glob("*.safetensors"))
+    os.utime(weights, ns=(0, weights.stat().st_mtime_ns + 1))
+    assert run(*command) == 0
+    assert "1 to make, 0 of them done before." in capsys.readouterr().out
+    assert run(*command) == 0
+    assert "1 to make, 1 of them done before." in capsys.readouterr().out
 
 
 def test_a_spectrogram_shows_every_take(run, tmp_path):
@@ -123,7 +186,8 @@ def test_info_describes_the_model(run, tmp_path, capsys):
         (("piano", "--out-dir", "out"), "--out-dir goes with --prompts"),
         (("--prompts", "p.txt"), "--prompts needs --out-dir"),
         (("--prompts", "p.txt", "--out-dir", "out", "-o", "a.wav"), "takes neither -o nor --spectrogram"),
-        (("--prompts", "missing.txt", "--out-dir", "out"), "got 'missing.txt', which does not exist"),
+        (("--prompts", "missing.txt", "--out-dir", "out"), "--prompts must be a file, got 'missing.txt', which does"),
+        (("--request", "missing.json"), "--request must be a file, got 'missing.json', which does not exist"),
         (("piano", "-o", "out.aiff"), "-o must end in .wav, .flac, .ogg, .mp3, got 'out.aiff'"),
         (("piano", "-o", "no/out.wav"), "the folder of -o must exist, got 'no/out.wav'"),
         (("piano", "--spectrogram", "no/out.png"), "the folder of --spectrogram must exist"),
@@ -139,13 +203,8 @@ def test_arguments_that_do_not_fit_together_are_refused(monkeypatch, tmp_path, c
     ("arguments", "message"),
     [
         (("piano", "--quality", "excellent"), "expected high, medium, low, unknown, a score from 1 to 5"),
-        (("piano", "--quality", "9"), "got '9'"),
         (("piano", "--quality", "0:2,4"), "got '0:2,4'"),
-        (("piano", "--seconds", "-1"), "argument --seconds: expected a number greater than 0, got '-1'"),
-        (("piano", "--seconds", "nan"), "expected a number greater than 0, got 'nan'"),
-        (("piano", "--num", "0"), "argument --num: expected a whole number of at least 1, got '0'"),
-        (("piano", "--seed", "-1"), "argument --seed: expected a whole number of at least 0, got '-1'"),
-        (("piano", "--guidance", "-1"), "argument --guidance: expected a number of at least 0"),
+        (("piano", "--seconds", "long"), "argument --seconds: invalid float value: 'long'"),
         (("piano", "--sampler", "magic"), "invalid choice: 'magic'"),
         (("piano", "--nonsense"), "unrecognized arguments: --nonsense"),
     ],
@@ -154,6 +213,25 @@ def test_arguments_that_mean_nothing_are_refused(capsys, arguments, message):
     with pytest.raises(SystemExit) as stop:
         main(["generate", *arguments])
     assert stop.value.code == 2
+    assert message in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (("--quality", "9"), "`quality` must hold scores from 1 to 5, got 9."),
+        (("--seconds", "-1"), "`seconds` must be a number greater than 0, got -1.0."),
+        (("--seconds", "nan"), "`seconds` must be a number greater than 0, got nan."),
+        (("--num", "0"), "`num` must be an integer of at least 1, got 0."),
+        (("--seed", "-1"), "`seed` must be an integer of at least 0"),
+        (("--guidance", "-1"), "`guidance` must be a number at least 0, got -1.0."),
+        (("--request", "bad.json"), "'bad.json' holds no request: A request has no `lenght`"),
+    ],
+)
+def test_requests_that_make_no_sense_are_refused(monkeypatch, tmp_path, capsys, arguments, message):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "bad.json").write_text('{"prompt": "piano", "lenght": 3}')
+    assert main(["generate", "piano", *arguments]) == 2
     assert message in capsys.readouterr().err
 
 

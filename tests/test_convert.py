@@ -15,7 +15,8 @@ from tokenizers.processors import TemplateProcessing
 from transformers import PreTrainedTokenizerFast, SpeechT5HifiGan, SpeechT5HifiGanConfig, T5Config, T5EncoderModel
 
 from pipelines.pipeline_qamdt import QAMDTPipeline
-from qamdt.convert import (
+from qamdt.models.transformer_qamdt import QAMDTTransformer2DModel
+from qamdt.published.convert import (
     PUBLISHED_UNET_PARAMS,
     convert_checkpoint,
     convert_transformer_state_dict,
@@ -23,8 +24,7 @@ from qamdt.convert import (
     read_unet_params,
     transformer_config_from_original,
 )
-from qamdt.convert_decoders import convert_vocoder_state_dict, vae_config_from_original
-from qamdt.models.transformer_qamdt import QAMDTTransformer2DModel
+from qamdt.published.convert_decoders import convert_vocoder_state_dict, vae_config_from_original
 
 
 GOLDEN = Path(__file__).parent / "golden"

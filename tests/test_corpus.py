@@ -18,6 +18,7 @@ from data_prep.composer.score import parse_pattern
 from data_prep.composer.styles import STYLES
 from data_prep.render_corpus import CorpusSettings, main, render_corpus
 from data_prep.synthesis import DEFAULT_SOUNDFONT, Synthesizer, check_soundfont, import_fluidsynth
+from qamdt.keyed_rows import KeyedRows
 from qamdt.manifest import read_manifest
 
 
@@ -275,8 +276,8 @@ def test_an_interrupted_run_is_completed_to_the_same_corpus(corpus, tmp_path, mo
     with pytest.raises(KeyboardInterrupt):
         render_corpus(tmp_path, num_pieces=8, settings=SHORT)
     assert not (tmp_path / "manifest.jsonl").exists()
-    with (tmp_path / "progress.jsonl").open("a") as file:
-        file.write('{"index": 3, "rec')  # killed in the middle of a line
+    with (tmp_path / "pieces.jsonl").open("a") as file:
+        file.write('{"key": "3", "rec')  # killed in the middle of a line
     (tmp_path / "audio" / "piece-000001-clean.flac").unlink()
 
     rendered = []
@@ -296,6 +297,22 @@ def test_more_pieces_extend_a_corpus_and_other_settings_are_refused(corpus, tmp_
         render_corpus(tmp_path, num_pieces=2, settings=dataclasses.replace(SHORT, seed=6))
     render_corpus(tmp_path, num_pieces=8, settings=SHORT, num_workers=2)
     assert contents(tmp_path) == contents(corpus)
+
+
+@needs_fluidsynth
+def test_a_soundfont_that_was_replaced_and_a_second_process_are_refused(tmp_path, monkeypatch):
+    soundfont = tmp_path / "font.sf2"
+    soundfont.write_bytes(b"one")
+    monkeypatch.setattr(render_corpus_module, "_rendered", lambda *_: iter(()))
+    settings = dataclasses.replace(SHORT, soundfonts=(str(soundfont),))
+    monkeypatch.setattr(render_corpus_module, "check_soundfont", lambda path: None)
+    with KeyedRows(tmp_path / "corpus", "pieces"), pytest.raises(RuntimeError, match="another process is writing"):
+        render_corpus(tmp_path / "corpus", num_pieces=1, settings=settings)
+    with pytest.raises(KeyError):  # nothing is rendered here
+        render_corpus(tmp_path / "corpus", num_pieces=1, settings=settings)
+    soundfont.write_bytes(b"two")
+    with pytest.raises(ValueError, match="other settings: `soundfont_digests` was"):
+        render_corpus(tmp_path / "corpus", num_pieces=1, settings=settings)
 
 
 @needs_fluidsynth

@@ -6,9 +6,9 @@ from diffusers import AutoencoderKL
 from transformers import SpeechT5HifiGan, SpeechT5HifiGanConfig
 
 from qamdt.audio import LogMel
+from qamdt.decoders.spectral_losses import multi_resolution_stft_distance
 from qamdt.decoding import decode_latents, mel_to_waveform, vae_scale_factor
 from qamdt.models.vocoder_istft import ISTFTVocoder, inverse_stft, overlap_add
-from qamdt.spectral_losses import multi_resolution_stft_distance
 
 
 @pytest.fixture

@@ -1,4 +1,4 @@
-import json
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -6,6 +6,7 @@ import pytest
 from data_prep.degrade_corpus import DegradeSettings, degrade_corpus, main
 from data_prep.productions import produce
 from qamdt.audio import read_audio, write_audio
+from qamdt.keyed_rows import KeyedRows
 from qamdt.manifest import Record, read_manifest, write_manifest
 
 
@@ -30,9 +31,10 @@ def manifest(tmp_path):
 
 def test_versions_of_clean_clips_with_their_scores(manifest, tmp_path):
     settings = DegradeSettings(versions=6, kinds=("noise", "band_limit"), clean_share=0.3, produce_share=0.5)
-    path, failures = degrade_corpus(manifest, tmp_path / "out", settings=settings, split="train")
+    path, counts, failures = degrade_corpus(manifest, tmp_path / "out", settings=settings, split="train")
     records = list(read_manifest(path))
     assert not failures
+    assert counts == {"kept": 0, "made": 12}
     assert [record.id for record in records] == [f"{name}-v{i}" for name in "ab" for i in range(6)]
     for record in records:
         degradations = record.tags["degradation"] or []
@@ -43,18 +45,59 @@ def test_versions_of_clean_clips_with_their_scores(manifest, tmp_path):
     assert len({record.quality_score for record in records}) > 3
 
 
-def test_a_second_run_does_what_is_missing(manifest, tmp_path, monkeypatch):
+def write_times(folder):
+    return {file.name: file.stat().st_mtime_ns for file in folder.glob("audio/*")}
+
+
+def redone(folder, before):
+    return {name for name, time in write_times(folder).items() if before.get(name) != time}
+
+
+def test_a_second_run_does_what_is_missing(manifest, tmp_path):
     folder = tmp_path / "out"
-    path, _ = degrade_corpus(manifest, folder)
-    content, times = path.read_bytes(), {file.name: file.stat().st_mtime_ns for file in folder.glob("audio/*")}
+    path, _, _ = degrade_corpus(manifest, folder)
+    content, times = path.read_bytes(), write_times(folder)
     lines = (folder / "progress.jsonl").read_text().splitlines(keepends=True)
     (folder / "progress.jsonl").write_text("".join(lines[:-1]) + lines[-1][:30])  # killed while writing
-    degrade_corpus(manifest, folder)
-    redone = {name for name, time in times.items() if (folder / "audio" / name).stat().st_mtime_ns != time}
+    assert degrade_corpus(manifest, folder)[1] == {"kept": 5, "made": 1}
     assert path.read_bytes() == content
-    assert redone == {"t-v0.flac", "t-v1.flac"}
-    with pytest.raises(ValueError, match="holds a corpus with other settings"):
-        degrade_corpus(manifest, folder, settings=DegradeSettings(seed=1))
+    assert redone(folder, times) == {"t-v1.flac"}
+
+
+def test_what_has_changed_is_made_again_and_the_rest_kept(manifest, tmp_path):
+    folder = tmp_path / "out"
+    degrade_corpus(manifest, folder)
+    old = (tmp_path / "a.flac").read_bytes()
+    write_audio(tmp_path / "a.flac", 0.1 * np.random.default_rng(7).standard_normal(16_000), 16_000)
+    records = [replace(record, captions=("a flop",)) for record in read_manifest(manifest)]
+    write_manifest(manifest, records)
+    times = write_times(folder)
+    path, counts, _ = degrade_corpus(manifest, folder)
+    assert (counts, redone(folder, times)) == ({"kept": 4, "made": 2}, {"a-v0.flac", "a-v1.flac"})
+    assert {record.captions for record in read_manifest(path)} == {("a flop",)}
+    fresh, _, _ = degrade_corpus(manifest, tmp_path / "fresh")
+    assert path.read_bytes() == fresh.read_bytes()
+    assert (folder / "audio/a-v0.flac").read_bytes() == (tmp_path / "fresh/audio/a-v0.flac").read_bytes()
+
+    # One version more needs nothing else; another seed needs everything, and so does the way back.
+    assert degrade_corpus(manifest, folder, settings=DegradeSettings(versions=3))[1] == {"kept": 6, "made": 3}
+    assert degrade_corpus(manifest, folder, settings=DegradeSettings(seed=1))[1] == {"kept": 0, "made": 6}
+    assert degrade_corpus(manifest, folder)[1] == {"kept": 0, "made": 6}
+    assert path.read_bytes() == fresh.read_bytes()
+    assert (folder / "audio/a-v0.flac").read_bytes() == (tmp_path / "fresh/audio/a-v0.flac").read_bytes()
+
+    # A clean clip that is as it was before, but for its time, is another one.
+    (tmp_path / "a.flac").write_bytes(old)
+    assert degrade_corpus(manifest, folder)[1] == {"kept": 4, "made": 2}
+
+
+def test_a_folder_of_an_earlier_version_or_of_another_process_is_refused(manifest, tmp_path):
+    (tmp_path / "out").mkdir()
+    (tmp_path / "out" / "progress.jsonl").write_text('{"id": "a", "records": []}\n')
+    with pytest.raises(SystemExit, match=r"progress\.jsonl, line 1: .*a file of an older version must be moved away"):
+        main([str(manifest), str(tmp_path / "out")])
+    with KeyedRows(tmp_path / "busy", "progress"), pytest.raises(SystemExit, match="another process is writing"):
+        main([str(manifest), str(tmp_path / "busy")])
 
 
 def test_another_production_is_another_sound_of_the_same_length():
@@ -70,12 +113,13 @@ def test_another_production_is_another_sound_of_the_same_length():
 
 
 def test_unreadable_clips_are_listed_and_the_others_done(manifest, tmp_path, capsys):
-    lines = [json.loads(line) for line in manifest.read_text().splitlines()]
     (tmp_path / "a.flac").write_bytes(b"no audio")
-    with pytest.raises(SystemExit, match=r"(?s)1 clips could not be degraded.*a: `path` must be a readable"):
+    with manifest.open("a") as file:
+        file.write('{"id": "x", "path": "../outside.flac", "duration_in_s": 1.0}\n')
+    message = r"(?s)2 clips could not be degraded.*line 5: `path` must be relative.*a: `path` must be a readable"
+    with pytest.raises(SystemExit, match=message):
         main([str(manifest), str(tmp_path / "out"), "--versions", "1"])
     assert [record.id for record in read_manifest(tmp_path / "out" / "manifest.jsonl")] == ["b-v0", "t-v0"]
-    assert len(lines) == 4
 
 
 @pytest.mark.parametrize(

@@ -147,6 +147,28 @@ def test_labels_can_be_relative_to_the_source(corpus):
         assert record.quality_scorer == "tiny@1, per source"
 
 
+def test_lines_that_describe_no_clip_are_listed(corpus, capsys):
+    label(corpus)
+    once = (corpus / "labelled.jsonl").read_bytes()
+    text = (corpus / "manifest.jsonl").read_text()
+    (corpus / "manifest.jsonl").write_text('{"id": "x", "path": "../x.wav", "duration_in_s": 1.0}\n' + text)
+    assert label(corpus) == 1
+    assert (corpus / "labelled.jsonl").read_bytes() == once
+    first = json.loads((corpus / "labelled.unlabelled.jsonl").read_text().splitlines()[0])
+    assert first["line"] == 1
+    assert "stay inside the manifest's folder" in first["error"]
+
+
+def test_of_several_rows_of_a_clip_the_last_one_counts(corpus):
+    label(corpus)
+    once = (corpus / "labelled.jsonl").read_bytes()
+    rows = (corpus / "scores.jsonl").read_text()
+    outdated = json.dumps(json.loads(rows.splitlines()[0]) | {"overall_quality": 1.0, "text_alignment": 1.0}) + "\n"
+    (corpus / "scores.jsonl").write_text(outdated + rows)
+    label(corpus)
+    assert (corpus / "labelled.jsonl").read_bytes() == once
+
+
 def test_labelling_again_replaces_the_labels(corpus):
     label(corpus)
     once = (corpus / "labelled.jsonl").read_bytes()

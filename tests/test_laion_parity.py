@@ -5,8 +5,8 @@ import pytest
 import torch
 import transformers
 
-from data_prep.refine.clap import LaionClap, TransformersClap
-from data_prep.refine.convert_clap import build_feature_extractor, build_model, read_laion_weights
+from whisq.clap import LaionClap, TransformersClap
+from whisq.convert_clap import build_feature_extractor, build_model, read_laion_weights
 
 
 hook = pytest.importorskip("laion_clap.hook")

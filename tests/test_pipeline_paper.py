@@ -11,8 +11,8 @@ from safetensors.torch import load_file
 
 from pipelines.pipeline_qamdt import QAMDTPipeline
 from pipelines.samplers import PAPER_SETTINGS, paper_scheduler
-from qamdt.convert import convert_transformer_state_dict, transformer_config_from_original
 from qamdt.models.transformer_qamdt import QAMDTTransformer2DModel
+from qamdt.published.convert import convert_transformer_state_dict, transformer_config_from_original
 from qamdt.quality import PUBLISHED_QUALITY_STATS
 
 

@@ -105,9 +105,10 @@ def test_dev_pieces_are_held_out_with_all_their_versions(tmp_path):
     [
         ({"quality_score": None}, "has no `quality_score`"),
         ({"quality_score": 7}, "must lie between 1 and 5"),
-        ({"path": "../a.wav"}, "must stay inside the manifest's folder"),
+        ({"path": "../a.wav"}, "stay inside the manifest's folder"),
+        ({"captions": "one string"}, "`captions` must be a list of strings, got a string"),
         ({"id": "0"}, "ids must be unique"),
-        ({"quality_frames": [3.0]}, "the field 'quality_frame_rate' is missing"),
+        ({"quality_frames": [3.0]}, "lack a `quality_frame_rate`"),
     ],
 )
 def test_bad_records_are_listed(tmp_path, change, message):

@@ -14,7 +14,7 @@ from benchmarks.refiner_robustness import refine_and_kill
 from data_prep.refine import ray_engine
 from data_prep.refine.async_engine import answer_questions
 from data_prep.refine.batch_engine import BatchEngine, PartLimits
-from data_prep.refine.fuse import FUSION_SCHEMA, write_messages
+from data_prep.refine.fusion_prompt import FUSION_SCHEMA, write_messages
 from data_prep.refine.jobs import RefineSettings
 from data_prep.refine.llm_client import LlmClient, ModelConfig, RunStopped, Server, measure_messages
 from data_prep.refine.local_engine import run_jobs
@@ -149,7 +149,7 @@ def test_a_key_that_a_server_quotes_is_not_passed_on(base_url, questions, monkey
 
 def test_a_server_that_is_not_there_stops_the_run(questions):
     started = time.monotonic()
-    with pytest.raises(RunStopped, match="cannot reach the server at http://127.0.0.1:9/v1/.*check `--base-url`"):
+    with pytest.raises(RunStopped, match="cannot reach the server at http://127.0.0.1:9/v1/.*check `base_url`"):
         ask(questions(*map(str, range(50))), "http://127.0.0.1:9/v1", "ok", max_tries=2)
     assert time.monotonic() - started < BUSY
 
@@ -179,7 +179,7 @@ def test_a_retry_after_is_kept_by_all(server_log, base_url, questions):
 
 def test_the_purse_is_never_overdrawn(base_url, questions):
     spending = Spending(Prices(input_price=1000.0, output_price=1000.0), max_cost=3.0)
-    with pytest.raises(CostLimitReached, match="`--max-cost` 3 is reached"):
+    with pytest.raises(CostLimitReached, match="`max_cost` 3 is reached"):
         ask(questions(*(f"costly {number}" for number in range(50))), base_url, "ok", spending)
     assert 0 < len(ask.rows) < 50
     assert 1.0 < spending.cost <= 3.0
@@ -301,7 +301,7 @@ def test_what_a_batch_did_not_answer_can_be_submitted_again(trouble, reason, run
 def test_a_batch_that_costs_too_much_is_not_submitted(run, base_url, tmp_path):
     engine = BatchEngine(tmp_path / "batches", run.settings.model, Server(base_url=base_url, timeout_in_s=BUSY))
     spending = Spending(Prices(input_price=1000.0, output_price=1000.0, discount=0.5), max_cost=1.0)
-    with pytest.raises(CostLimitReached, match="`--max-cost`"):
+    with pytest.raises(CostLimitReached, match="`max_cost`"):
         engine.submit(open_questions(run), spending)
     assert engine.describe() == []
 

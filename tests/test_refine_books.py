@@ -7,12 +7,12 @@ from pathlib import Path
 
 import pytest
 
-from data_prep.refine.align import Thresholds
-from data_prep.refine.jobs import RefineSettings, make_keys
+from data_prep.refine.jobs import RefineSettings, identify_captioners, make_keys
 from data_prep.refine.llm_client import ModelConfig
 from data_prep.refine.manifest_rows import ManifestRows
 from data_prep.refine.rate_limit import RateLimiter
 from data_prep.refine.spending import CostLimitReached, Prices, Spending, Usage, sum_usage
+from data_prep.refine.thresholds import Thresholds
 from qamdt.keyed_rows import KeyedRows, make_row
 from qamdt.manifest import Record, write_manifest
 
@@ -24,19 +24,33 @@ def test_a_setting_changes_the_keys_of_its_step_and_the_later_ones_alone():
     record = Record(id="a", path="a.wav", duration_in_s=1.0, captions=("slow jazz",))
     settings = RefineSettings(thresholds=Thresholds(audio_text=0.1), model=ModelConfig(model="m"))
 
-    def changed(other, clap="clap", prompt=0, clip=record):
-        keys = make_keys(record, settings, "clap", 0)
-        others = make_keys(clip, other, clap, prompt)
+    def changed(other, clap="clap", prompt=0, clip=record, audio=1, captioners=("tags",)):
+        keys = make_keys(record, [1], settings, ["tags"], "clap", 0)
+        others = make_keys(clip, [audio], other, list(captioners), clap, prompt)
         return [step for step in keys if keys[step] != others[step]]
 
     assert changed(settings) == []
     assert changed(settings, clap="other") == ["generate", "align", "fuse", "check"]
+    assert changed(settings, audio=2) == ["generate", "align", "fuse", "check"]
+    assert changed(settings, captioners=["tags", "measured"]) == ["generate", "align", "fuse", "check"]
     assert changed(settings, clip=replace(record, captions=("fast jazz",))) == ["generate", "align", "fuse", "check"]
     assert changed(replace(settings, thresholds=Thresholds(audio_text=0.2))) == ["align", "fuse", "check"]
     assert changed(replace(settings, model=ModelConfig(model="n"))) == ["fuse", "check"]
     assert changed(replace(settings, num_paraphrases=3)) == ["fuse", "check"]
     assert changed(settings, prompt=1) == ["fuse", "check"]
     assert changed(settings, clip=replace(record, quality_score=3.0, quality_scorer="x")) == []
+
+
+def test_a_captioner_that_was_trained_on_is_another_one(tmp_path):
+    (tmp_path / "captioner").mkdir()
+    weights = tmp_path / "captioner" / "model.safetensors"
+    weights.write_bytes(b"before")
+    settings = RefineSettings(captioners=("measured", str(weights.parent), "name/on-the-hub"))
+    before = identify_captioners(settings)
+    assert before == identify_captioners(settings)
+    assert before[0] == ["measured"]
+    weights.write_bytes(b"after training")
+    assert identify_captioners(settings) != before
 
 
 def test_bad_lines_of_a_manifest_are_told_one_by_one(tmp_path):
@@ -46,6 +60,8 @@ def test_bad_lines_of_a_manifest_are_told_one_by_one(tmp_path):
     lines = [b'{"id": "c", "path": "\xff.wav", "duration_in_s": 1}', b"[1]", b"{", b'{"id": 3}', b"", b'{"id": "d"}']
     with path.open("ab") as file:
         file.write(b"\n".join(lines) + b"\n" + path.read_bytes().splitlines()[1] + b"\n")
+        file.write(b'{"id": "e", "path": "../outside.ogg", "duration_in_s": 1}\n')
+        file.write(b'{"id": "f", "path": "f.wav", "duration_in_s": 1, "captions": "one string"}\n')
     rows = ManifestRows(path)
     assert [record.id for _, record in rows.read_good(range(len(rows)))] == ["a", "b"]
     reasons = [
@@ -54,7 +70,9 @@ def test_bad_lines_of_a_manifest_are_told_one_by_one(tmp_path):
         "Expecting",
         "are missing",
         "are missing",
-        "used before, in clip 2",
+        "was used in line 2 already",
+        "must be relative and stay inside the manifest's folder",
+        "must be a list of strings, got a string; write it as",
     ]
     for position, reason in enumerate(reasons, start=2):
         with pytest.raises(ValueError, match=reason):
@@ -114,7 +132,7 @@ def test_money_is_set_aside_before_it_is_spent():
     spending = Spending(Prices(input_price=1.0, output_price=2.0), max_cost=10e-6, usage=Usage(2, 1, 1))
     assert spending.cost == pytest.approx(4e-6)
     reserved = spending.reserve(Usage(2, 2, 1))
-    with pytest.raises(CostLimitReached, match="`--max-cost`"):
+    with pytest.raises(CostLimitReached, match="`max_cost`"):
         spending.reserve(Usage(1, 0, 1))
     spending.settle(reserved, Usage(1, 0, 1))
     assert spending.cost == pytest.approx(5e-6)
@@ -122,7 +140,7 @@ def test_money_is_set_aside_before_it_is_spent():
 
 
 def test_a_limit_without_prices_is_refused():
-    with pytest.raises(ValueError, match="give `--input-price`"):
+    with pytest.raises(ValueError, match="give `input_price`"):
         Spending(max_cost=1.0)
 
 

@@ -11,8 +11,11 @@ import numpy as np
 import pytest
 
 from benchmarks.refiner_throughput import running_server
-from data_prep import refine_captions
-from data_prep.refine_captions import main
+from data_prep.refine.jobs import RefineSettings
+from data_prep.refine.llm_client import ModelConfig, Server
+from data_prep.refine.step_runner import StepRunner
+from data_prep.refine.thresholds import Thresholds
+from data_prep.refine_captions import RefineRequest, main, refine_captions
 from qamdt.audio import write_audio
 from qamdt.manifest import Record, read_manifest, write_manifest
 
@@ -88,7 +91,7 @@ def refined(manifest):
 
 def failures(manifest):
     lines = (manifest.with_name("refined") / "failures.jsonl").read_text().splitlines()
-    return {(row["clip"], row["step"]): row["reason"] for row in map(json.loads, lines)}
+    return {(row["line"], row["step"]): row["reason"] for row in map(json.loads, lines)}
 
 
 def test_wrong_captions_go_and_facts_come(manifest, capsys):
@@ -109,7 +112,7 @@ def test_wrong_captions_go_and_facts_come(manifest, capsys):
 def test_a_second_run_does_nothing_and_changes_nothing(manifest, monkeypatch):
     run(manifest)
     files = {path: path.read_bytes() for path in manifest.parent.rglob("*.jsonl")}
-    monkeypatch.setattr(refine_captions.StepRunner, "run", None)  # there is nothing to run
+    monkeypatch.setattr(StepRunner, "run", None)  # there is nothing to run
     assert run(manifest) == 0
     assert {path: path.read_bytes() for path in manifest.parent.rglob("*.jsonl")} == files
 
@@ -135,28 +138,78 @@ def test_bad_clips_are_listed_and_the_others_done(manifest, capsys):
     good = manifest.read_text().splitlines()
     long = json.loads(good[3])
     long["captions"] = ["fast techno music " + "very " * 200_000]  # a megabyte
-    lines = [*good[:3], json.dumps(long), *good[4:], good[5], '{"id": "x"']
+    lines = [*good[:3], json.dumps(long), *good[4:], "", good[5], '{"id": "x"']
     manifest.write_bytes("\n".join(lines).encode() + b'\n{"id": "y", "path": "\xff", "duration_in_s": 1}\n')
     assert run(manifest) == 1
     assert sorted(refined(manifest)) == ["clip-0", "clip-3", "clip-4", "clip-5"]
     assert "very very" not in " ".join(refined(manifest)["clip-3"].captions)
     reasons = failures(manifest)
-    assert [clip for clip, _ in reasons] == [2, 3, 7, 8, 9]
+    assert [line for line, _ in reasons] == [2, 3, 8, 9, 10]
     assert "does not exist" in reasons[2, "generate"]
     assert "readable" in reasons[3, "generate"]
-    assert "used before" in reasons[7, "manifest"]
-    assert "not UTF-8" in reasons[9, "manifest"]
+    assert "was used in line 6 already" in reasons[8, "manifest"]
+    assert "not UTF-8" in reasons[10, "manifest"]
     assert "4 of 9 clips refined, 5 failed" in capsys.readouterr().out
 
 
-def test_failed_clips_are_tried_again_when_asked(manifest):
-    audio = (manifest.parent / "1.wav").read_bytes()
-    (manifest.parent / "1.wav").unlink()
-    assert run(manifest) == 1
-    (manifest.parent / "1.wav").write_bytes(audio)
+def test_failed_clips_are_tried_again_when_asked(manifest, monkeypatch):
+    def fail(*_, **__):
+        raise OSError("the disk was away")
+
+    with monkeypatch.context() as patched:
+        patched.setattr("data_prep.refine.step_runner.read_audio", fail)
+        assert run(manifest) == 1
     assert run(manifest) == 1
     assert run(manifest, "--retry-failed") == 0
     assert len(refined(manifest)) == 6
+
+
+def test_a_clip_with_another_sound_is_heard_again_and_the_others_are_not(manifest, capsys):
+    assert run(manifest) == 0
+    write_audio(manifest.parent / "1.wav", np.full(900, 0.1, np.float32), 16_000)  # what clip 2 sounds like
+    capsys.readouterr()
+    assert run(manifest) == 0
+    assert "done in this run: generate 1, align 1, fuse 1, check 1; the rest was there." in capsys.readouterr().out
+    assert refined(manifest)["clip-1"].extra["clap_similarity"] < refined(manifest)["clip-3"].extra["clap_similarity"]
+
+
+def test_a_program_refines_as_the_command_does(manifest, server, tmp_path):
+    assert run(manifest, *server) == 0
+    expected = manifest.with_name("refined.jsonl").read_bytes()
+    url, model = server[1], server[3]
+    request = RefineRequest(
+        manifest=str(manifest),
+        out=str(manifest.with_name("again.jsonl")),
+        settings=RefineSettings(
+            captioners=("tags",),
+            thresholds=Thresholds(audio_text=0.2, duplicate=0.9, max_loss=1.0),
+            model=ModelConfig(model=model),
+        ),
+        server=Server(base_url=url, max_tries=2),
+    )
+    result = refine_captions(RefineRequest.from_dict(json.loads(json.dumps(request.to_dict()))), say=lambda _: None)
+    assert result.refined_manifest.read_bytes() == expected
+    assert (result.summary.num_refined, result.num_made["fuse"], result.spending.usage.requests) == (6, 6, 6)
+    again = refine_captions(request)
+    assert (again.num_made.total(), again.is_whole, again.stopped) == (0, True, None)
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"manifets": "a"}, "unknown key `manifets`"),
+        ({"batch_size": "8"}, "`batch_size` must be of type int, got '8'"),
+        ({"settings": {"clap": 1}}, "`settings.clap` must be of type str"),
+        ({"engine": "batch"}, "need each other"),
+        ({"server": {}}, "`server` needs a `model` or a `suggester`"),
+        ({"engine": "threads"}, "`engine` must be one of"),
+        ({"shard": [4, 4]}, r"`shard` must be \(i, n\) with 0 <= i < n"),
+        ({"out": "elsewhere/refined.jsonl"}, "`out` must be a .jsonl file beside the manifest"),
+    ],
+)
+def test_requests_that_make_no_sense_are_refused(changes, message):
+    with pytest.raises(ValueError, match=message):
+        RefineRequest.from_dict({"manifest": "manifest.jsonl"} | changes)
 
 
 def test_shards_join_into_what_one_process_makes(manifest, capsys):
@@ -198,9 +251,10 @@ def test_a_language_model_suggests_captions_that_are_aligned_like_others(source,
         assert [candidate["text"] for candidate in candidates if candidate["source"] == "script:ok"] == [
             "Happy music."
         ]
-    (manifest.parent / "5.wav").unlink()
     before = manifest.with_name("refined.jsonl").read_bytes()
-    assert run(manifest, *options) == 0, "nothing is heard or asked again"
+    capsys.readouterr()
+    assert run(manifest, *options) == 0
+    assert "done in this run: nothing" in capsys.readouterr().out
     assert manifest.with_name("refined.jsonl").read_bytes() == before
 
 
@@ -221,7 +275,7 @@ def test_money_that_is_used_up_stops_the_run_until_there_is_more(manifest, serve
     prices = ("--input-price", "1000", "--output-price", "1000", "--max-tokens", "100", "--concurrency", "1")
     assert run(manifest, *server, *prices, "--max-cost", "1") == 2
     captured = capsys.readouterr()
-    assert "`--max-cost` 1 is reached" in captured.err
+    assert "`max_cost` 1 is reached" in captured.err
     assert "still to be done" in captured.out
     assert not manifest.with_name("refined.jsonl").exists()
     assert run(manifest, *server, *prices, "--max-cost", "1") == 2, "what was spent counts over all runs"
@@ -274,12 +328,12 @@ def test_batches_take_two_commands(manifest, server, capsys):
     ("options", "message"),
     [
         (("--engine", "batch"), "need each other"),
-        (("--engine", "batch", "--batch", "submit"), "needs a `--model`"),
+        (("--engine", "batch", "--batch", "submit"), "needs a `model`"),
         (("--base-url", "http://localhost"), "`--base-url` needs a `--model`"),
         (("--model", "m", "--base-url", "localhost"), "must begin with http"),
         (("--out", "/elsewhere/refined.jsonl"), "beside the manifest"),
         (("--num-workers", "0"), "must be at least 1"),
-        (("--model", "m", "--base-url", "http://localhost", "--max-cost", "1"), "give `--input-price`"),
+        (("--model", "m", "--base-url", "http://localhost", "--max-cost", "1"), "give `input_price`"),
         (("--manifest", "/nowhere/manifest.jsonl"), "there is no manifest"),
     ],
 )

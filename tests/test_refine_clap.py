@@ -8,8 +8,8 @@ import torch
 from safetensors.torch import save_file
 from transformers import BertTokenizerFast, ClapConfig, ClapFeatureExtractor, ClapModel
 
-from data_prep.refine.clap import EmbeddedClap, LaionClap, TransformersClap, embed_windows, load_clap, split_windows
-from data_prep.refine.convert_clap import build_model, describe_laion_weights, main, read_laion_weights
+from whisq.clap import EmbeddedClap, LaionClap, TransformersClap, embed_windows, load_clap, split_windows
+from whisq.convert_clap import build_model, describe_laion_weights, main, read_laion_weights
 
 
 RATE = 48_000

@@ -6,7 +6,6 @@ import zlib
 import numpy as np
 import pytest
 
-from data_prep.refine.align import Thresholds, derive_thresholds, read_thresholds, write_thresholds
 from data_prep.refine.clean import clean_text, describe_tags, why_not_a_caption
 from data_prep.refine.fact_check import find_unsupported
 from data_prep.refine.outcomes import (
@@ -30,6 +29,8 @@ from data_prep.refine.stages import (
     generate_candidates,
     refine_clip,
 )
+from data_prep.refine.thresholds import Thresholds, derive_thresholds, read_thresholds
+from qamdt.files import write_json
 from qamdt.manifest import Record
 
 
@@ -339,7 +340,7 @@ def test_rules_append_a_caption_that_says_something_else():
 
 
 def fuse_request(fuser_request):
-    from data_prep.refine.fuse import fuse_by_rules
+    from data_prep.refine.fusion_rules import fuse_by_rules
 
     fusion = accept_fusion(fuser_request, fuse_by_rules(fuser_request))
     assert not fusion.fell_back, fusion.failed_checks
@@ -398,7 +399,7 @@ def test_derived_thresholds_part_right_from_exchanged_captions():
 
 
 def test_thresholds_are_read_back_and_checked(tmp_path):
-    write_thresholds(tmp_path / "t.json", THRESHOLDS)
+    write_json(tmp_path / "t.json", THRESHOLDS.to_dict())
     assert read_thresholds(tmp_path / "t.json") == THRESHOLDS
     (tmp_path / "t.json").write_text('{"audio_text": 0.1, "rho": 2}')
     with pytest.raises(ValueError, match=r"t\.json: thresholds must have `audio_text`"):

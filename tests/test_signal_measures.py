@@ -5,7 +5,7 @@ import pytest
 from scipy.signal import butter, sosfilt
 
 from benchmarks import signal_measures
-from data_prep.refine import tempo_and_key
+from qamdt import tempo_and_key
 
 
 SAMPLING_RATE = 16_000

@@ -3,7 +3,8 @@ import pytest
 import torch
 from torch.nn import functional as F
 
-from whisq.alignment import contrastive_loss, gromov_wasserstein_distance
+from whisq.gromov_wasserstein import gromov_wasserstein_distance
+from whisq.loss import contrastive_loss
 from whisq.sinkhorn import sinkhorn_distance, transport_plan
 
 

@@ -14,8 +14,8 @@ import torch
 import torch.nn.functional as F
 from safetensors.torch import load_file
 
-from qamdt.convert import convert_transformer_state_dict, transformer_config_from_original
 from qamdt.models.transformer_qamdt import QAMDTTransformer2DModel
+from qamdt.published.convert import convert_transformer_state_dict, transformer_config_from_original
 
 
 GOLDEN = Path(__file__).parent / "golden"

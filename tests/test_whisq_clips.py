@@ -25,7 +25,7 @@ def test_a_folder_is_searched_to_the_bottom(tmp_path):
         write_sound(tmp_path / "music" / name) if name.endswith(("wav", "flac")) else (
             tmp_path / "music" / name
         ).write_text("no music")
-    clips = list_clips([tmp_path / "music"])
+    clips, _ = list_clips([tmp_path / "music"])
     assert [(clip.id, clip.source) for clip in clips] == [("b.wav", "music"), ("deep/a.flac", "music")]
     assert [clip.duration_in_s for clip in probe_durations(clips)] == [0.5, 0.5]
 
@@ -34,15 +34,15 @@ def test_patterns_and_files_keep_the_names_they_were_given(tmp_path, monkeypatch
     monkeypatch.chdir(tmp_path)
     for name in ("x/1.wav", "x/2.wav", "3.wav"):
         write_sound(tmp_path / name)
-    assert [clip.id for clip in list_clips(["x/*.wav", "3.wav"])] == ["x/1.wav", "x/2.wav", "3.wav"]
-    assert len(list_clips(["**/*.wav"])) == 3
+    assert [clip.id for clip in list_clips(["x/*.wav", "3.wav"])[0]] == ["x/1.wav", "x/2.wav", "3.wav"]
+    assert len(list_clips(["**/*.wav"])[0]) == 3
     with pytest.raises(ValueError, match=r"two clips have the id '3\.wav'"):
         list_clips(["3.wav", "3.wav"])
 
 
 def test_a_list_names_files_and_prompts(tmp_path):
     (tmp_path / "list.txt").write_text("a.wav\tcalm piano\n\nsub/b.wav\r\nc.wav\t\n", encoding="utf-8")
-    clips = list_clips([tmp_path / "list.txt"])
+    clips, _ = list_clips([tmp_path / "list.txt"])
     assert [(clip.id, clip.prompt) for clip in clips] == [("a.wav", "calm piano"), ("sub/b.wav", None), ("c.wav", "")]
     assert clips[1].path == tmp_path / "sub" / "b.wav"
 
@@ -61,7 +61,8 @@ def test_a_manifest_gives_stretches_of_files_and_captions(tmp_path):
     ]
     manifest = tmp_path / "m.jsonl"
     manifest.write_text("".join(json.dumps(line, ensure_ascii=False) + "\n" for line in lines), encoding="utf-8")
-    one, two = list_clips([manifest])
+    (one, two), faults = list_clips([manifest])
+    assert not faults
     assert (one.id, one.start_in_s, one.duration_in_s, one.prompt, one.source) == ("one", 2, 3, "slow", "s")
     assert (two.id, two.prompt, two.duration_in_s) == ("b.wav", "refined\u2028text", None)
 
@@ -69,25 +70,31 @@ def test_a_manifest_gives_stretches_of_files_and_captions(tmp_path):
 @pytest.mark.parametrize(
     ("line", "message"),
     [
-        ('{"path": "../secret.wav"}', "must stay inside the manifest's folder"),
-        ('{"path": "/etc/passwd"}', "must stay inside the manifest's folder"),
-        ('{"id": "x"}', "expected a JSON object with a `path`"),
-        ('{"path": "a.wav", "start_in_s": -1}', "`start_in_s` must be a number of seconds from 0, got -1"),
-        ('{"path": "a.wav", "captions": [3]}', "`captions` must be text, got 3"),
-        ("not json", "line 2"),
+        ('{"path": "../secret.wav"}', "must be relative and stay inside the manifest's folder"),
+        ('{"path": "/etc/passwd"}', "must be relative and stay inside the manifest's folder"),
+        ('{"id": "x"}', "the fields ['path'] are missing"),
+        ('{"path": "a.wav", "start_in_s": -1}', "`start_in_s` >= 0"),
+        ('{"path": "a.wav", "captions": "one string"}', "`captions` must be a list of strings, got a string"),
+        ('{"path": "a.wav", "caption": 3}', "`caption` must be a string, got 3"),
+        ('{"path": "fine.wav"}', "was used in line 1 already"),
+        ("not json", "Expecting value"),
     ],
 )
-def test_lines_that_make_no_sense_are_named(tmp_path, line, message):
+def test_lines_that_make_no_sense_are_named_and_passed_over(tmp_path, line, message):
     (tmp_path / "m.jsonl").write_text('{"path": "fine.wav"}\n' + line + "\n")
-    with pytest.raises(ValueError, match=r"m\.jsonl, line 2") as error:
+    clips, (fault,) = list_clips([tmp_path / "m.jsonl"])
+    assert [clip.id for clip in clips] == ["fine.wav"]
+    assert str(fault).startswith("m.jsonl, line 2: ")
+    assert message in fault.error
+    (tmp_path / "m.jsonl").write_text("not json\n")
+    with pytest.raises(ValueError, match=r"nothing to score in .*m\.jsonl, line 1: Expecting value"):
         list_clips([tmp_path / "m.jsonl"])
-    assert message in str(error.value)
 
 
 def test_prompts_from_a_file_must_belong_to_clips(tmp_path):
     write_sound(tmp_path / "music" / "a.wav")
     (tmp_path / "p.tsv").write_text("a.wav\tbright bells\n")
-    assert list_clips([tmp_path / "music"], prompts=tmp_path / "p.tsv")[0].prompt == "bright bells"
+    assert list_clips([tmp_path / "music"], prompts=tmp_path / "p.tsv")[0][0].prompt == "bright bells"
     (tmp_path / "p.tsv").write_text("b.wav\tbright bells\n")
     with pytest.raises(ValueError, match=r"prompts for 1 clips that are not scored, such as 'b\.wav'"):
         list_clips([tmp_path / "music"], prompts=tmp_path / "p.tsv")

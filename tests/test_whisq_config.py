@@ -1,7 +1,8 @@
 import pytest
 import yaml
 
-from whisq.config import CONFIG_DIR, format_config, load_config, override
+from qamdt.settings import format_settings, override
+from whisq.config import CONFIG_DIR, load_config
 
 
 MINIMAL = {"data": {"musiceval": "MusicEval-phase1"}, "run": {"output_dir": "runs"}}
@@ -22,7 +23,7 @@ def test_written_settings_read_back_the_same(tmp_path):
     config = override(
         load_config("paper"), {"loss.alignment_weight": 1e-6, "run.seeds": [3, 4], "model.head_hidden_sizes": [32]}
     )
-    (tmp_path / "config.yaml").write_text(format_config(config))
+    (tmp_path / "config.yaml").write_text(format_settings(config))
     assert load_config(tmp_path / "config.yaml") == config
 
 

@@ -7,7 +7,8 @@ import torch
 
 from whisq import features
 from whisq.audio import level
-from whisq.features import FeatureStore, cache_clips, cache_texts, clip_key, fingerprint
+from whisq.encoders import fingerprint
+from whisq.features import FeatureStore, cache_clips, cache_texts, clip_key
 from whisq.modeling_audio_tower import AudioTower
 from whisq.ratings import RatedClip
 

@@ -154,10 +154,28 @@ def test_statistics_survive_the_disk(tmp_path):
 def test_scores_of_two_scorers_do_not_mix(tmp_path):
     one = write_scores(tmp_path / "1.jsonl", bell())
     two = write_scores(tmp_path / "2.jsonl", bell(), scorer="tiny@2")
+    two.write_text(two.read_text().replace('"id": "', '"id": "other '))
     with pytest.raises(ValueError, match="one scorer, got"):
         measure_scores([one, two])
-    with pytest.raises(ValueError, match="clip 'clip-0' has two rows"):
+    with pytest.raises(ValueError, match="has rows in two score files; give each file once"):
         finalize([one, one], measure_scores([one]), tmp_path / "labels.parquet")
+
+
+def test_of_several_rows_of_a_clip_the_last_one_counts(tmp_path):
+    pq = pytest.importorskip("pyarrow.parquet")
+    once = write_scores(tmp_path / "once.jsonl", [1.5, *bell(99)], alignments=np.full(100, 2.0))
+    rows = once.read_text().splitlines(keepends=True)
+    outdated = [json.dumps(json.loads(row) | {"overall_quality": 4.9, "scorer": "tiny@0"}) + "\n" for row in rows[:3]]
+    (tmp_path / "again.jsonl").write_text("".join([*outdated, *rows]))
+    kept = {}
+    for name in ("once", "again"):
+        scores, labels = tmp_path / f"{name}.jsonl", tmp_path / f"{name}.parquet"
+        stats = measure_scores([scores])
+        finalize([scores], stats, labels)
+        assert main(["filter", str(scores), "-o", str(tmp_path / "kept.jsonl"), "--min-omq", "3"]) == 0
+        quality = [stats.overall_quality, stats.quality_stats()]
+        kept[name] = quality, pq.read_table(labels).drop(["stats_id"]), (tmp_path / "kept.jsonl").read_text()
+    assert kept["once"] == kept["again"]
 
 
 def test_too_few_scores_give_no_levels(tmp_path):
@@ -192,6 +210,11 @@ def test_filtering_keeps_manifest_lines_as_they_are(tmp_path, capsys):
     assert "dropped 9: text alignment in too low a percentile" in out
     assert "dropped 1: flag clipped" in out
     assert "dropped 1: without score" in out
+    (tmp_path / "m.jsonl").write_text("".join([*lines, '{"id": 3}\n']))
+    assert main([*command, "--manifest", str(tmp_path / "m.jsonl")]) == 1
+    said = capsys.readouterr()
+    assert "kept 90 clips" in said.out
+    assert "dropped: m.jsonl, line 102: the fields ['path'] are missing" in said.err
     assert main([*command, "--manifest", str(tmp_path / "elsewhere" / "m.jsonl")]) == 1
     assert "must lie beside the manifest" in capsys.readouterr().err
 

@@ -3,6 +3,7 @@
 import json
 import multiprocessing
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -17,9 +18,10 @@ import torch
 from whisq import scoring
 from whisq.cli import main
 from whisq.clips import list_clips, probe_durations
-from whisq.score_files import merge_parts
+from whisq.modeling_clap import MiniClap
+from whisq.score_files import merge_rows, open_keyed_rows
 from whisq.scorer import WhisQScorer
-from whisq.scoring import score_collection, scoring_order
+from whisq.scoring import append_rows, row_key, scoring_order
 from whisq.windows import cut_batches
 
 
@@ -68,7 +70,7 @@ def read(out):
 def test_rows_hold_the_scores_of_the_clips(music, unbroken, scorer_dir):
     rows = read(unbroken)
     scorer = WhisQScorer.from_pretrained(scorer_dir)
-    for clip in list_clips([music]):
+    for clip in list_clips([music])[0]:
         samples, _ = soundfile.read(clip.path, dtype="float32")
         expected = scorer.score(samples, RATE, clip.prompt)[0]
         row = rows[clip.id]
@@ -121,17 +123,24 @@ def test_kill_9_loses_and_repeats_nothing(music, unbroken, run, scorer_dir, tmp_
 
 def test_parts_of_many_processes_merge_to_what_one_writes(music, unbroken, scorer_dir, tmp_path):
     out = tmp_path / "scores.jsonl"
-    clips = probe_durations(list_clips([music]))
+    clips = probe_durations(list_clips([music])[0])
     scorer = WhisQScorer.from_pretrained(scorer_dir)
-    for index in (2, 0):  # process 1 of three died; two processes then do the rest
-        score_collection(clips, scorer, out, batch_seconds=3, process_index=index, num_processes=3)
-    with (tmp_path / "scores.jsonl.part-00002").open("ab") as part:
+    keys = [row_key(clip, scorer.describe(reads_prompts=True)) for clip in clips]
+
+    def score_share(index, num_processes):
+        with open_keyed_rows(out, index, num_processes) as rows:
+            share = {"process_index": index, "num_processes": num_processes}
+            return append_rows(rows, clips, keys, scorer, batch_seconds=3, **share)["new"]
+
+    assert 0 < score_share(2, 3) + score_share(0, 3) < 11  # process 1 of three died; two processes then do the rest
+    with (tmp_path / "scores-00002-of-00003.jsonl").open("ab") as part:
         part.write('{"id": "été'.encode()[:-1])
-    for index in (0, 1):
-        score_collection(clips, scorer, out, batch_seconds=3, process_index=index, num_processes=2)
-    merge_parts(out, [clips[index].id for index in scoring_order(clips)])
+    score_share(0, 2)
+    score_share(1, 2)
+    with open_keyed_rows(out) as rows:
+        merge_rows(rows, {clips[index].id: keys[index] for index in scoring_order(clips)})
     assert out.read_bytes() == unbroken.read_bytes()
-    assert not list(tmp_path.glob("*part*"))
+    assert [path.name for path in tmp_path.iterdir()] == ["scores.jsonl"]
 
 
 def test_processes_of_torchrun_share_the_work(music, unbroken, scorer_dir, tmp_path):
@@ -148,15 +157,15 @@ def test_processes_of_torchrun_share_the_work(music, unbroken, scorer_dir, tmp_p
     ]
     command += ["score", str(music), "-o", str(out), "--model", str(scorer_dir), "--batch-seconds", "3"]
     environment = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(Path(scoring.__file__).parent.parent)}
-    subprocess.run(command, check=True, env=environment, capture_output=True)
+    said = subprocess.run(command, check=True, env=environment, capture_output=True, text=True).stdout
+    assert "11 of 11 clips have scores" in said
+    assert "0 kept, 0 scored again, 11 new." in said
     assert out.read_bytes() == unbroken.read_bytes()
     assert {path.name for path in tmp_path.iterdir()} == {"scores.jsonl", "scores.meta.json"}
 
 
-def test_reading_in_a_process_of_its_own_changes_nothing(music, unbroken, scorer_dir, tmp_path):
-    clips = probe_durations(list_clips([music]))
-    scorer = WhisQScorer.from_pretrained(scorer_dir)
-    score_collection(clips, scorer, tmp_path / "scores.jsonl", batch_seconds=3, num_workers=1)
+def test_reading_in_a_process_of_its_own_changes_nothing(music, unbroken, run, tmp_path):
+    assert run(tmp_path / "scores.jsonl", music, "--num-workers", "1") == 0
     assert (tmp_path / "scores.jsonl").read_bytes() == unbroken.read_bytes()
 
 
@@ -199,16 +208,40 @@ def test_bad_files_become_rows_and_the_rest_is_scored(run, tmp_path, capsys):
     assert "4 of 10 clips have scores" in captured.out
     assert "missing.wav: there is no file" in captured.err
 
-    soundfile.write(folder / "missing.wav", noise(1, 6), RATE)
     before = (tmp_path / "scores.jsonl").read_bytes()
+    for options, counts in (([], "10 kept, 0 scored again"), (["--retry-errors"], "4 kept, 6 scored again")):
+        assert run(tmp_path / "scores.jsonl", folder / "list.txt", *options) == 1
+        assert (tmp_path / "scores.jsonl").read_bytes() == before
+        assert counts in capsys.readouterr().out
+
+    soundfile.write(folder / "missing.wav", noise(1, 6), RATE)
     assert run(tmp_path / "scores.jsonl", folder / "list.txt") == 1
-    assert (tmp_path / "scores.jsonl").read_bytes() == before
-    assert run(tmp_path / "scores.jsonl", folder / "list.txt", "--retry-errors") == 1
     again = read(tmp_path / "scores.jsonl")
-    assert again["missing.wav"]["status"] == "ok"
-    assert {name: row for name, row in again.items() if name != "missing.wav"} == {
-        name: row for name, row in rows.items() if name != "missing.wav"
-    }
+    assert again.pop("missing.wav")["status"] == "ok"
+    assert again == {name: row for name, row in rows.items() if name != "missing.wav"}
+
+
+def test_lines_that_describe_no_clip_are_listed_and_the_rest_is_scored(music, run, tmp_path, capsys):
+    lines = [f"{line}\n" for line in music.read_text(encoding="utf-8").split("\n")[:2]]
+    bad = '{"id": "x", "path": "../outside.wav"}\n{"path": "0.wav", "captions": "one string"}\n'
+    (music.parent / "some.jsonl").write_text(lines[0] + bad + lines[1], encoding="utf-8")
+    assert run(tmp_path / "scores.jsonl", music.parent / "some.jsonl") == 1
+    said = capsys.readouterr()
+    assert "2 of 2 clips have scores" in said.out
+    assert "some.jsonl, line 2: `path` must be relative and stay inside the manifest's folder" in said.err
+    assert "some.jsonl, line 3: `captions` must be a list of strings, got a string" in said.err
+
+
+def test_a_collection_that_was_moved_is_not_scored_again(music, run, tmp_path, capsys):
+    lines = [f"{line}\n" for line in music.read_text(encoding="utf-8").split("\n")[:2]]
+    (tmp_path / "here").mkdir()
+    for name in ("0.wav", "1.wav"):
+        shutil.copy2(music.parent / name, tmp_path / "here" / name)
+    (tmp_path / "here" / "m.jsonl").write_text("".join(lines), encoding="utf-8")
+    assert run(tmp_path / "scores.jsonl", tmp_path / "here" / "m.jsonl") == 0
+    (tmp_path / "here").rename(tmp_path / "there")
+    assert run(tmp_path / "scores.jsonl", tmp_path / "there" / "m.jsonl") == 0
+    assert "2 kept, 0 scored again, 0 new." in capsys.readouterr().out
 
 
 def test_scores_of_two_scorers_do_not_share_a_file(music, unbroken, scorer_dir, tmp_path, capsys):
@@ -218,6 +251,73 @@ def test_scores_of_two_scorers_do_not_share_a_file(music, unbroken, scorer_dir, 
     out.with_suffix(".meta.json").write_text(json.dumps(settings))
     assert main(["score", str(music), "-o", str(out), "--model", str(scorer_dir)]) == 1
     assert "scores of different scorers do not mix" in capsys.readouterr().err
+
+
+def test_what_has_changed_is_scored_again_and_the_rest_kept(scorer_dir, tmp_path, capsys):
+    for i in range(6):
+        soundfile.write(tmp_path / f"{i}.wav", noise(1 + i / 10, i), RATE)
+
+    def write_list(*prompts):
+        lines = [f"{i}.wav\t{prompt}\n" for i, prompt in enumerate(prompts)]
+        (tmp_path / "list.txt").write_text("".join(lines))
+
+    def score(name, counts):
+        assert main(["score", str(tmp_path / "list.txt"), "-o", str(tmp_path / name), "--model", str(scorer_dir)]) == 0
+        assert counts in capsys.readouterr().out
+        return read(tmp_path / name)
+
+    write_list(*["calm piano"] * 6)
+    first = score("scores.jsonl", "0 kept, 0 scored again, 6 new.")
+    write_list("calm piano", "fast drums", *["calm piano"] * 4)  # other words
+    soundfile.write(tmp_path / "3.wav", noise(1.3, 33), RATE)  # other sound of the same length
+    second = score("scores.jsonl", "4 kept, 2 scored again, 0 new.")
+    assert {name for name in first if first[name] != second[name]} == {"1.wav", "3.wav"}
+    assert first["1.wav"]["text_alignment"] != second["1.wav"]["text_alignment"]
+    assert first["1.wav"]["overall_quality"] == second["1.wav"]["overall_quality"]
+    assert list(second) == list(first)
+    assert score("fresh.jsonl", "6 new.") == second
+
+    # Half of the clips were scored with other prompts when the run was killed, and then come the old prompts.
+    write_list(*["fast drums"] * 6)
+    third = score("other.jsonl", "6 new.")
+    with (tmp_path / "scores.jsonl").open("a") as file:
+        file.writelines(json.dumps(third[name]) + "\n" for name in ("0.wav", "2.wav", "4.wav"))
+    write_list("calm piano", "fast drums", *["calm piano"] * 4)
+    assert score("scores.jsonl", "6 kept, 0 scored again, 0 new.") == second
+
+
+def test_other_weights_under_the_same_name_are_another_scorer(scorer_dir, tmp_path, capsys):
+    shutil.copytree(scorer_dir.parent, tmp_path / "scorer")
+    config = (tmp_path / "scorer" / "whisq-tiny" / "config.json").read_text()
+    config = config.replace(str(scorer_dir.parent), str(tmp_path / "scorer"))
+    (tmp_path / "scorer" / "whisq-tiny" / "config.json").write_text(config)
+    soundfile.write(tmp_path / "a.wav", noise(1, 0), RATE)
+    command = ["score", str(tmp_path / "a.wav"), "-o", str(tmp_path / "scores.jsonl")]
+    command += ["--model", str(tmp_path / "scorer" / "whisq-tiny")]
+    assert main(command) == 0
+    clap = MiniClap.from_pretrained(tmp_path / "scorer" / "clap")
+    torch.nn.init.zeros_(clap.audio_tower.embed.bias)
+    clap.save_pretrained(tmp_path / "scorer" / "clap")
+    assert main(command) == 1
+    assert "audio_encoder_sha256" in capsys.readouterr().err
+
+
+def test_a_file_of_an_earlier_version_is_read_but_not_completed(music, unbroken, run, tmp_path, capsys):
+    rows = [{name: value for name, value in row.items() if name != "key"} for row in read(unbroken).values()]
+    (tmp_path / "scores.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    assert main(["stats", str(tmp_path / "scores.jsonl"), "-o", str(tmp_path / "stats.json")]) == 0
+    assert run(tmp_path / "scores.jsonl", music) == 1
+    assert "a file of an older version must be moved away" in capsys.readouterr().err
+    (tmp_path / "scores.meta.json").write_text('{"format": 1, "scorer": "whisq-mini@1"}')
+    assert run(tmp_path / "scores.jsonl", music) == 1
+    assert "was written by another version" in capsys.readouterr().err
+
+
+def test_two_jobs_do_not_write_one_file(music, unbroken, run, tmp_path, capsys):
+    (tmp_path / "scores.jsonl").write_bytes(unbroken.read_bytes())
+    with open_keyed_rows(tmp_path / "scores.jsonl"):
+        assert run(tmp_path / "scores.jsonl", music) == 1
+    assert "another process is writing" in capsys.readouterr().err
 
 
 def test_a_row_of_something_else_is_named(tmp_path, capsys):
@@ -242,7 +342,9 @@ def test_training_and_evaluation_have_parsers_of_their_own(command, capsys):
     assert f"usage: whisq {command}" in capsys.readouterr().out
 
 
-@pytest.mark.parametrize(("option", "value"), [("--batch-seconds", "0"), ("--num-workers", "-1")])
+@pytest.mark.parametrize(
+    ("option", "value"), [("--batch-seconds", "0"), ("--num-workers", "-1"), ("--out", "scores.txt")]
+)
 def test_arguments_that_mean_nothing_are_refused(option, value, capsys):
     assert main(["score", "x.wav", "-o", "y.jsonl", option, value]) == 2
     assert f"{option} must be" in capsys.readouterr().err

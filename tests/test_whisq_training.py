@@ -9,9 +9,10 @@ import torch
 from accelerate import Accelerator
 
 from benchmarks.whisq_phase1 import write_encoder, write_phase1
+from qamdt.settings import build, override
 from whisq.ablation import VARIANTS, list_sweep, run_variants
 from whisq.ablation import main as ablation_main
-from whisq.config import DataConfig, WhisQConfig, build, override
+from whisq.config import DataConfig, WhisQConfig
 from whisq.controls import exchange_prompts, look_up_systems, one_person_against_others
 from whisq.dataset import CachedClips, order_of_epoch
 from whisq.evaluate import evaluate, evaluate_unheard_systems, load_models
@@ -19,10 +20,10 @@ from whisq.evaluate import main as evaluate_main
 from whisq.features import FeatureStore, clip_key
 from whisq.modeling_whisq import WhisQModel
 from whisq.plots import calibration_curve
+from whisq.predictions import Predictions, dev_score, predict
 from whisq.preparation import PreparedMusic
 from whisq.ratings import RatedClip
 from whisq.train import main, train
-from whisq.training import Predictions, dev_score, predict
 
 
 NUM_SYSTEMS, CLIPS_PER_SYSTEM, NUM_PROMPTS = 12, 20, 4
@@ -176,8 +177,22 @@ def test_a_run_with_other_settings_is_not_resumed(planted, accelerator, tmp_path
     config = make_config(tmp_path, max_epochs=1)
     train(config, planted["quality"], accelerator, StopAfter())
     train(override(config, {"run.seeds": [0, 1]}), planted["quality"], accelerator, StopAfter())
-    with pytest.raises(ValueError, match=r"holds a run with other settings of \['loss.huber_delta'\]"):
+    with pytest.raises(ValueError, match="other settings: `loss.huber_delta` was 1.0 and is now 0.5; give another"):
         train(override(config, {"loss.huber_delta": 0.5}), planted["quality"], accelerator, StopAfter())
+
+
+def test_a_run_on_ratings_that_have_changed_is_not_resumed(planted, accelerator, tmp_path, capsys):
+    config, music = make_config(tmp_path, max_epochs=1), planted["quality"]
+    train(config, music, accelerator, StopAfter())
+    first, *others = music.splits["train"]
+    changed = {**music.splits, "train": [dataclasses.replace(first, overall_quality=1.0), *others]}
+    with pytest.raises(ValueError, match="clips, ratings, prompts or encoders that have changed"):
+        train(config, dataclasses.replace(music, splits=changed), accelerator, StopAfter())
+    train(config, music, accelerator, StopAfter())
+    assert "does not say" not in capsys.readouterr().err
+    (tmp_path / "music.json").unlink()  # as runs of earlier versions
+    train(config, music, accelerator, StopAfter())
+    assert "does not say what it has learnt from" in capsys.readouterr().err
 
 
 def test_every_variant_of_the_ablation_trains(planted, accelerator, tmp_path):

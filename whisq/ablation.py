@@ -22,12 +22,14 @@ from typing import Any
 
 from accelerate import Accelerator
 
-from whisq.config import WhisQConfig, load_config, override
+from qamdt.files import write_json
+from qamdt.run_control import StopSignal
+from qamdt.settings import override
+from whisq.config import WhisQConfig, load_config
 from whisq.preparation import PreparedMusic, prepare
 from whisq.ratings import write_faults
 from whisq.reports import Summary, format_tables
-from whisq.train import build_accelerator, report_faults, say, train, write_json
-from whisq.training import StopSignal
+from whisq.train import build_accelerator, report_faults, say, train
 
 
 VARIANTS: dict[str, dict[str, Any]] = {

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import argparse
 import sys
-from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -56,7 +55,7 @@ def _add_score(commands: argparse._SubParsersAction) -> None:
         help="score clips",
         description="Scores clips: a JSON row for each, with its quality as a whole and along time, and how well it "
         "follows its prompt.",
-        epilog="The same command again does only what is missing. Several processes share the work: "
+        epilog="The same command again does only what is missing or has changed. Several processes share the work: "
         "accelerate launch -m whisq.cli score ...",
     )
     parser.set_defaults(run=_score)
@@ -139,6 +138,8 @@ def _score(arguments: argparse.Namespace) -> int:
         raise argparse.ArgumentTypeError(f"--batch-seconds must be greater than 0, got {arguments.batch_seconds}")
     if arguments.num_workers < 0:
         raise argparse.ArgumentTypeError(f"--num-workers must be at least 0, got {arguments.num_workers}")
+    if arguments.out.suffix != ".jsonl":
+        raise argparse.ArgumentTypeError(f"--out must be a .jsonl file, got {str(arguments.out)!r}")
     from whisq.score_command import score
 
     return score(arguments)
@@ -198,11 +199,13 @@ def _filter(arguments: argparse.Namespace) -> int:
         drop_flags=tuple(arguments.drop_flags),
     )
     stats = measure_scores(arguments.scores) if arguments.stats is None else ScoreStats.load(arguments.stats)
-    counts: Counter = filter_scores(arguments.scores, arguments.out, limits, stats, manifest=arguments.manifest)
+    counts, faults = filter_scores(arguments.scores, arguments.out, limits, stats, manifest=arguments.manifest)
     print(f"kept {counts.pop('kept')} clips in {arguments.out}")
     for reason, count in counts.most_common():
         print(f"dropped {count}: {reason}")
-    return 0
+    for fault in faults:
+        print(f"dropped: {fault}", file=sys.stderr)
+    return int(bool(faults))
 
 
 def _run_module(command: str, argv: list[str]) -> int:

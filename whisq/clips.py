@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 import glob
-import json
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
-from pathlib import Path, PurePosixPath
-from typing import Any
+from pathlib import Path
 
 import soundfile
 from tqdm import tqdm
+
+from qamdt.manifest import resolve_clip_path, scan_manifest
+from whisq.ratings import Fault
 
 
 AUDIO_SUFFIXES = (".wav", ".flac", ".ogg", ".opus", ".mp3", ".aif", ".aiff")
@@ -28,6 +29,7 @@ class Clip:
         duration_in_s: Its length; the rest of the file when `None`.
         prompt: Text that the clip should follow.
         source: Name of the collection that the clip comes from.
+        place: Path in its manifest, which stays the same when a collection is moved.
     """
 
     id: str
@@ -36,17 +38,27 @@ class Clip:
     duration_in_s: float | None = None
     prompt: str | None = None
     source: str = ""
+    place: str = ""
+
+    @property
+    def has_words(self) -> bool:
+        """Whether there is a prompt to read."""
+        return bool(self.prompt and self.prompt.strip())
 
 
-def list_clips(inputs: Sequence[str | Path], *, prompts: str | Path | None = None) -> list[Clip]:
+def list_clips(inputs: Sequence[str | Path], *, prompts: str | Path | None = None) -> tuple[list[Clip], list[Fault]]:
     """Finds the clips that the inputs name, in an order that depends on their names alone.
 
     Args:
         inputs: Each a folder (searched to the bottom; ids are paths below it), a pattern with `*` or `**`, a manifest
             (`.jsonl`), a list with a file per line, after a tab its prompt (`.txt`, `.lst`, `.tsv`), or a sound file.
         prompts: File with a clip's id, a tab and its prompt per line, which take the place of other prompts.
+
+    Returns:
+        The clips, and the lines of manifests that describe none.
     """
-    clips = [clip for given in inputs for clip in _list_input(str(given))]
+    faults: list[Fault] = []
+    clips = [clip for given in inputs for clip in _list_input(str(given), faults)]
     place: dict[str, Path] = {}
     for clip in clips:
         if clip.id in place:
@@ -56,8 +68,9 @@ def list_clips(inputs: Sequence[str | Path], *, prompts: str | Path | None = Non
             )
         place[clip.id] = clip.path
     if not clips:
-        raise ValueError(f"there is nothing to score in {', '.join(map(repr, map(str, inputs)))}.")
-    return clips if prompts is None else _give_prompts(clips, Path(prompts))
+        details = f" The first of {len(faults)} faults: {faults[0]}" if faults else ""
+        raise ValueError(f"there is nothing to score in {', '.join(map(repr, map(str, inputs)))}.{details}")
+    return clips if prompts is None else _give_prompts(clips, Path(prompts)), faults
 
 
 def probe_durations(clips: Sequence[Clip]) -> list[Clip]:
@@ -75,16 +88,22 @@ def _probe_duration(clip: Clip) -> Clip:
     return replace(clip, duration_in_s=max(header.frames / header.samplerate - clip.start_in_s, 0.0))
 
 
-def _list_input(given: str) -> list[Clip]:
+def _list_input(given: str, faults: list[Fault]) -> list[Clip]:
     path = Path(given)
     if path.is_dir():
         files = sorted(file for file in path.rglob("*") if file.suffix.lower() in AUDIO_SUFFIXES and file.is_file())
         return [Clip(id=file.relative_to(path).as_posix(), path=file, source=path.name) for file in files]
     if path.is_file():
         if path.suffix.lower() == ".jsonl":
-            return _read_lines(path, _parse_manifest_line)
+            return _read_clips(path, faults)
         if path.suffix.lower() in LIST_SUFFIXES:
-            return _read_lines(path, _parse_list_line)
+            lines = [line.partition("\t") for line in _read_text(path).split("\n") if line.strip()]
+            return [
+                Clip(
+                    id=name.strip(), path=path.resolve().parent / name.strip(), prompt=prompt.strip() if tab else None
+                )
+                for name, tab, prompt in lines
+            ]
         return [Clip(id=path.as_posix(), path=path)]
     if glob.has_magic(given):
         files = sorted(Path(name) for name in glob.glob(given, recursive=True))
@@ -94,58 +113,33 @@ def _list_input(given: str) -> list[Clip]:
     )
 
 
-def _read_lines(path: Path, parse: Callable[[str, Path], Clip]) -> list[Clip]:
-    """Parses every line that is not empty; a line that makes no sense is named by its number."""
+def _read_clips(manifest: Path, faults: list[Fault]) -> list[Clip]:
+    """Reads what scoring needs of a manifest; the prompt is a record's caption, or else the first of its captions."""
     clips = []
-    root = path.resolve().parent
-    for number, line in enumerate(_read_text(path).split("\n"), start=1):
-        if not line.strip():
-            continue
+    for line in scan_manifest(manifest, required=("path",)):
         try:
-            clips.append(parse(line, root))
-        except (ValueError, TypeError) as error:
-            raise ValueError(f"{path}, line {number}: {error}") from error
+            if line.record is None:
+                raise ValueError(line.fault)
+            record = line.record
+            prompt = record.extra.get("caption") or next(iter(record.captions), None)
+            if not isinstance(prompt, str | None):
+                raise ValueError(f"`caption` must be a string, got {prompt!r}.")
+            path = resolve_clip_path(manifest, record)
+        except ValueError as error:
+            faults.append(Fault(file=manifest.name, line=line.number, error=str(error)))
+            continue
+        clips.append(
+            Clip(
+                id=record.id,
+                path=path,
+                start_in_s=float(record.start_in_s),
+                duration_in_s=None if record.duration_in_s is None else float(record.duration_in_s),
+                prompt=prompt,
+                source=record.source,
+                place=record.path,
+            )
+        )
     return clips
-
-
-def _parse_list_line(line: str, root: Path) -> Clip:
-    name, tab, prompt = line.partition("\t")
-    return Clip(id=name.strip(), path=root / name.strip(), prompt=prompt.strip() if tab else None)
-
-
-def _parse_manifest_line(line: str, root: Path) -> Clip:
-    """Reads what scoring needs of a manifest's record; its caption, or else the first of its captions, is the prompt."""
-    values = json.loads(line)
-    if not isinstance(values, dict) or not isinstance(values.get("path"), str):
-        raise ValueError(f"expected a JSON object with a `path`, got {line.strip()[:60]!r}.")
-    relative = PurePosixPath(values["path"])
-    path = root / relative
-    if relative.is_absolute() or ".." in relative.parts or not path.resolve().is_relative_to(root):
-        raise ValueError(f"`path` must stay inside the manifest's folder, got {values['path']!r}.")
-    captions = values.get("captions") or []
-    if not isinstance(captions, list):
-        raise ValueError(f"`captions` must be a list of strings, got {captions!r}.")
-    clip = Clip(
-        id=values.get("id", values["path"]),
-        path=path,
-        start_in_s=_parse_seconds(values, "start_in_s") or 0.0,
-        duration_in_s=_parse_seconds(values, "duration_in_s"),
-        prompt=values.get("caption", captions[0] if captions else None),
-        source=values.get("source", ""),
-    )
-    for name, value in (("id", clip.id), ("source", clip.source), ("captions", clip.prompt or "")):
-        if not isinstance(value, str):
-            raise ValueError(f"`{name}` must be text, got {value!r}.")
-    return clip
-
-
-def _parse_seconds(values: dict[str, Any], name: str) -> float | None:
-    value = values.get(name)
-    if value is None:
-        return None
-    if not isinstance(value, int | float) or isinstance(value, bool) or not 0 <= value < float("inf"):
-        raise ValueError(f"`{name}` must be a number of seconds from 0, got {value!r}.")
-    return float(value)
 
 
 def _give_prompts(clips: Iterable[Clip], path: Path) -> list[Clip]:

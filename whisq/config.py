@@ -1,15 +1,12 @@
-"""The settings of a training run: a YAML file becomes frozen dataclasses, and anything unknown or mistyped is refused."""
+"""The settings of a training run of the scorer."""
 
 from __future__ import annotations
 
-import dataclasses
-import types
-from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
+from typing import Any, Literal
 
-import yaml
+from qamdt.settings import find_settings, load_settings
 
 
 _PACKAGE_DIR = Path(__file__).resolve().parent
@@ -188,102 +185,5 @@ class WhisQConfig:
 
 
 def load_config(path: str | Path, overrides: list[str] | None = None) -> WhisQConfig:
-    """Reads a YAML file and applies overrides such as `optim.learning_rate=2.0e-4`.
-
-    Args:
-        path: The file, or the name of a preset such as `mini`.
-        overrides: `key=value` pairs with dots between the levels; the value is read as YAML.
-    """
-    path = find_config(path)
-    try:
-        values = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except yaml.YAMLError as error:
-        raise ValueError(f"{path} is no valid YAML: {error}") from error
-    if not isinstance(values, dict):
-        raise ValueError(f"{path} must hold a mapping of settings, got {values!r}.")
-    try:
-        for pair in overrides or []:
-            _set(values, *_parse_override(pair))
-        return build(WhisQConfig, values)
-    except ValueError as error:
-        raise ValueError(f"{path}: {error}") from error
-
-
-def find_config(path: str | Path) -> Path:
-    """Returns the file of a path or of a preset's name."""
-    candidates = [Path(path), CONFIG_DIR / f"{path}.yaml"]
-    # A wheel keeps the presets inside the package, so `configs/whisq/mini.yaml` is looked up there as well.
-    if Path(path).parts[:2] == ("configs", "whisq"):
-        candidates.append(CONFIG_DIR.joinpath(*Path(path).parts[2:]))
-    for candidate in candidates:
-        if candidate.is_file():
-            return candidate
-    presets = sorted(preset.stem for preset in CONFIG_DIR.glob("*.yaml"))
-    raise FileNotFoundError(f"there is no config {str(path)!r}; give a YAML file or one of the presets {presets}.")
-
-
-def override(config: WhisQConfig, changes: Mapping[str, Any]) -> WhisQConfig:
-    """Returns `config` with some settings replaced, each named with dots between the levels."""
-    values = dataclasses.asdict(config)
-    for key, value in changes.items():
-        _set(values, key, value)
-    return build(WhisQConfig, values)
-
-
-def format_config(config: WhisQConfig) -> str:
-    """Returns the settings as YAML, from which `load_config` reads the same settings."""
-    values = dataclasses.asdict(config)
-    values["run"]["seeds"] = list(config.run.seeds)
-    return yaml.safe_dump(values, sort_keys=False, allow_unicode=True)
-
-
-def build(cls: type, values: dict[str, Any], where: str = "") -> Any:
-    """Builds dataclass `cls` from a mapping read from YAML, refusing unknown and missing keys and wrong types."""
-    if not isinstance(values, dict):
-        raise ValueError(f"`{where.rstrip('.')}` must be a mapping, got {values!r}.")
-    hints = get_type_hints(cls)
-    for key in values:
-        if key not in hints:
-            raise ValueError(f"unknown key `{where}{key}`; expected one of {sorted(hints)}.")
-    for spec in dataclasses.fields(cls):
-        if spec.default is spec.default_factory is dataclasses.MISSING and spec.name not in values:
-            raise ValueError(f"the key `{where}{spec.name}` is missing.")
-    return cls(**{key: _check(value, hints[key], f"{where}{key}") for key, value in values.items()})
-
-
-def _check(value: Any, kind: Any, name: str) -> Any:
-    if dataclasses.is_dataclass(kind):
-        return build(kind, value, f"{name}.")
-    if get_origin(kind) is Literal:
-        # YAML reads a bare `no` as false, which is how `mixed_precision: no` arrives.
-        value = "no" if value is False and "no" in get_args(kind) else value
-        if value not in get_args(kind):
-            raise ValueError(f"`{name}` must be one of {list(get_args(kind))}, got {value!r}.")
-        return value
-    if get_origin(kind) in (Union, types.UnionType):
-        return None if value is None else _check(value, get_args(kind)[0], name)
-    kind = get_origin(kind) or kind
-    if kind is float and type(value) is int:
-        return float(value)
-    if kind is tuple and type(value) is list:
-        return tuple(value)
-    if type(value) is not kind:
-        hint = " (YAML reads 1e-4 as text; write 1.0e-4)" if kind is float and isinstance(value, str) else ""
-        raise ValueError(f"`{name}` must be of type {kind.__name__}, got {value!r}{hint}.")
-    return value
-
-
-def _parse_override(pair: str) -> tuple[str, Any]:
-    key, equals, value = pair.partition("=")
-    if not equals:
-        raise ValueError(f"an override must read `key=value`, got {pair!r}.")
-    return key, yaml.safe_load(value)
-
-
-def _set(values: dict[str, Any], key: str, value: Any) -> None:
-    *parents, last = key.split(".")
-    for parent in parents:
-        values = values.setdefault(parent, {})
-        if not isinstance(values, dict):
-            raise ValueError(f"in the override of `{key}`, `{parent}` is no group of settings.")
-    values[last] = value
+    """Reads a YAML file, or a preset such as `mini`, and applies overrides; see `qamdt.settings.load_settings`."""
+    return load_settings(WhisQConfig, find_settings(path, CONFIG_DIR, folder="configs/whisq"), overrides or [])

@@ -10,8 +10,8 @@ from statistics import fmean
 import numpy as np
 
 from whisq.metrics import average_by_system
+from whisq.predictions import Predictions
 from whisq.ratings import RatedClip
-from whisq.training import Predictions
 
 
 def look_up_systems(train: Sequence[RatedClip], clips: Sequence[RatedClip]) -> Predictions:

@@ -12,6 +12,7 @@ Shapes: B batch, S samples, N mel frames, T audio tokens, L text tokens, D width
 
 from __future__ import annotations
 
+import hashlib
 import json
 import logging
 import math
@@ -403,6 +404,15 @@ def read_config(folder_or_id: str, commit: str | None) -> dict[str, Any]:
 def freeze(encoder: nn.Module) -> nn.Module:
     """Puts an encoder in evaluation mode and takes its parameters out of training."""
     return encoder.eval().requires_grad_(False)
+
+
+def fingerprint(module: nn.Module) -> str:
+    """Returns a digest of weights, so that what came from others is not taken for theirs."""
+    digest = hashlib.sha256()
+    for name, tensor in module.state_dict().items():
+        digest.update(name.encode())
+        digest.update(tensor.cpu().contiguous().view(-1).view(torch.uint8).numpy())
+    return digest.hexdigest()
 
 
 def check_waveforms(waveforms: torch.Tensor, lengths: torch.Tensor) -> None:

@@ -25,16 +25,19 @@ from pathlib import Path
 import numpy as np
 from accelerate import Accelerator
 
-from whisq.config import WhisQConfig, load_config, override
+from qamdt.files import write_json
+from qamdt.run_control import StopSignal
+from qamdt.settings import override
+from whisq.config import WhisQConfig, load_config
 from whisq.controls import exchange_prompts, look_up_systems, one_person_against_others, quality_as_alignment
 from whisq.finetuning import load_finetuned
 from whisq.modeling_whisq import WhisQModel
 from whisq.plots import plot_calibration, plot_scatter
+from whisq.predictions import Predictions, predict
 from whisq.preparation import PreparedMusic, prepare
 from whisq.ratings import RatedClip, write_faults
 from whisq.reports import Summary, format_tables, measure_predictions, summarize
-from whisq.train import build_accelerator, report_faults, train, write_json
-from whisq.training import Predictions, StopSignal, predict
+from whisq.train import build_accelerator, report_faults, train
 
 
 NUM_PERSON_DRAWS = 5

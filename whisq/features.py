@@ -1,18 +1,18 @@
 """Hidden states of the encoders as loaded, computed once and kept on disk, so that training runs no frozen encoder.
 
     audio/settings.json               which encoder made the states, and their width
-    audio/states-000-00000.safetensors    `hidden_states` (tokens, dim) fp16 of many clips, end to end, without padding,
-                                          and `offsets` (clips + 1,): clip i owns the tokens offsets[i] to offsets[i + 1]
-    audio/states-000-00000.jsonl      the keys of those clips, one JSON string a line
+    audio/states-000-123-00000.safetensors    `hidden_states` (tokens, dim) fp16 of many clips, end to end, without padding,
+                                              and `offsets` (clips + 1,): clip i owns the tokens offsets[i] to offsets[i + 1]
+    audio/states-000-123-00000.jsonl  the keys of those clips, one JSON string a line
     text/                             the same for prompts
 
-The first number of a shard is the process that wrote it. A shard exists once its safetensors file does, which is renamed
+The first numbers of a shard are those of the process that wrote it, in its run and on its machine, so that runs can
+share a folder at the same time. A shard exists once its safetensors file does, which is renamed
 into place last, so a process may be killed anywhere; the same run again computes what is missing.
 """
 
 from __future__ import annotations
 
-import hashlib
 import json
 import os
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -22,11 +22,12 @@ from pathlib import Path
 import torch
 from safetensors import safe_open
 from safetensors.torch import save_file
-from torch import nn
 from torch.nn.utils.rnn import pad_sequence
 from tqdm import tqdm
 
 from qamdt.audio import read_audio
+from qamdt.files import read_json_lines, write_atomically, write_json, write_json_lines
+from qamdt.keyed_rows import file_identity
 from whisq.audio import level
 from whisq.encoders import AudioEncoder, TextEncoder
 from whisq.ratings import Fault, RatedClip
@@ -75,24 +76,22 @@ class FeatureStore:
 
     def add(self, keys: Sequence[str], states: Sequence[torch.Tensor]) -> None:
         """Writes one shard of states, each `(tokens, dim)`."""
-        prefix = f"states-{self.process_index:03d}"
+        prefix = f"states-{self.process_index:03d}-{os.getpid()}"
         number = len(list(self.folder.glob(f"{prefix}-*.safetensors")))
         path = self.folder / f"{prefix}-{number:05d}.safetensors"
         offsets = torch.tensor([0, *(state.shape[0] for state in states)]).cumsum(0)
         tensors = {"hidden_states": torch.cat(list(states)).half().contiguous(), "offsets": offsets}
-        lines = "".join(json.dumps(key, ensure_ascii=False) + "\n" for key in keys)
-        _write_atomically(path.with_suffix(".jsonl"), lambda file: file.write_text(lines, encoding="utf-8"))
-        _write_atomically(path, lambda file: save_file(tensors, file))
+        write_json_lines(path.with_suffix(".jsonl"), keys)
+        write_atomically(path, lambda file: save_file(tensors, file))
         self._index(path)
 
     def _index(self, path: Path) -> None:
         file = safe_open(path, framework="pt")
         offsets = file.get_tensor("offsets").tolist()
-        # JSON escapes line breaks inside a key, but not the other characters that `splitlines` would split at.
-        lines = path.with_suffix(".jsonl").read_text(encoding="utf-8").split("\n")[:-1]
         self._open_files[path] = file
-        for line, start, end in zip(lines, offsets[:-1], offsets[1:], strict=True):
-            self._places[json.loads(line)] = (path, start, end)
+        keys = read_json_lines(path.with_suffix(".jsonl"))
+        for key, start, end in zip(keys, offsets[:-1], offsets[1:], strict=True):
+            self._places[key] = (path, start, end)
 
     def _place(self, key: str) -> tuple[Path, int, int]:
         if key not in self._places:
@@ -104,18 +103,8 @@ class FeatureStore:
 
 def clip_key(clip: RatedClip, max_seconds: float) -> str:
     """Returns the key of a clip's states; it changes when the sound file, or what is read of it, changes."""
-    file = clip.path.stat()
     span = [clip.start_in_s, clip.duration_in_s, max_seconds]
-    return json.dumps([clip.id, *span, file.st_size, file.st_mtime_ns])
-
-
-def fingerprint(encoder: nn.Module) -> str:
-    """Returns a digest of an encoder's weights, so that states of one that was trained on are not taken for its own."""
-    digest = hashlib.sha256()
-    for name, tensor in encoder.state_dict().items():
-        digest.update(name.encode())
-        digest.update(tensor.cpu().contiguous().view(-1).view(torch.uint8).numpy())
-    return digest.hexdigest()
+    return json.dumps([clip.id, str(clip.path.absolute()), *span, *file_identity(clip.path)])
 
 
 @torch.inference_mode()
@@ -226,15 +215,4 @@ def _check_settings(path: Path, settings: dict) -> None:
                 "give another `data.features` or remove that folder."
             )
         return
-    _write_atomically(path, lambda file: file.write_text(json.dumps(settings, indent=2) + "\n", encoding="utf-8"))
-
-
-def _write_atomically(path: Path, write: Callable[[Path], object]) -> None:
-    """Lets `write` fill a temporary file and renames it to `path`; a failure leaves nothing behind."""
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    try:
-        write(temporary)
-        temporary.chmod(0o644)  # safetensors makes files that only their owner can read
-        os.replace(temporary, path)
-    finally:
-        temporary.unlink(missing_ok=True)
+    write_json(path, settings)

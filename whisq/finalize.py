@@ -10,8 +10,7 @@ between; its mean is the fractional level of `qamdt.quality.QualityStats`.
 from __future__ import annotations
 
 import json
-import os
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -19,8 +18,9 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from tqdm import tqdm
 
+from qamdt.files import replacing
 from qamdt.quality import NUM_LEVELS, QualityStats
-from whisq.score_files import read_rows, read_settings
+from whisq.score_files import ScoreRows, read_settings
 from whisq.score_stats import ScoreStats, Thresholds
 
 
@@ -64,16 +64,10 @@ def finalize(
             "scored_with": json.dumps({Path(path).name: read_settings(Path(path)) for path in scores}),
         }
     )
-    temporary = out.with_name(f".{out.name}.{os.getpid()}.tmp")
-    seen: set[str] = set()
-    try:
-        with parquet.ParquetWriter(temporary, schema, compression="zstd") as writer:
-            for rows in _read_in_groups(scores, stats.scorer, seen):
-                labels = label_rows(rows, stats, quality_stats, source_levels, per_source=per_source)
-                writer.write_table(pyarrow.Table.from_pylist(labels, schema))
-        os.replace(temporary, out)
-    finally:
-        temporary.unlink(missing_ok=True)
+    with replacing(out) as temporary, parquet.ParquetWriter(temporary, schema, compression="zstd") as writer:
+        for rows in _read_in_groups(scores, stats.scorer):
+            labels = label_rows(rows, stats, quality_stats, source_levels, per_source=per_source)
+            writer.write_table(pyarrow.Table.from_pylist(labels, schema))
     quality_path = quality_stats_path(out)
     quality_stats.save(quality_path)
     return quality_path
@@ -180,8 +174,8 @@ def make_schema(pyarrow: Any) -> pyarrow.Schema:
     )
 
 
-def _read_in_groups(scores: Iterable[str | Path], scorer: str, seen: set[str]) -> Iterator[list[dict[str, Any]]]:
-    rows = (row for path in scores for row in tqdm(read_rows(path), desc=Path(path).name, unit="clip"))
+def _read_in_groups(scores: Sequence[str | Path], scorer: str) -> Iterator[list[dict[str, Any]]]:
+    rows = iter(tqdm(ScoreRows(scores), desc="scores", unit="clip"))
     while group := list(islice(rows, ROWS_PER_GROUP)):
         for row in group:
             if row["scorer"] != scorer:
@@ -189,9 +183,6 @@ def _read_in_groups(scores: Iterable[str | Path], scorer: str, seen: set[str]) -
                     f"clip {row['id']!r} was scored by {row['scorer']!r}, and the statistics are of {scorer!r}; "
                     "take statistics of the same scorer."
                 )
-            if row["id"] in seen:
-                raise ValueError(f"clip {row['id']!r} has two rows; give each score file once.")
-            seen.add(row["id"])
         yield group
 
 

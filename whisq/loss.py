@@ -1,6 +1,6 @@
 """What WhisQ is trained to: people's scores, and prompts whose tokens lie near those of their music.
 
-Shapes: B batch.
+Shapes: B batch, D width.
 """
 
 from dataclasses import dataclass
@@ -8,9 +8,9 @@ from dataclasses import dataclass
 import torch
 from torch.nn import functional as F
 
-from whisq.alignment import contrastive_loss, gromov_wasserstein_distance
 from whisq.config import LossConfig
-from whisq.modeling_whisq import WhisQOutput
+from whisq.gromov_wasserstein import gromov_wasserstein_distance
+from whisq.modeling_whisq import WhisQOutput, masked_mean
 from whisq.sinkhorn import sinkhorn_distance
 
 
@@ -87,6 +87,41 @@ def alignment_distance(
         options = {"blur": config.blur, "scaling": config.scaling, "normalize": config.normalize}
         return gromov_wasserstein_distance(*clouds, **options).mean()
     return contrastive_loss(*clouds).mean()
+
+
+def contrastive_loss(
+    source: torch.Tensor,
+    source_mask: torch.Tensor,
+    target: torch.Tensor,
+    target_mask: torch.Tensor,
+    *,
+    temperature: float = 0.07,
+) -> torch.Tensor:
+    """Computes how hard it is to tell which clip of the batch belongs to which prompt, by their pooled tokens.
+
+    Clips with the same prompt do not count against each other, and a batch of one clip has no loss.
+
+    Args:
+        source: Audio tokens of shape `(batch, source_points, dim)`.
+        source_mask: Shape `(batch, source_points)`, true for real tokens.
+        target: Text tokens of shape `(batch, target_points, dim)`.
+        target_mask: Shape `(batch, target_points)`, true for real tokens.
+        temperature: Divides the similarities.
+
+    Returns:
+        The mean of the losses of clip to prompt and of prompt to clip, in float32, of shape `(batch,)`.
+    """
+    with torch.autocast(source.device.type, enabled=False):
+        source = F.normalize(masked_mean(source.float(), source_mask), dim=-1)  # (B, D)
+        target = F.normalize(masked_mean(target.float(), target_mask), dim=-1)
+        logits = source @ target.mT / temperature  # (B, B)
+        is_same_prompt = target.detach() @ target.detach().mT > 1 - 1e-5
+        itself = torch.eye(len(logits), dtype=torch.bool, device=logits.device)
+        logits = logits.masked_fill(is_same_prompt & ~itself, -torch.inf)
+        labels = torch.arange(len(logits), device=logits.device)
+        to_prompts = F.cross_entropy(logits, labels, reduction="none")
+        to_clips = F.cross_entropy(logits.mT, labels, reduction="none")
+        return (to_prompts + to_clips) / 2
 
 
 def huber(scores: torch.Tensor, targets: torch.Tensor, config: LossConfig) -> torch.Tensor:

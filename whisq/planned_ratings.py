@@ -11,12 +11,12 @@ alike of some clips drawn at random, so that all of the scale is met; the others
 
 from __future__ import annotations
 
-import json
 import random
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
+from qamdt.manifest import Record, resolve_clip_path, scan_manifest
 from qamdt.quality import MAX_SCORE, MIN_SCORE
 from whisq.config import DataConfig
 from whisq.ratings import Fault, RatedClip, RatedMusic
@@ -106,59 +106,44 @@ def read_rated_manifest(config: DataConfig) -> tuple[RatedMusic, PromptPlan]:
         config: Names the manifest and says how it is split.
     """
     path = Path(config.manifest)
-    if not path.is_file():
-        raise FileNotFoundError(
-            f"`data.manifest` must be a manifest (JSONL), got {str(path)!r}, which does not exist."
-        )
     splits: dict[str, list[RatedClip]] = {"train": [], "dev": [], "test": []}
     contents: dict[str, Content] = {}
     faults: list[Fault] = []
-    with path.open(encoding="utf-8") as file:
-        for number, line in enumerate(file, start=1):
-            if not line.strip():
-                continue
-            try:
-                clip, content, split = _parse_record(json.loads(line), path.resolve().parent, config)
-                if clip.id in contents:
-                    raise ValueError(f"the id {clip.id!r} was used before; ids must be unique.")
-            except (ValueError, KeyError, TypeError) as error:
-                message = f"the field {error} is missing." if isinstance(error, KeyError) else str(error)
-                faults.append(Fault(file=path.name, line=number, error=message))
-                continue
-            splits[split].append(clip)
-            contents[clip.id] = content
+    for line in scan_manifest(path):
+        try:
+            if line.record is None:
+                raise ValueError(line.fault)
+            clip, content, split = _rate_record(line.record, resolve_clip_path(path, line.record), config)
+        except ValueError as error:
+            faults.append(Fault(file=path.name, line=line.number, error=str(error)))
+            continue
+        splits[split].append(clip)
+        contents[clip.id] = content
     if not splits["train"]:
         details = f" The first of {len(faults)} faults: {faults[0]}" if faults else ""
         raise ValueError(f"{str(path)!r} holds no training clip with a quality score.{details}")
     return RatedMusic(splits=splits, faults=faults), PromptPlan(contents, config.matched_share)
 
 
-def _parse_record(values: dict, root: Path, config: DataConfig) -> tuple[RatedClip, Content, str]:
-    """Reads one line of the manifest: the clip, what is known about it, and its split."""
-    clip_id, tags = values["id"], values.get("tags") or {}
-    score, frames = values.get("quality_score"), values.get("quality_frames")
-    if score is None:
-        raise ValueError(f"clip {clip_id!r} has no `quality_score`; score the manifest first.")
-    if not all(MIN_SCORE <= float(rating) <= MAX_SCORE for rating in (score, *(frames or ()))):
-        raise ValueError(f"the quality of clip {clip_id!r} must lie between 1 and 5, got {score} and {frames}.")
-    path = root / values["path"]
-    if not path.resolve().is_relative_to(root):
-        raise ValueError(
-            f"the path of clip {clip_id!r} must stay inside the manifest's folder, got {values['path']!r}."
-        )
+def _rate_record(record: Record, path: Path, config: DataConfig) -> tuple[RatedClip, Content, str]:
+    """Returns the clip of a record, what is known about it, and its split."""
+    if record.quality_score is None:
+        raise ValueError(f"clip {record.id!r} has no `quality_score`; score the manifest first.")
+    tags = record.tags
     group = tags.get(config.system_tag)
-    piece = str(tags.get("piece_id", clip_id))
+    group = group.get("kind") if isinstance(group, dict) else group
+    piece = str(tags.get("piece_id", record.id))
     clip = RatedClip(
-        id=clip_id,
+        id=record.id,
         path=path,
-        system=str(group["kind"] if isinstance(group, dict) else group),
-        overall_quality=float(score),
-        start_in_s=float(values.get("start_in_s", 0.0)),
-        duration_in_s=float(values["duration_in_s"]),
-        quality_frames=tuple(map(float, frames)) if frames else None,
-        quality_frame_rate=float(values["quality_frame_rate"]) if frames else None,
+        system=str(group),
+        overall_quality=float(record.quality_score),
+        start_in_s=float(record.start_in_s),
+        duration_in_s=float(record.duration_in_s),
+        quality_frames=record.quality_frames,
+        quality_frame_rate=record.quality_frame_rate,
     )
-    captions = tuple(caption for caption in values.get("captions") or () if caption.strip())
+    captions = tuple(caption for caption in record.captions if caption.strip())
     content = Content(piece=piece, captions=captions[: config.max_captions], tags=tags)
     if tags.get("split") in ("dev", "test"):
         return clip, content, tags["split"]

@@ -3,16 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
 from accelerate import Accelerator
 from accelerate.utils import gather_object
 
+from qamdt.keyed_rows import make_key
 from whisq.config import WhisQConfig
 from whisq.dataset import CachedClips
-from whisq.encoders import AudioEncoder, TextEncoder, load_audio_encoder, load_text_encoder
-from whisq.features import FeatureStore, cache_clips, cache_texts, fingerprint
+from whisq.encoders import AudioEncoder, TextEncoder, fingerprint, load_audio_encoder, load_text_encoder
+from whisq.features import FeatureStore, cache_clips, cache_texts, clip_key
 from whisq.musiceval import read_musiceval
 from whisq.planned_ratings import PromptPlan, read_rated_manifest
 from whisq.ratings import SPLITS, Fault, RatedClip, RatedMusic, leave_systems_out
@@ -44,6 +45,17 @@ class PreparedMusic:
         """Returns the training clips with their prompts of one pass."""
         clips = self.splits["train"]
         return clips if self.plan is None else self.plan.draw(clips, f"train {seed} {epoch}")
+
+    def key(self) -> str:
+        """Stands for what a run learns from and is measured on: sounds, ratings, prompts, and the encoders' states."""
+        clips = [
+            (split, clip_key(clip, self.cached.config.max_seconds), asdict(replace(clip, path=str(clip.path))))
+            for split in SPLITS
+            for clip in self.splits[split]
+        ]
+        contents = None if self.plan is None else [asdict(self.plan.contents[clip["id"]]) for _, _, clip in clips]
+        encoders = [self.cached.audio.settings, self.cached.text.settings]
+        return f"{make_key(clips, contents, encoders, dict(self.system_ratings)):016x}"
 
     def leave_systems_out(self, num_folds: int, fold: int) -> PreparedMusic:
         """Returns the same clips split by their systems."""

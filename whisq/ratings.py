@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-import json
 import random
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
+
+from qamdt.files import write_json_lines
 
 
 SPLITS = ("train", "dev", "test")
@@ -99,5 +100,4 @@ def leave_systems_out(clips: list[RatedClip], num_folds: int, fold: int, seed: i
 
 def write_faults(path: Path, faults: list[Fault]) -> None:
     """Writes the list of faults, a JSON object a line; an empty file says that there are none."""
-    lines = [json.dumps(fault.__dict__, ensure_ascii=False) + "\n" for fault in faults]
-    path.write_text("".join(lines), encoding="utf-8")
+    write_json_lines(path, [fault.__dict__ for fault in faults])

@@ -9,8 +9,8 @@ from statistics import fmean, stdev
 import numpy as np
 
 from whisq.metrics import FIGURES, Agreement, measure_agreement, measure_system_agreement
+from whisq.predictions import Predictions
 from whisq.ratings import RatedClip
-from whisq.training import Predictions
 
 
 TARGETS = ("overall_quality", "text_alignment")

@@ -5,15 +5,18 @@ from __future__ import annotations
 import argparse
 import os
 import sys
+from collections import Counter
+from contextlib import ExitStack
 from datetime import timedelta
 
 import torch
 from accelerate import PartialState
+from accelerate.utils import gather_object
 
 from whisq.clips import list_clips, probe_durations
-from whisq.score_files import drop_errors, list_errors, merge_parts
+from whisq.score_files import check_settings, list_errors, merge_rows, open_keyed_rows
 from whisq.scorer import WhisQScorer
-from whisq.scoring import score_collection, scoring_order
+from whisq.scoring import append_rows, row_key, scoring_order
 
 
 NUM_LISTED_ERRORS = 20
@@ -21,37 +24,55 @@ NUM_LISTED_ERRORS = 20
 
 def score(arguments: argparse.Namespace) -> int:
     """Runs the command with the parsed arguments and returns its exit status."""
-    processes = find_processes()
+    out, processes = arguments.out, find_processes()
     is_main = processes is None or processes.is_main_process
-    clips = probe_durations(list_clips(arguments.inputs, prompts=arguments.prompts))
+    clips, faults = list_clips(arguments.inputs, prompts=arguments.prompts)
+    clips = probe_durations(clips)
     scorer = WhisQScorer.from_pretrained(
         arguments.model, revision=arguments.revision, device=arguments.device or choose_device(processes)
     )
-    if arguments.retry_errors and is_main:
-        drop_errors(arguments.out)
-    if processes is not None:
-        processes.wait_for_everyone()
-    score_collection(
-        clips,
-        scorer,
-        arguments.out,
-        batch_seconds=arguments.batch_seconds,
-        num_workers=arguments.num_workers,
-        process_index=0 if processes is None else processes.process_index,
-        num_processes=1 if processes is None else processes.num_processes,
-    )
-    if processes is not None:
-        processes.wait_for_everyone()
+    settings = scorer.describe(reads_prompts=any(clip.has_words for clip in clips))
+    keys = [row_key(clip, settings) for clip in clips]
+    out.parent.mkdir(parents=True, exist_ok=True)
+    check_settings(out, settings)
+    rows = open_keyed_rows(out)
+    index, num_processes = (0, 1) if processes is None else (processes.process_index, processes.num_processes)
+    with ExitStack() as stack:
+        if is_main:
+            stack.enter_context(rows)  # keeps other jobs away until all parts are merged
+        part = rows if processes is None else stack.enter_context(open_keyed_rows(out, index, num_processes))
+        counts = append_rows(
+            part,
+            clips,
+            keys,
+            scorer,
+            batch_seconds=arguments.batch_seconds,
+            num_workers=arguments.num_workers,
+            retry_errors=arguments.retry_errors,
+            process_index=index,
+            num_processes=num_processes,
+        )
+        if processes is not None:
+            part.close()
+            counts = sum(gather_object([counts]), Counter())  # of all processes, once the last is done
+        if is_main:
+            merge_rows(rows, {clips[index].id: keys[index] for index in scoring_order(clips)})
     if not is_main:
         return 0
-    merge_parts(arguments.out, [clips[index].id for index in scoring_order(clips)])
-    errors = list_errors(arguments.out, {clip.id for clip in clips})
-    print(f"{len(clips) - len(errors)} of {len(clips)} clips have scores in {arguments.out}.")
+    errors = list_errors(out, {clip.id for clip in clips})
+    print(
+        f"{len(clips) - len(errors)} of {len(clips)} clips have scores in {out}: {counts['kept']} kept, "
+        f"{counts['again']} scored again, {counts['new']} new."
+    )
     for clip_id, error in errors[:NUM_LISTED_ERRORS]:
         print(f"  {clip_id}: {error}", file=sys.stderr)
     if errors:
         print(f"{len(errors)} clips could not be scored; `status` is error in their rows.", file=sys.stderr)
-    return int(bool(errors))
+    for fault in faults[:NUM_LISTED_ERRORS]:
+        print(f"  {fault}", file=sys.stderr)
+    if faults:
+        print(f"{len(faults)} lines describe no clip and were passed over.", file=sys.stderr)
+    return int(bool(errors or faults))
 
 
 def find_processes() -> PartialState | None:

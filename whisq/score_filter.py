@@ -2,17 +2,18 @@
 
 from __future__ import annotations
 
-import json
-import os
 from collections import Counter
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from whisq.score_files import read_rows
+from qamdt.files import encode_json_line, replacing
+from qamdt.manifest import scan_manifest
+from whisq.ratings import Fault
+from whisq.score_files import ScoreRows
 from whisq.score_stats import ScoreStats
 
 
@@ -62,7 +63,7 @@ def filter_scores(
     stats: ScoreStats,
     *,
     manifest: str | Path | None = None,
-) -> Counter:
+) -> tuple[Counter, list[Fault]]:
     """Writes what is kept, in its order and unchanged.
 
     Args:
@@ -74,7 +75,8 @@ def filter_scores(
             no score is dropped.
 
     Returns:
-        How many clips were kept ("kept"), and how many dropped for each reason.
+        How many clips were kept ("kept") and how many dropped for each reason, and the lines of the manifest that
+        describe none.
     """
     if limits.ta_min_pct is not None and stats.text_alignment is None:
         raise ValueError("`ta_min_pct` needs text alignment, and no clip has any; score the clips with prompts.")
@@ -84,40 +86,27 @@ def filter_scores(
             f"`out` must lie beside the manifest {str(manifest)!r}, whose paths are relative to its folder, "
             f"got {str(out)!r}."
         )
-    rows = (row for path in scores for row in read_rows(path))
+    counts, faults = Counter({"kept": 0}), []
+    with replacing(out) as temporary, temporary.open("wb") as file:
+        for line, reason in _decide(ScoreRows(scores), limits, stats, manifest, faults):
+            counts[reason or "kept"] += 1
+            if reason is None:
+                file.write(line)
+    return counts, faults
+
+
+def _decide(
+    rows: ScoreRows, limits: Limits, stats: ScoreStats, manifest: str | Path | None, faults: list[Fault]
+) -> Iterator[tuple[bytes, str | None]]:
+    """Yields the lines of the scores or of the manifest, each with the reason to drop it."""
     if manifest is None:
-        decided = ((json.dumps(row, ensure_ascii=False), limits.find_fault(row, stats)) for row in rows)
-    else:
-        decided = _decide_manifest(Path(manifest), {row["id"]: limits.find_fault(row, stats) for row in rows})
-    return _write_kept(out, decided)
-
-
-def _decide_manifest(manifest: Path, faults: dict[str, str | None]) -> Iterator[tuple[str, str | None]]:
-    """Yields the lines of a manifest, each with the reason to drop it."""
-    if not manifest.is_file():
-        raise FileNotFoundError(f"there is no manifest {str(manifest)!r}.")
-    with manifest.open(encoding="utf-8", newline="\n") as file:
-        for number, line in enumerate(file, start=1):
-            if not line.strip():
-                continue
-            try:
-                values = json.loads(line)
-                clip_id = values.get("id", values["path"])
-            except (ValueError, KeyError, AttributeError) as error:
-                raise ValueError(f"{manifest}, line {number} is no record of a clip: {error!r}.") from error
-            yield line.rstrip("\r\n"), faults.get(clip_id, "without score")
-
-
-def _write_kept(out: Path, decided: Iterable[tuple[str, str | None]]) -> Counter:
-    counts = Counter({"kept": 0})
-    temporary = out.with_name(f".{out.name}.{os.getpid()}.tmp")
-    try:
-        with temporary.open("w", encoding="utf-8") as file:
-            for line, fault in decided:
-                counts[fault or "kept"] += 1
-                if fault is None:
-                    file.write(line + "\n")
-        os.replace(temporary, out)
-    finally:
-        temporary.unlink(missing_ok=True)
-    return counts
+        for row in rows:
+            yield encode_json_line(row), limits.find_fault(row, stats)
+        return
+    for line in scan_manifest(manifest, required=("path",)):
+        if line.record is None:
+            faults.append(Fault(file=Path(manifest).name, line=line.number, error=line.fault))
+            continue
+        row = rows.read(line.record.id)
+        reason = "without score" if row is None else limits.find_fault(row, stats)
+        yield line.text if line.text.endswith(b"\n") else line.text + b"\n", reason

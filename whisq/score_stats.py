@@ -1,6 +1,6 @@
 """Statistics of a scored collection, and the thresholds between quality levels that follow from them.
 
-One pass reads the rows and keeps their scores, eight bytes each. The result is a small JSON file: with it, more music
+Of each row its scores are kept, eight bytes each. The result is a small JSON file: with it, more music
 of the same kind is labelled later without moving what a level means.
 
 Thresholds are derived by `qamdt.quality.QualityStats`, in two ways. `sigma` puts them one and two standard deviations around the mean; `quantile` gives
@@ -14,7 +14,7 @@ import hashlib
 import json
 from array import array
 from collections import defaultdict
-from collections.abc import Iterable
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -23,7 +23,7 @@ import numpy as np
 from tqdm import tqdm
 
 from qamdt.quality import MAX_SCORE, MIN_SCORE, NUM_LEVELS, QualityStats
-from whisq.score_files import read_rows
+from whisq.score_files import ScoreRows
 
 
 NUM_BINS = 64
@@ -166,8 +166,8 @@ class ScoreStats:
         )
 
 
-def measure_scores(paths: Iterable[str | Path], *, method: str | None = None) -> ScoreStats:
-    """Reads score files once and returns their statistics.
+def measure_scores(paths: Sequence[str | Path], *, method: str | None = None) -> ScoreStats:
+    """Returns the statistics of score files.
 
     Args:
         paths: Files of `whisq score`.
@@ -177,18 +177,15 @@ def measure_scores(paths: Iterable[str | Path], *, method: str | None = None) ->
         raise ValueError(f"`method` must be one of {METHODS} or None, got {method!r}.")
     by_source: dict[str, array] = defaultdict(lambda: array("d"))
     alignment = array("d")
-    scorers, num_errors, created_from = set(), 0, {}
-    for path in map(Path, paths):
-        digest = hashlib.sha256()
-        for row in tqdm(read_rows(path, digest), desc=path.name, unit="clip"):
-            if row["status"] != "ok":
-                num_errors += 1
-                continue
-            scorers.add(row["scorer"])
-            by_source[row.get("source", "")].append(row["overall_quality"])
-            if row.get("text_alignment") is not None:
-                alignment.append(row["text_alignment"])
-        created_from[path.name] = digest.hexdigest()
+    scorers, num_errors = set(), 0
+    for row in tqdm(ScoreRows(paths), desc="scores", unit="clip"):
+        if row["status"] != "ok":
+            num_errors += 1
+            continue
+        scorers.add(row["scorer"])
+        by_source[row.get("source", "")].append(row["overall_quality"])
+        if row.get("text_alignment") is not None:
+            alignment.append(row["text_alignment"])
     if len(scorers) != 1:
         raise ValueError(
             f"scores must come from one scorer, got {sorted(scorers) or 'no scored clip at all'}; keep others apart."
@@ -205,10 +202,15 @@ def measure_scores(paths: Iterable[str | Path], *, method: str | None = None) ->
         "overall_quality_per_source": _add_thresholds(_describe(standardized), standardized, method),
         "text_alignment": _describe(np.asarray(alignment)) if alignment else None,
         "sources": sources,
-        "created_from": created_from,
+        "created_from": {Path(path).name: _digest(Path(path)) for path in paths},
     }
     content = json.dumps({name: _plain(value) for name, value in facts.items()}, sort_keys=True)
     return ScoreStats(stats_id=hashlib.sha256(content.encode()).hexdigest()[:12], **facts)
+
+
+def _digest(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def _describe(scores: np.ndarray) -> Distribution:

@@ -20,7 +20,7 @@ import torch
 
 from qamdt.quality import MAX_SCORE, MIN_SCORE
 from whisq.embedded import SCORER_DIR
-from whisq.encoders import AudioEncoder, TextEncoder, load_audio_encoder, load_text_encoder, locate
+from whisq.encoders import AudioEncoder, TextEncoder, fingerprint, load_audio_encoder, load_text_encoder, locate
 from whisq.modeling_whisq import WhisQModel
 from whisq.windows import BATCH_IN_S, Window, clip_duration, cut_batches, cut_windows, find_flags, make_window
 
@@ -129,15 +129,22 @@ class WhisQScorer:
         """Distance of the values of a clip's curve, in seconds."""
         return self._frame_hop / self.audio_encoder.frames_per_s
 
-    def describe(self) -> dict[str, str | float]:
-        """What decides the scores, for the record beside them."""
-        return {
+    def describe(self, *, reads_prompts: bool) -> dict[str, str | float]:
+        """What decides the scores, down to the weights, for the record beside them.
+
+        Args:
+            reads_prompts: Whether the text encoder has a say.
+        """
+        facts = {
             "scorer": self.name,
             "audio_encoder": self.audio_encoder.name,
             "text_encoder": self.model.config.text_encoder,
             "frame_hop_in_s": self.frame_hop_in_s,
             "frame_window_in_s": self._frame_window / self.audio_encoder.frames_per_s,
+            "model_sha256": fingerprint(self.model),
+            "audio_encoder_sha256": fingerprint(self.audio_encoder),
         }
+        return facts | ({"text_encoder_sha256": fingerprint(self.text_encoder)} if reads_prompts else {})
 
     def score(
         self,

@@ -3,7 +3,8 @@
 The work is cut into groups of clips that are alike in length, the same ones whatever is done already and however many
 processes there are. A group's rows are appended when all its clips are scored. So a run may be killed at any moment:
 the same command again, with as many processes as you like, does what is missing and leaves the same file that an
-unbroken run leaves. A clip that cannot be scored gets a row that says why.
+unbroken run leaves. A clip whose sound file, prompt or anything else that its row depends on has changed is scored
+again. A clip that cannot be scored gets a row that says why.
 
 Several processes (`accelerate launch -m whisq.cli score …`, `torchrun`) write a part file each, beside the output; the
 last step merges them into it.
@@ -11,54 +12,92 @@ last step merges them into it.
 
 from __future__ import annotations
 
-import json
-from collections.abc import Iterator, Sequence
+from collections import Counter
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
-from pathlib import Path
 from typing import Any
 
 import torch
 from torch.utils.data import DataLoader
 from tqdm import tqdm
 
+from qamdt.keyed_rows import FAILED, KeyedRows, file_identity, make_key
 from whisq.clips import Clip
-from whisq.score_files import check_settings, cut_torn_line, list_score_files, part_path, read_rows
 from whisq.scorer import ClipScore, WhisQScorer
 from whisq.windows import BATCH_IN_S, WINDOW_IN_S, Window, WindowReader, WindowRequest, cut_batches, cut_windows
 
 
-def score_collection(
+def row_key(clip: Clip, settings: Mapping[str, Any]) -> int:
+    """Returns the key of a clip's row, which changes with whatever the row depends on.
+
+    Args:
+        clip: The clip.
+        settings: What `WhisQScorer.describe` says.
+    """
+    try:
+        file = file_identity(clip.path)
+    except OSError:
+        file = None  # its row will say so
+    if not clip.has_words:
+        settings = {name: value for name, value in settings.items() if not name.startswith("text_encoder")}
+    span = [clip.start_in_s, clip.duration_in_s]
+    return make_key(clip.id, clip.place, file, span, clip.source, clip.prompt, settings)
+
+
+def append_rows(
+    rows: KeyedRows,
     clips: Sequence[Clip],
+    keys: Sequence[int],
     scorer: WhisQScorer,
-    out: str | Path,
     *,
     batch_seconds: float = BATCH_IN_S,
     num_workers: int = 0,
+    retry_errors: bool = False,
     process_index: int = 0,
     num_processes: int = 1,
-) -> None:
-    """Appends a row for every clip that `out` and its part files lack.
+) -> Counter:
+    """Appends a row for every clip of this process's share that has none.
 
     Args:
+        rows: The rows of the job, those of other processes too; this process's are appended.
         clips: All clips of the job, in every process, with their lengths (`probe_durations`).
+        keys: Their keys.
         scorer: The scorer.
-        out: JSONL file to write or complete.
         batch_seconds: How much audio is scored at once, padding included.
         num_workers: Processes that read and decode ahead; 0 reads in this one.
+        retry_errors: Whether clips that could not be scored are tried again.
         process_index: Number of this process.
-        num_processes: How many processes share the work. With more than one, `merge_parts` must follow.
-    """
-    out = Path(out)
-    out.parent.mkdir(parents=True, exist_ok=True)
-    check_settings(out, scorer.describe())
-    target = out if num_processes == 1 else part_path(out, process_index)
-    if target.is_file():
-        cut_torn_line(target)
-    finished = {row["id"] for file in list_score_files(out) for row in read_rows(file)}
+        num_processes: How many processes share the work.
 
+    Returns:
+        How many clips of the share were "kept", scored "again" because something has changed, and are "new".
+    """
     groups = plan_groups(clips, batch_seconds)[process_index::num_processes]
-    missing = [group for group in groups if any(clips[index].id not in finished for index in group)]
-    batches = [batch for group in missing for batch in plan_batches(clips, group, batch_seconds)]
+    share = [index for group in groups for index in group]
+    redone = {None, FAILED} if retry_errors else {None}
+    missing = {index for index in share if rows.status(keys[index]) in redone}
+    known = {row["id"] for row in rows.history()} if missing else set()
+    new = {index for index in missing if clips[index].id not in known}
+    # A group with a new clip is scored as a whole, as an unbroken run does it; of others what has changed.
+    heard = [group if new & {*group} else [index for index in group if index in missing] for group in groups]
+    heard = [group for group in heard if group]
+    loaded = load_windows(clips, heard, batch_seconds, num_workers)
+    kept = len(share) - len(missing)
+    with tqdm(total=len(share), initial=kept, desc="scoring", unit="clip", disable=process_index > 0) as bar:
+        for group in heard:
+            scores = score_group(clips, group, loaded, scorer)
+            for index in group:
+                if index in missing:
+                    rows.append(make_row(clips[index], keys[index], scores[index], scorer))
+                    bar.update()
+    return Counter(kept=kept, again=len(missing - new), new=len(new))
+
+
+def load_windows(
+    clips: Sequence[Clip], groups: Sequence[Sequence[int]], batch_seconds: float, num_workers: int
+) -> Iterator[tuple[list[WindowRequest], list[Window | str]]]:
+    """Yields the batches of all groups, one after the other: what was asked for, and what was read."""
+    batches = [batch for group in groups for batch in plan_batches(clips, group, batch_seconds)]
     loader = DataLoader(
         WindowReader(clips, batches),
         batch_size=None,
@@ -67,22 +106,7 @@ def score_collection(
         # A fresh interpreter: forking a process that has used threads can hang.
         multiprocessing_context="spawn" if num_workers else None,
     )
-    loaded = zip(batches, loader, strict=True)
-    num_done = sum(len(group) for group in groups) - sum(len(group) for group in missing)
-    with (
-        target.open("a", encoding="utf-8") as file,
-        tqdm(
-            total=sum(map(len, groups)), initial=num_done, desc="scoring", unit="clip", disable=process_index > 0
-        ) as bar,
-    ):
-        for group in missing:
-            scores = score_group(clips, group, loaded, scorer)
-            rows = [
-                format_row(clips[index], scores[index], scorer) for index in group if clips[index].id not in finished
-            ]
-            file.write("".join(rows))
-            file.flush()
-            bar.update(len(group))
+    return zip(batches, loader, strict=True)
 
 
 def scoring_order(clips: Sequence[Clip]) -> list[int]:
@@ -144,9 +168,10 @@ def score_group(
     }
 
 
-def format_row(clip: Clip, score: ClipScore | str, scorer: WhisQScorer) -> str:
-    """Returns the line of a clip; `score` may be the reason why its file could not be read."""
-    row: dict[str, Any] = {"id": clip.id, "path": str(clip.path), "source": clip.source, "prompt": clip.prompt}
+def make_row(clip: Clip, key: int, score: ClipScore | str, scorer: WhisQScorer) -> dict[str, Any]:
+    """Returns the row of a clip; `score` may be the reason why its file could not be read."""
+    row: dict[str, Any] = {"id": clip.id, "key": f"{key:016x}", "path": str(clip.path), "source": clip.source}
+    row |= {"prompt": clip.prompt}
     if isinstance(score, str):
         row |= {"status": "error", "error": score, "flags": ["unreadable"], "overall_quality": None}
     else:
@@ -161,7 +186,7 @@ def format_row(clip: Clip, score: ClipScore | str, scorer: WhisQScorer) -> str:
             "frame_hop_in_s": score.frame_hop_in_s,
             "frame_overall_quality": [round(value, 3) for value in score.frame_overall_quality],
         }
-    return json.dumps(row | {"scorer": scorer.name}, ensure_ascii=False) + "\n"
+    return row | {"scorer": scorer.name}
 
 
 def _length(clip: Clip) -> float:

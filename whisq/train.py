@@ -9,6 +9,7 @@ rank correlations on the dev set have not risen for `run.patience` passes, and k
 same command again resumes; SIGTERM or Ctrl-C ends it earlier, with a checkpoint.
 
     output_dir/config.yaml          the settings of the run
+    output_dir/music.json           stands for clips, ratings and encoders: a run goes on with the same ones only
     output_dir/faults.jsonl         rows and files that could not be used; then the exit status is 1
     output_dir/seed-0/log.jsonl     losses and dev scores, a line for each pass
     output_dir/seed-0/model/        the weights of the best pass, which `WhisQScorer.from_pretrained` opens; fine-tuned
@@ -20,7 +21,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import os
 import random
 import shutil
 import sys
@@ -29,28 +29,26 @@ from collections.abc import Callable
 from pathlib import Path
 
 import torch
-import yaml
 from accelerate import Accelerator
-from accelerate.utils import DistributedDataParallelKwargs, broadcast, set_seed
+from accelerate.utils import DistributedDataParallelKwargs, set_seed
 from tqdm import tqdm
 
-from whisq.config import WhisQConfig, format_config, load_config
+from qamdt.files import append_json_line, cut_log, replace_folder, write_atomically, write_json, write_text
+from qamdt.run_control import StopSignal, agree
+from qamdt.settings import check_resumption, format_settings
+from whisq.config import WhisQConfig, load_config
 from whisq.dataset import order_of_epoch
 from whisq.finetuning import FineTunedEncoders, load_finetuned, start_finetuning
 from whisq.modeling_whisq import WhisQModel
+from whisq.objective import WhisQObjective, build_optimizer, learning_rate_factor
+from whisq.predictions import dev_score, predict
 from whisq.preparation import PreparedMusic, prepare
 from whisq.ratings import write_faults
 from whisq.reports import Summary, format_tables, measure_predictions, summarize
-from whisq.training import (
-    StopSignal,
-    WhisQObjective,
-    build_optimizer,
-    dev_score,
-    learning_rate_factor,
-    load_checkpoint,
-    predict,
-    save_checkpoint,
-)
+
+
+# What changes no result, or only adds to them.
+FREE_SETTINGS = {"run.seeds", "run.checkpoint_minutes", "run.num_resamples", "run.output_dir", "data.features"}
 
 
 def train(
@@ -68,6 +66,8 @@ def train(
     if accelerator.is_main_process:
         output_dir.mkdir(parents=True, exist_ok=True)
         check_same_run(output_dir / "config.yaml", config)
+        if (note := check_same_music(output_dir / "music.json", music)) is not None:
+            say(accelerator, note)
         write_faults(output_dir / "faults.jsonl", music.faults)
     accelerator.wait_for_everyone()
     models = []
@@ -130,7 +130,7 @@ def train_seed(
     checkpoint = folder / "checkpoint.pt"
     if checkpoint.is_file():
         state = load_checkpoint(checkpoint, trained, optimizer)
-    cut_log(folder / "log.jsonl", state["epoch"])
+    cut_log(folder / "log.jsonl", "epoch", state["epoch"])
     # Processes must not wait for gradients of parts that no token passes, such as the pooling of BERT.
     accelerator.ddp_handler = DistributedDataParallelKwargs(find_unused_parameters=bool(encoders.names))
     objective, optimizer = accelerator.prepare(trained, optimizer)
@@ -171,8 +171,7 @@ def train_seed(
                 if is_best:
                     replace_model(model, encoders, folder / "model")
                 line = {"epoch": state["epoch"], **losses, **{f"dev_{name}": value for name, value in scores.items()}}
-                with (folder / "log.jsonl").open("a") as file:
-                    file.write(json.dumps(line) + "\n")
+                append_json_line(folder / "log.jsonl", line)
             save()
             progress.update()
             progress.set_postfix(loss=f"{losses['loss']:.3f}", dev=f"{scores['score']:.3f}")
@@ -250,65 +249,52 @@ def train_pass(
     return {name: total / num_steps for name, total in state["loss_sums"].items()}
 
 
+def save_checkpoint(path: Path, model: torch.nn.Module, optimizer: torch.optim.Optimizer, state: dict) -> None:
+    """Writes all that resuming needs into one file, whole or not at all."""
+    values = {"model": model.state_dict(), "optimizer": optimizer.state_dict(), "state": state}
+    write_atomically(path, lambda file: torch.save(values, file))
+
+
+def load_checkpoint(path: Path, model: torch.nn.Module, optimizer: torch.optim.Optimizer) -> dict:
+    """Restores model and optimizer and returns the state that was saved with them."""
+    checkpoint = torch.load(path, map_location="cpu", weights_only=True)
+    model.load_state_dict(checkpoint["model"])
+    optimizer.load_state_dict(checkpoint["optimizer"])
+    return checkpoint["state"]
+
+
 def replace_model(model: WhisQModel, encoders: FineTunedEncoders, folder: Path) -> None:
     """Writes the weights of the best pass in place of those that were the best before."""
-    temporary, outdated = folder.with_name(f".{folder.name}.tmp"), folder.with_name(f".{folder.name}.old")
-    for leftover in (temporary, outdated):
-        shutil.rmtree(leftover, ignore_errors=True)
+    temporary = folder.with_name(f".{folder.name}.tmp")
+    shutil.rmtree(temporary, ignore_errors=True)
     model.save_pretrained(temporary)
     encoders.save_pretrained(temporary)
-    # A folder cannot replace another in one step, so for a moment there is none.
-    if folder.exists():
-        os.replace(folder, outdated)
-    os.replace(temporary, folder)
-    shutil.rmtree(outdated, ignore_errors=True)
-
-
-def cut_log(path: Path, epoch: int) -> None:
-    """Removes the lines after pass number `epoch`, which a resumed run will write again."""
-    if path.is_file():
-        lines = [
-            line for line in path.read_text().splitlines() if line.endswith("}") and json.loads(line)["epoch"] <= epoch
-        ]
-        path.write_text("".join(line + "\n" for line in lines))
+    replace_folder(temporary, folder)
 
 
 def check_same_run(path: Path, config: WhisQConfig) -> None:
     """Refuses to resume a run with other settings, except those that change no result, and records the settings."""
-    free = {"run.seeds", "run.checkpoint_minutes", "run.num_resamples", "run.output_dir", "data.features"}
     if path.is_file():
         # A setting that the run was started without has the value that it has by default.
-        found, given = (flatten(yaml.safe_load(format_config(some))) for some in (load_config(path), config))
-        changed = sorted(key for key in found.keys() | given.keys() if found.get(key) != given.get(key))
-        changed = [key for key in changed if key not in free]
-        if changed:
-            raise ValueError(
-                f"{path.parent} holds a run with other settings of {changed}; give another `run.output_dir`, "
-                "or the settings of its config.yaml."
-            )
-    path.write_text(format_config(config))
+        check_resumption(load_config(path), config, free=FREE_SETTINGS, source=path)
+    write_text(path, format_settings(config))
 
 
-def flatten(values: dict, prefix: str = "") -> dict[str, object]:
-    """Returns nested settings with dots between the levels."""
-    flat: dict[str, object] = {}
-    for key, value in values.items():
-        flat |= flatten(value, f"{prefix}{key}.") if isinstance(value, dict) else {f"{prefix}{key}": value}
-    return flat
+def check_same_music(path: Path, music: PreparedMusic) -> str | None:
+    """Refuses to go on with a run that learnt from something else, and records what it learns from.
 
-
-def agree(accelerator: Accelerator, *flags: bool) -> tuple[bool, ...]:
-    """Returns what the first process says, so that all of them do the same although their clocks differ."""
-    if accelerator.num_processes == 1:
-        return flags
-    return tuple(broadcast(torch.tensor(flags, device=accelerator.device)).tolist())
-
-
-def write_json(path: Path, values: dict) -> None:
-    """Writes a JSON file in one step."""
-    temporary = path.with_name(f".{path.name}.tmp")
-    temporary.write_text(json.dumps(values, indent=2) + "\n")
-    os.replace(temporary, path)
+    Returns:
+        A line that says so if the run comes from an earlier version, which kept no record.
+    """
+    found, key = json.loads(path.read_text()) if path.is_file() else None, music.key()
+    if found is not None and found["key"] != key:
+        raise ValueError(
+            f"{path.parent} holds a run on clips, ratings, prompts or encoders that have changed since; give another "
+            "`run.output_dir`."
+        )
+    is_new = not list(path.parent.glob("seed-*"))
+    write_json(path, {"key": key})
+    return None if found or is_new else f"{path.parent} does not say what it has learnt from; taken to be the same."
 
 
 def say(accelerator: Accelerator, text: str) -> None:
@@ -342,7 +328,7 @@ def main(argv: list[str] | None = None) -> int:
     try:
         config = load_config(arguments.config, arguments.overrides)
         if arguments.dry_run:
-            print(format_config(config))
+            print(format_settings(config))
             return 0
         accelerator = build_accelerator(config)
         with StopSignal() as stop:

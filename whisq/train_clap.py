@@ -8,9 +8,10 @@ linear head is thrown away afterwards.
 from __future__ import annotations
 
 import argparse
-import json
 import math
+import sys
 import time
+from dataclasses import asdict, dataclass
 from pathlib import Path
 
 import torch
@@ -18,8 +19,11 @@ from accelerate import Accelerator
 from torch import nn
 from tqdm import tqdm
 
+from qamdt.files import append_json_line, cut_log, write_atomically
+from qamdt.settings import build, check_resumption
 from whisq.clap_data import ClapBatch, ClapDataset
 from whisq.modeling_clap import MiniClap
+from whisq.ratings import write_faults
 
 
 class ClapLoss(nn.Module):
@@ -83,30 +87,50 @@ def parameter_groups(module: nn.Module, weight_decay: float) -> list[dict]:
     ]
 
 
-def fit(loss_module: ClapLoss, dataset: ClapDataset, arguments: argparse.Namespace) -> None:
-    """Trains, with a checkpoint every few minutes; goes on from the last one."""
-    accelerator = Accelerator()
-    optimizer = torch.optim.AdamW(parameter_groups(loss_module, 0.05), lr=arguments.learning_rate, betas=(0.9, 0.98))
-    checkpoint = arguments.output_dir / "checkpoint.pt"
+@dataclass(frozen=True, kw_only=True)
+class ClapSettings:
+    """What a run depends on; `music` stands for sounds, captions and quality."""
+
+    music: str
+    num_steps: int
+    batch_size: int
+    crop_in_s: float
+    learning_rate: float
+    quality_weight: float
+    seed: int
+    bf16: bool
+
+
+def fit(
+    loss_module: ClapLoss,
+    dataset: ClapDataset,
+    settings: ClapSettings,
+    accelerator: Accelerator,
+    output_dir: Path,
+    *,
+    max_minutes: float,
+    checkpoint_minutes: float,
+) -> None:
+    """Trains, with a checkpoint every few minutes; goes on from the last one if it is of the same settings."""
+    optimizer = torch.optim.AdamW(parameter_groups(loss_module, 0.05), lr=settings.learning_rate, betas=(0.9, 0.98))
     first_step = 0
-    if checkpoint.is_file():
-        state = torch.load(checkpoint, map_location="cpu", weights_only=True)
-        loss_module.load_state_dict(state["model"])
-        optimizer.load_state_dict(state["optimizer"])
-        first_step = state["step"]
+    if (output_dir / "checkpoint.pt").is_file():
+        first_step = resume(output_dir / "checkpoint.pt", loss_module, optimizer, settings)
+    if accelerator.is_main_process:
+        cut_log(output_dir / "losses.jsonl", "step", first_step - 1)
     model, optimizer = accelerator.prepare(loss_module, optimizer)
-    seed = arguments.seed * 1009 + accelerator.process_index
-    batches = dataset.batches(arguments.batch_size, arguments.crop_in_s, seed, first_step)
+    seed = settings.seed * 1009 + accelerator.process_index
+    batches = dataset.batches(settings.batch_size, settings.crop_in_s, seed, first_step)
     progress = tqdm(
-        range(first_step, arguments.num_steps),
+        range(first_step, settings.num_steps),
         initial=first_step,
-        total=arguments.num_steps,
+        total=settings.num_steps,
         disable=not accelerator.is_main_process,
     )
     started = last_saved = time.monotonic()
     for step in progress:
         for group in optimizer.param_groups:
-            group["lr"] = arguments.learning_rate * learning_rate_share(step, arguments.num_steps)
+            group["lr"] = settings.learning_rate * learning_rate_share(step, settings.num_steps)
         batch = next(batches)
         losses = model(ClapBatch(**{name: value.to(accelerator.device) for name, value in vars(batch).items()}))
         accelerator.backward(losses["loss"])
@@ -114,31 +138,50 @@ def fit(loss_module: ClapLoss, dataset: ClapDataset, arguments: argparse.Namespa
         optimizer.step()
         optimizer.zero_grad()
 
-        is_last = step + 1 == arguments.num_steps or time.monotonic() - started > 60 * arguments.max_minutes
+        is_last = step + 1 == settings.num_steps or time.monotonic() - started > 60 * max_minutes
         if accelerator.is_main_process and (step % 10 == 0 or is_last):
             values = {name: round(value.item(), 4) for name, value in losses.items()}
             progress.set_postfix(values)
-            with open(arguments.output_dir / "losses.jsonl", "a", encoding="utf-8") as file:
-                file.write(json.dumps({"step": step, **values}) + "\n")
-        if is_last or time.monotonic() - last_saved > 60 * arguments.checkpoint_minutes:
+            append_json_line(output_dir / "losses.jsonl", {"step": step, **values})
+        if is_last or time.monotonic() - last_saved > 60 * checkpoint_minutes:
             if accelerator.is_main_process:
-                _save(accelerator.unwrap_model(model), optimizer, step + 1, arguments.output_dir)
+                save(accelerator.unwrap_model(model), optimizer, settings, step + 1, output_dir)
             last_saved = time.monotonic()
         if is_last:
             break
 
 
-def _save(loss_module: ClapLoss, optimizer: torch.optim.Optimizer, step: int, output_dir: Path) -> None:
+def resume(path: Path, loss_module: ClapLoss, optimizer: torch.optim.Optimizer, settings: ClapSettings) -> int:
+    """Restores a checkpoint and returns its step.
+
+    Raises:
+        ValueError: It is of other settings than the length of the run, or of other music.
+    """
+    state = torch.load(path, map_location="cpu", weights_only=True)
+    if "settings" in state:
+        started = build(ClapSettings, state["settings"])
+        note = check_resumption(started, settings, free=("num_steps",), source=path)
+    else:
+        note = f"{path} comes from an earlier version and does not say its settings; taken to be the same."
+    if note is not None:
+        tqdm.write(note, file=sys.stderr)
+    loss_module.load_state_dict(state["model"])
+    optimizer.load_state_dict(state["optimizer"])
+    return state["step"]
+
+
+def save(
+    loss_module: ClapLoss, optimizer: torch.optim.Optimizer, settings: ClapSettings, step: int, output_dir: Path
+) -> None:
     """Writes the checkpoint, whole or not at all, and the model folder."""
     state = {"model": loss_module.state_dict(), "optimizer": optimizer.state_dict(), "step": step}
-    part = output_dir / "checkpoint.pt.part"
-    torch.save(state, part)
-    part.replace(output_dir / "checkpoint.pt")
+    state |= {"settings": asdict(settings)}
+    write_atomically(output_dir / "checkpoint.pt", lambda file: torch.save(state, file))
     loss_module.clap.save_pretrained(output_dir / "clap")
 
 
-def main(argv: list[str] | None = None) -> None:
-    """The command line."""
+def main(argv: list[str] | None = None) -> int:
+    """Runs the command and returns its exit status."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--manifest", type=Path, nargs="+", required=True, help="JSONL manifests of the clips")
     parser.add_argument("--output-dir", type=Path, required=True, help="receives cache, checkpoint, losses and model")
@@ -152,14 +195,48 @@ def main(argv: list[str] | None = None) -> None:
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--bf16", action="store_true", help="run the audio tower in bfloat16")
     arguments = parser.parse_args(argv)
-    arguments.output_dir.mkdir(parents=True, exist_ok=True)
-    torch.manual_seed(arguments.seed)
+    try:
+        return run(arguments)
+    except (ValueError, OSError) as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
 
-    dataset = ClapDataset(arguments.manifest, arguments.output_dir / "cache")
-    sample = torch.from_numpy(dataset.mel_spectrograms[:: max(1, len(dataset.rows) // 200)].astype("float32"))
+
+def run(arguments: argparse.Namespace) -> int:
+    """Prepares the music, trains, and returns the exit status: 1 if some clips could not be used."""
+    arguments.output_dir.mkdir(parents=True, exist_ok=True)
+    accelerator = Accelerator(cpu=not torch.accelerator.is_available())
+    with accelerator.main_process_first():  # which fills the cache
+        dataset = ClapDataset(arguments.manifest, arguments.output_dir / "cache")
+    if accelerator.is_main_process:
+        faults_path = arguments.output_dir / "faults.jsonl"
+        write_faults(faults_path, dataset.faults)
+        if dataset.faults:
+            print(f"{len(dataset.faults)} clips cannot be used, listed in {faults_path}.", file=sys.stderr)
+    settings = ClapSettings(
+        music=dataset.key(),
+        num_steps=arguments.num_steps,
+        batch_size=arguments.batch_size,
+        crop_in_s=arguments.crop_in_s,
+        learning_rate=arguments.learning_rate,
+        quality_weight=arguments.quality_weight,
+        seed=arguments.seed,
+        bf16=arguments.bf16,
+    )
+    torch.manual_seed(arguments.seed)
+    sample = torch.from_numpy(dataset.mel_spectrograms[:: max(1, len(dataset.clips) // 200)].astype("float32"))
     clap = MiniClap(mel_mean=round(sample.mean().item(), 3), mel_std=round(sample.std().item(), 3))
-    fit(ClapLoss(clap, arguments.quality_weight, arguments.bf16), dataset, arguments)
+    fit(
+        ClapLoss(clap, settings.quality_weight, settings.bf16),
+        dataset,
+        settings,
+        accelerator,
+        arguments.output_dir,
+        max_minutes=arguments.max_minutes,
+        checkpoint_minutes=arguments.checkpoint_minutes,
+    )
+    return int(bool(dataset.faults))
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(main())

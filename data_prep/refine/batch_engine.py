@@ -12,7 +12,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -23,6 +22,7 @@ from typing import Any
 from data_prep.refine.llm_client import ModelConfig, RowFailed, RunStopped, Server, import_openai, read_answer, redact
 from data_prep.refine.questions import Question, make_answer_row, make_failed_row, read_fusion
 from data_prep.refine.spending import Spending, Usage
+from qamdt.files import write_json, write_text
 
 
 ENDPOINT = "/v1/chat/completions"
@@ -181,10 +181,8 @@ class BatchEngine:
         # Two submissions of the same questions, the first one expired, are two parts.
         salt = str(len(self._list_parts()))
         part = f"part-{hashlib.sha256((salt + text).encode()).hexdigest()[:16]}"
-        for path, content in ((self._names_path(part), names), (self.folder / f"{part}.jsonl", text)):
-            temporary = path.with_suffix(".tmp")
-            temporary.write_text(content, encoding="utf-8")
-            os.replace(temporary, path)
+        write_text(self._names_path(part), names)
+        write_text(self.folder / f"{part}.jsonl", text)
         return part
 
     def _start_batch(self, part: str) -> str:
@@ -257,6 +255,4 @@ class _Notes:
     def add(self, part: str, facts: dict[str, Any]) -> None:
         """Notes facts about a part; they are on disk when this returns."""
         self._notes[part] = self.read(part) | facts
-        temporary = self.path.with_suffix(".tmp")
-        temporary.write_text(json.dumps(self._notes, indent=1), encoding="utf-8")
-        os.replace(temporary, self.path)
+        write_json(self.path, self._notes)

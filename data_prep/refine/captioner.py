@@ -13,8 +13,8 @@ import soxr
 
 from data_prep.refine.clean import describe_tags
 from data_prep.refine.outcomes import MEASURED, TAGS, Candidate
-from data_prep.refine.tempo_and_key import key_and_margin, tempo_and_clarity
 from qamdt.manifest import Record
+from qamdt.tempo_and_key import key_and_margin, tempo_and_clarity
 
 
 SAMPLING_RATE = 16_000  # everything is measured at this rate, as brightness depends on it

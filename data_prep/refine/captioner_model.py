@@ -12,9 +12,9 @@ import numpy as np
 import soxr
 import torch
 
-from data_prep.refine.clap import fingerprint_weights, split_windows
 from data_prep.refine.outcomes import Candidate
 from qamdt.manifest import Record
+from whisq.clap import fingerprint_weights, split_windows
 
 
 if TYPE_CHECKING:

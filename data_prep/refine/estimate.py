@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 
 from data_prep.refine.clean import describe_tags
-from data_prep.refine.fuse import FUSION_SCHEMA
+from data_prep.refine.fusion_prompt import FUSION_SCHEMA
 from data_prep.refine.jobs import make_fusion_request
 from data_prep.refine.outcomes import FusionRequest
 from data_prep.refine.questions import AUDIO_TASK, MAX_HEARD_IN_S, write_tag_messages

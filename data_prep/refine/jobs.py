@@ -14,13 +14,14 @@ from __future__ import annotations
 
 import json
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
-from data_prep.refine.align import Thresholds
 from data_prep.refine.llm_client import ModelConfig
 from data_prep.refine.outcomes import MEASURED, TAGS, Alignment, FusionRequest
 from data_prep.refine.stages import build_fusion_request
-from qamdt.keyed_rows import make_key
+from data_prep.refine.thresholds import Thresholds
+from qamdt.keyed_rows import file_identity, make_key
 from qamdt.manifest import Record
 
 
@@ -62,6 +63,11 @@ class RefineSettings:
             raise ValueError(f"`suggest_from` must be 'tags' or 'audio', got {self.suggest_from!r}.")
 
     @property
+    def asks(self) -> bool:
+        """Whether a language model takes part."""
+        return self.model is not None or self.suggester is not None
+
+    @property
     def steps(self) -> tuple[str, ...]:
         """The steps that these settings take."""
         return tuple(step for step in STEPS if step != "suggest" or self.suggester is not None)
@@ -92,17 +98,21 @@ class Job:
         return cls(key=values["key"], record=Record.from_dict(values["record"]), inputs=values["inputs"])
 
 
-def make_keys(record: Record, settings: RefineSettings, clap_name: str, prompt_key: int) -> dict[str, int]:
+def make_keys(
+    record: Record, audio: list, settings: RefineSettings, captioners: list, clap_name: str, prompt_key: int
+) -> dict[str, int]:
     """Returns the keys of the steps of a clip, each a digest of all that its result depends on.
 
     Args:
         record: The clip.
+        audio: Its `clip_identity`.
         settings: Settings of the run; without thresholds there are no keys beyond the first step.
+        captioners: `identify_captioners(settings)`, which does not depend on the clip.
         clap_name: Name of the loaded CLAP model, with its version.
         prompt_key: `make_prompt_key()`, which does not depend on the clip.
     """
-    clip = [record.id, record.path, record.start_in_s, record.duration_in_s, record.captions, record.tags]
-    keys = {"generate": make_key(STEP_VERSIONS["generate"], clip, settings.captioners, clap_name)}
+    clip = [record.id, audio, record.captions, record.tags]
+    keys = {"generate": make_key(STEP_VERSIONS["generate"], clip, captioners, clap_name)}
     candidates_key = keys["generate"]
     if settings.suggester is not None:
         asked = [settings.suggester.to_dict(), settings.suggest_from]
@@ -114,6 +124,14 @@ def make_keys(record: Record, settings: RefineSettings, clap_name: str, prompt_k
         keys["fuse"] = make_key(STEP_VERSIONS["fuse"], keys["align"], asked)
         keys["check"] = make_key(STEP_VERSIONS["check"], keys["fuse"])
     return keys
+
+
+def identify_captioners(settings: RefineSettings) -> list:
+    """Returns by what the captioners are known: their names, and the files of those that are folders on this machine."""
+    return [
+        [name, *([file.name, *file_identity(file)] for file in sorted(Path(name).glob("*")) if file.is_file())]
+        for name in settings.captioners
+    ]
 
 
 def make_prompt_key() -> int:

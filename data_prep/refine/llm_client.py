@@ -147,7 +147,7 @@ class Server:
         key = os.environ.get(self.key_variable, "").strip()
         if not key and self.base_url is None:
             raise ValueError(
-                f"OpenAI needs a key: set the environment variable `{self.key_variable}`, or give the `--base-url` of "
+                f"OpenAI needs a key: set the environment variable `{self.key_variable}`, or give the `base_url` of "
                 "another server."
             )
         return key or NO_KEY
@@ -221,7 +221,7 @@ class LlmClient:
                 backoff = min(_FIRST_BACKOFF_IN_S * 2**number, _LONGEST_BACKOFF_IN_S)
                 await asyncio.sleep(delay + backoff * random.uniform(0.5, 1.0))
         if not self._was_reached:
-            raise self.stop(f"cannot reach the server at {self._client.base_url}: {reason}; check `--base-url`.")
+            raise self.stop(f"cannot reach the server at {self._client.base_url}: {reason}; check `base_url`.")
         raise RowFailed(f"{reason} (try {number + 1} of {self.server.max_tries})", usage)
 
     async def _request(self, body: dict[str, Any]) -> tuple[str, Usage]:
@@ -289,7 +289,7 @@ class LlmClient:
         if status == 402 or (status == 429 and code in _EXHAUSTED):
             return self.stop(f"the account is exhausted ({status}): {detail}; top it up and run again.")
         if status == 404:
-            return self.stop(f"the server knows no such model or path (404): {detail}; check `--model`.")
+            return self.stop(f"the server knows no such model or path (404): {detail}; check `model`.")
         if status not in (408, 409, 429) and status < 500:
             return _TryFailed(f"the server refused the request ({status}): {detail}", retry_after_in_s=None)
         retry_after = _read_retry_after(headers)
@@ -389,7 +389,7 @@ def _read_content(completion: Any) -> str:
     if message.get("refusal"):
         raise _TryFailed(f"the model refused: {str(message['refusal'])[:_LONGEST_REASON]}")
     if choice.get("finish_reason") == "length":
-        raise _TryFailed("the answer was cut at `--max-tokens`")
+        raise _TryFailed("the answer was cut at `max_tokens`")
     if not isinstance(content, str) or not content.strip():
         raise _TryFailed("the answer is empty")
     return _strip_fence(content)

@@ -50,7 +50,7 @@ def run_jobs(
     except BrokenProcessPool as error:
         raise RuntimeError(
             "a worker process died (its error is above; without one, memory may have run out). "
-            "Run the same command again to continue, with fewer `--num-workers` if need be."
+            "Run the same command again to continue, with fewer `num_workers` if need be."
         ) from error
     finally:
         executor.shutdown(cancel_futures=True)

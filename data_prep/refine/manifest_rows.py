@@ -11,7 +11,7 @@ from qamdt.manifest import Record, parse_line
 
 
 class ManifestRows:
-    """The lines of a manifest by position; in memory there are 8 bytes for each of them.
+    """The lines of a manifest by position; in memory there are 12 bytes for each of them.
 
     Args:
         path: The JSONL file.
@@ -21,22 +21,28 @@ class ManifestRows:
         self.path = Path(path)
         if not self.path.is_file():
             raise FileNotFoundError(f"there is no manifest at {str(path)!r}; give the path of a JSONL file.")
-        offsets, ids = array("Q"), array("q")
+        offsets, numbers, ids = array("Q"), array("I"), array("q")
         with self.path.open("rb") as file:
             offset = 0
-            for line in file:
+            for number, line in enumerate(file, start=1):
                 if line.strip():
                     offsets.append(offset)
+                    numbers.append(number)
                     ids.append(_hash_id(line))
                 offset += len(line)
         if not offsets:
             raise ValueError(f"the manifest {str(path)!r} holds no clip; it needs one JSON object a line.")
         self._offsets = np.frombuffer(offsets, np.uint64)
+        self._numbers = numbers
         self._duplicates = self._find_duplicates(np.frombuffer(ids, np.int64))
         self._file = self.path.open("rb")
 
     def __len__(self) -> int:
         return len(self._offsets)
+
+    def line_number(self, position: int) -> int:
+        """Returns the number of the line of a clip, from 1."""
+        return self._numbers[position]
 
     def read(self, position: int) -> Record:
         """Reads one clip.
@@ -47,7 +53,8 @@ class ManifestRows:
         self._file.seek(int(self._offsets[position]))
         record = parse_line(self._file.readline())
         if position in self._duplicates:
-            raise ValueError(f"the id {record.id!r} is used before, in clip {self._duplicates[position] + 1}.")
+            first = self.line_number(self._duplicates[position])
+            raise ValueError(f"the id {record.id!r} was used in line {first} already; ids must be unique.")
         return record
 
     def read_good(self, positions: Iterator[int] | range) -> Iterator[tuple[int, Record]]:

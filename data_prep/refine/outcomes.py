@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from typing import Any, Protocol
 
-from data_prep.refine.fuse import FUSION_SCHEMA, write_messages
+from data_prep.refine.fusion_prompt import FUSION_SCHEMA, write_messages
 
 
 # Sources of candidates; a model's own name is the source of what it writes.

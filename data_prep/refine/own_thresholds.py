@@ -1,20 +1,20 @@
 """The thresholds of a data set, derived from its own clips once and kept for all later runs."""
 
-import os
 from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
 
-from data_prep.refine.align import MIN_CLIPS, Thresholds, derive_thresholds, read_thresholds, write_thresholds
-from data_prep.refine.clap import Clap
 from data_prep.refine.clean import clean_text, why_not_a_caption
 from data_prep.refine.manifest_rows import ManifestRows
 from data_prep.refine.run import RefineRun
 from data_prep.refine.step_runner import read_embedding
+from data_prep.refine.thresholds import MIN_CLIPS, Thresholds, derive_thresholds, read_thresholds
 from qamdt.audio import read_audio
+from qamdt.files import write_json
 from qamdt.keyed_rows import DONE, make_key
 from qamdt.manifest import resolve_clip_path
+from whisq.clap import Clap
 
 
 MAX_CLIPS = 1000  # every pair of them is compared
@@ -49,9 +49,7 @@ def settle_thresholds(run: RefineRun, clap: Clap, stand_in: Path) -> tuple[Thres
         pairs = list(_iterate_stand_in(ManifestRows(stand_in), clap))
     embeddings = np.stack([embedding for _, embedding in pairs])  # (N, E)
     thresholds = derive_thresholds(embeddings, clap.embed_text([text for text, _ in pairs]))
-    temporary = path.with_suffix(".tmp")
-    write_thresholds(temporary, thresholds)
-    os.replace(temporary, path)
+    write_json(path, thresholds.to_dict())
     return thresholds, source
 
 

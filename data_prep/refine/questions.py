@@ -18,7 +18,7 @@ from typing import Any
 import soundfile
 
 from data_prep.refine.clean import describe_tags
-from data_prep.refine.fuse import FUSION_SCHEMA, read_response
+from data_prep.refine.fusion_prompt import FUSION_SCHEMA, read_response
 from data_prep.refine.jobs import Job, RefineSettings, make_fusion_request
 from data_prep.refine.spending import Usage
 from qamdt.keyed_rows import make_row

@@ -147,7 +147,7 @@ def _import_ray():
         import ray
         import ray.data
     except ImportError as error:
-        raise RuntimeError("`--engine ray` needs Ray: pip install 'qamdt[ray]'.") from error
+        raise RuntimeError("`engine` 'ray' needs Ray: pip install 'qamdt[ray]'.") from error
     if not ray.is_initialized():
         ray.init(log_to_driver=False, include_dashboard=False)
     return ray

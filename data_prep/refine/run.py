@@ -2,19 +2,19 @@
 
 from __future__ import annotations
 
-import os
+from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from data_prep.refine.jobs import STEPS, Job, RefineSettings, make_keys, make_prompt_key
+from data_prep.refine.jobs import STEPS, Job, RefineSettings, identify_captioners, make_keys, make_prompt_key
 from data_prep.refine.manifest_rows import ManifestRows
 from data_prep.refine.outcomes import Alignment, Fusion, Refinement
 from data_prep.refine.stages import apply_refinement
-from qamdt.files import encode_json_line, read_json_lines
+from qamdt.files import read_json_lines, write_json_lines
 from qamdt.keyed_rows import DONE, FAILED, KeyedRows
-from qamdt.manifest import Record
+from qamdt.manifest import Record, clip_identity, write_manifest
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -59,6 +59,7 @@ class RefineRun:
         self.settings = settings
         self.clap_name = clap_name
         self.shard = shard
+        self._captioners = identify_captioners(settings)
         self._prompt_key = make_prompt_key()
         self.stores = {step: KeyedRows(folder / "steps", step, shard) for step in STEPS}
 
@@ -80,7 +81,8 @@ class RefineRun:
 
     def make_keys(self, record: Record) -> dict[str, int]:
         """Returns the keys of the steps of a clip."""
-        return make_keys(record, self.settings, self.clap_name, self._prompt_key)
+        audio = clip_identity(self.manifest.path, record)
+        return make_keys(record, audio, self.settings, self._captioners, self.clap_name, self._prompt_key)
 
     def iterate_jobs(
         self,
@@ -136,25 +138,15 @@ class RefineRun:
             refined_manifest: Where the refined manifest goes.
         """
         counts = {DONE: 0, FAILED: 0, None: 0}
-        with (
-            ReplacedFile(refined_manifest) as manifest,
-            ReplacedFile(self.folder / "refinements.jsonl") as refinements,
-            ReplacedFile(self.folder / "failures.jsonl") as failures,
-        ):
-            for position in self.positions:
-                outcome = self._find_outcome(position)
-                if isinstance(outcome, tuple):
-                    counts[DONE] += 1
-                    record, refinement = outcome
-                    manifest.write(apply_refinement(record, refinement).to_dict())
-                    refinements.write(refinement.to_dict())
-                elif outcome is not None:
-                    counts[FAILED] += 1
-                    failures.write({"clip": position + 1} | outcome)
-                else:
-                    counts[None] += 1
-            failures.is_kept = self.shard is None
-            manifest.is_kept = refinements.is_kept = self.shard is None and not counts[None] and counts[DONE] > 0
+        failures = self._iterate_failures(counts)
+        if self.shard is None:
+            write_json_lines(self.folder / "failures.jsonl", failures)
+        else:
+            deque(failures, maxlen=0)
+        if self.shard is None and not counts[None] and counts[DONE]:
+            write_manifest(refined_manifest, (apply_refinement(*pair) for pair in self._iterate_refined()))
+            rows = (refinement.to_dict() for _, refinement in self._iterate_refined())
+            write_json_lines(self.folder / "refinements.jsonl", rows)
         return Summary(
             num_clips=len(self.positions),
             num_refined=counts[DONE],
@@ -166,47 +158,38 @@ class RefineRun:
         """Yields what `finish` wrote down of each clip."""
         yield from map(Refinement.from_dict, read_json_lines(self.folder / "refinements.jsonl"))
 
-    def _find_outcome(self, position: int) -> tuple[Record, Refinement] | dict[str, Any] | None:
-        """Returns a clip and its refinement, or why it failed, or `None` where it is pending."""
-        try:
-            record = self.manifest.read(position)
-        except ValueError as error:
-            return {"id": None, "step": "manifest", "reason": str(error)}
-        keys = self.make_keys(record)
-        for step in self.settings.steps:
-            status = self.stores[step].status(keys[step]) if step in keys else None
-            if status is None:
-                return None
+    def _iterate_failures(self, counts: dict[str | None, int]) -> Iterator[dict[str, Any]]:
+        """Yields which clips failed, and where and why; counts how many came out how."""
+        for position in self.positions:
+            number = self.manifest.line_number(position)
+            try:
+                record = self.manifest.read(position)
+            except ValueError as error:
+                counts[FAILED] += 1
+                yield {"line": number, "id": None, "step": "manifest", "reason": str(error)}
+                continue
+            keys = self.make_keys(record)
+            ends = (
+                (step, self.stores[step].status(keys[step]) if step in keys else None) for step in self.settings.steps
+            )
+            step, status = next(((step, status) for step, status in ends if status != DONE), (None, DONE))
+            counts[status] += 1
             if status == FAILED:
-                return {"id": record.id, "step": step, "reason": self.stores[step].read(keys[step])["reason"]}
-        refinement = Refinement(
-            id=record.id,
-            original_captions=record.captions,
-            alignment=Alignment.from_dict(self.stores["align"].read(keys["align"])["alignment"]),
-            fusion=Fusion.from_dict(self.stores["check"].read(keys["check"])["fusion"]),
-        )
-        return record, refinement
+                reason = self.stores[step].read(keys[step])["reason"]
+                yield {"line": number, "id": record.id, "step": step, "reason": reason}
 
-
-class ReplacedFile:
-    """A JSON Lines file that takes the place of `path` when it is complete and `is_kept` is set, and vanishes otherwise."""
-
-    def __init__(self, path: Path):
-        self.path = path
-        self.is_kept = False
-        self._temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-
-    def __enter__(self) -> ReplacedFile:
-        self._file = self._temporary.open("wb")
-        return self
-
-    def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
-        self._file.close()
-        if self.is_kept and kind is None:
-            os.replace(self._temporary, self.path)
-        else:
-            self._temporary.unlink()
-
-    def write(self, values: dict[str, Any]) -> None:
-        """Writes a line."""
-        self._file.write(encode_json_line(values))
+    def _iterate_refined(self) -> Iterator[tuple[Record, Refinement]]:
+        """Yields the clips whose last step is done, with what came of them."""
+        for _, record in self.manifest.read_good(self.positions):
+            keys = self.make_keys(record)
+            if any(self.stores[step].status(keys[step]) != DONE for step in self.settings.steps):
+                continue
+            yield (
+                record,
+                Refinement(
+                    id=record.id,
+                    original_captions=record.captions,
+                    alignment=Alignment.from_dict(self.stores["align"].read(keys["align"])["alignment"]),
+                    fusion=Fusion.from_dict(self.stores["check"].read(keys["check"])["fusion"]),
+                ),
+            )

@@ -10,7 +10,7 @@ _CAUTIOUS_BYTES_PER_TOKEN = 2.5
 
 
 class CostLimitReached(RuntimeError):
-    """The next request might cost more than `--max-cost` leaves."""
+    """The next request might cost more than `max_cost` leaves."""
 
 
 @dataclass
@@ -85,7 +85,7 @@ class Spending:
     def __post_init__(self):
         if self.max_cost is not None and not self.prices.input_price and not self.prices.output_price:
             raise ValueError(
-                "`max_cost` needs to know what tokens cost; give `--input-price` and `--output-price` per million tokens."
+                "`max_cost` needs to know what tokens cost; give `input_price` and `output_price` per million tokens."
             )
 
     @property
@@ -107,7 +107,7 @@ class Spending:
         cost = self.prices.cost(usage)
         if self.max_cost is not None and self.cost + self._reserved + cost > self.max_cost:
             raise CostLimitReached(
-                f"`--max-cost` {self.max_cost:g} is reached: {self.cost:.4f} spent, {self._reserved:.4f} in requests "
+                f"`max_cost` {self.max_cost:g} is reached: {self.cost:.4f} spent, {self._reserved:.4f} in requests "
                 "under way. Run again with a higher limit to go on."
             )
         self._reserved += cost

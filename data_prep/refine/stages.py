@@ -5,7 +5,7 @@
     fusion = fuse(record, alignment)
     fusion = check_similarity(fusion, alignment, audio_embedding, clap, thresholds)
 
-`fuse` is complete for any fuser that answers at once, such as the rules of `fuse.py`. A language model that answers
+`fuse` is complete for any fuser that answers at once, such as `fuse_by_rules`. A language model that answers
 later takes the same way in two steps: `build_fusion_request` before the call, `accept_fusion` with its answer. A
 caption is data in all of this: nothing that it says is acted upon.
 """
@@ -20,7 +20,8 @@ import numpy as np
 
 from data_prep.refine.clean import clean_text, describe_tags, printable, why_not_a_caption
 from data_prep.refine.fact_check import find_unsupported, find_unsupported_facts
-from data_prep.refine.fuse import fuse_by_rules, read_response
+from data_prep.refine.fusion_prompt import read_response
+from data_prep.refine.fusion_rules import fuse_by_rules
 from data_prep.refine.outcomes import (
     BELOW_THRESHOLD,
     MEASURED,
@@ -41,8 +42,8 @@ from qamdt.manifest import Record
 
 
 if TYPE_CHECKING:
-    from data_prep.refine.align import Thresholds
-    from data_prep.refine.clap import Clap
+    from data_prep.refine.thresholds import Thresholds
+    from whisq.clap import Clap
 
 MAX_DROPPED_CHARACTERS = 200
 NO_SURVIVORS = "no candidate agrees with the audio"

@@ -13,8 +13,7 @@ import numpy as np
 
 from data_prep.refine.captioner import caption_by_measuring, caption_by_tags
 from data_prep.refine.captioner_model import TransformersCaptioner
-from data_prep.refine.clap import Clap, load_clap
-from data_prep.refine.fuse import fuse_by_rules
+from data_prep.refine.fusion_rules import fuse_by_rules
 from data_prep.refine.jobs import RULES, Job, RefineSettings, make_fusion_request
 from data_prep.refine.outcomes import MEASURED, TAGS, Alignment, Candidate
 from data_prep.refine.stages import (
@@ -29,6 +28,7 @@ from data_prep.refine.stages import (
 from qamdt.audio import read_audio
 from qamdt.keyed_rows import FAILED, make_row
 from qamdt.manifest import Record, resolve_clip_path
+from whisq.clap import Clap, load_clap
 
 
 CAPTIONERS: dict[str, Captioner] = {MEASURED: caption_by_measuring, TAGS: caption_by_tags}

@@ -1,4 +1,4 @@
-"""Trains the vocoder: `accelerate launch -m qamdt.train_vocoder --manifest corpus/manifest.jsonl --output-dir vocoder`.
+"""Trains the vocoder: `accelerate launch -m qamdt.decoders.train_vocoder --manifest corpus/manifest.jsonl --output-dir vocoder`.
 
 Spectral losses only: the multi-resolution STFT distance and the absolute errors of the log-mel spectrogram and of the
 loudness. With `--vae`, half of each batch is vocoded from reconstructed spectrograms, which is what
@@ -16,9 +16,9 @@ from torch import nn
 
 from qamdt.audio import LogMel
 from qamdt.cpu_memory import keep_freed_memory
-from qamdt.decoder_training import RandomCrops, add_fit_arguments, fit, fit_options
+from qamdt.decoders.fitting import RandomCrops, add_fit_arguments, fit, fit_options
+from qamdt.decoders.spectral_losses import multi_resolution_stft_distance, waveform_loudness_error
 from qamdt.models.vocoder_istft import ISTFTVocoder
-from qamdt.spectral_losses import multi_resolution_stft_distance, waveform_loudness_error
 
 
 class VocoderLoss(nn.Module):
@@ -27,7 +27,7 @@ class VocoderLoss(nn.Module):
     Args:
         vocoder: The vocoder to train.
         vae: Frozen autoencoder through which half of the spectrograms pass, or `None`.
-        loudness_weight: Weight of the loudness error (`qamdt.spectral_losses.waveform_loudness_error`).
+        loudness_weight: Weight of the loudness error (`qamdt.decoders.spectral_losses.waveform_loudness_error`).
         bf16: Whether the networks run in bfloat16.
     """
 
@@ -93,7 +93,7 @@ def main(argv: list[str] | None = None) -> None:
     def export(trained: nn.Module) -> None:
         trained.vocoder.save_pretrained(arguments.output_dir / "vocoder")
 
-    fit(loss_module, crops, fit_options(arguments), export)
+    fit(loss_module, crops, fit_options(arguments, crops), export)
 
 
 if __name__ == "__main__":

@@ -7,9 +7,7 @@ continues from its last checkpoint with the very crops that it would have seen.
 from __future__ import annotations
 
 import argparse
-import json
 import math
-import os
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -22,7 +20,15 @@ from torch.optim.swa_utils import AveragedModel
 from tqdm import tqdm
 
 from qamdt.audio import SAMPLING_RATE, read_audio
-from qamdt.manifest import Record, read_manifest, resolve_clip_path
+from qamdt.files import append_json_line, cut_log, write_atomically
+from qamdt.keyed_rows import make_key
+from qamdt.manifest import Record, clip_identity, read_manifest, resolve_clip_path
+from qamdt.settings import hold_folder_to
+from qamdt.shards import digest_weights
+
+
+# What may differ when a run goes on: where things lie, how long it lasts, and what it started from.
+_FREE_OPTIONS = ("output_dir", "manifest", "num_steps", "max_minutes", "init")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -60,6 +66,9 @@ class RandomCrops:
         batch_size: Crops per batch.
         crop_in_s: Length of a crop in seconds; shorter clips are passed over.
         split: Which value of the clips' `split` tag to read; clips without the tag belong to `"train"`.
+
+    Attributes:
+        key: Stands for the sound of the clips.
     """
 
     def __init__(self, manifest: Path, batch_size: int, crop_in_s: float, split: str = "train"):
@@ -73,6 +82,9 @@ class RandomCrops:
         ]
         if not self.records:
             raise ValueError(f"`manifest` {str(manifest)!r} has no {split!r} clip of {crop_in_s} s or more.")
+        # Without the times of change: the same corpus may have been rendered again, on another machine.
+        clips = [clip_identity(manifest, record) for record in self.records]
+        self.key = make_key([[path, file and file[0], *span] for path, file, *span in clips])
 
     def draw(self, generator: torch.Generator) -> torch.Tensor:
         """Returns waveforms of shape `(batch, samples)`."""
@@ -106,6 +118,8 @@ def fit(loss_module: nn.Module, crops: RandomCrops, options: FitOptions, export:
     optimizer = torch.optim.AdamW(trainable, lr=options.learning_rate, betas=(0.9, 0.99), weight_decay=0.01)
     average = _make_average(loss_module, options.average_decay)
     first_step = _load_checkpoint(options.output_dir, loss_module, optimizer, average)
+    if accelerator.is_main_process:
+        cut_log(options.output_dir / "losses.jsonl", "step", first_step - 1)
     loss_module, optimizer = accelerator.prepare(loss_module, optimizer)
     started = last_saved = time.monotonic()
     progress = tqdm(
@@ -134,7 +148,7 @@ def fit(loss_module: nn.Module, crops: RandomCrops, options: FitOptions, export:
             values = {name: round(value.item(), 4) for name, value in losses.items()}
             progress.set_postfix(values)
             if accelerator.is_main_process:
-                _append_line(options.output_dir / "losses.jsonl", {"step": step, **values})
+                append_json_line(options.output_dir / "losses.jsonl", {"step": step, **values})
         if is_last or time.monotonic() - last_saved > options.checkpoint_minutes * 60:
             if accelerator.is_main_process:
                 trained = accelerator.unwrap_model(loss_module)
@@ -159,9 +173,19 @@ def add_fit_arguments(parser: argparse.ArgumentParser, *, num_steps: int, learni
     parser.add_argument("--bf16", action="store_true", help="run the network in bfloat16; losses stay in float32")
 
 
-def fit_options(arguments: argparse.Namespace) -> FitOptions:
-    """Reads `FitOptions` from parsed arguments and makes the output folder."""
+def fit_options(arguments: argparse.Namespace, crops: RandomCrops) -> FitOptions:
+    """Reads `FitOptions` from parsed arguments and makes the output folder, or refuses one of another run."""
     arguments.output_dir.mkdir(parents=True, exist_ok=True)
+    decisive = {
+        name: digest_weights(value) if isinstance(value, Path) else value
+        for name, value in vars(arguments).items()
+        if name not in _FREE_OPTIONS
+    }
+    hold_folder_to(
+        arguments.output_dir / "settings.json",
+        decisive | {"clips": f"{crops.key:016x}"},
+        remedy="give another `--output-dir`, or the same settings and clips to go on",
+    )
     return FitOptions(
         output_dir=arguments.output_dir,
         num_steps=arguments.num_steps,
@@ -207,9 +231,7 @@ def _save_checkpoint(
     state = {"model": loss_module.state_dict(), "optimizer": optimizer.state_dict(), "step": step}
     if average is not None:
         state["average"] = average.state_dict()
-    temporary = output_dir / "checkpoint.pt.part"
-    torch.save(state, temporary)
-    os.replace(temporary, output_dir / "checkpoint.pt")
+    write_atomically(output_dir / "checkpoint.pt", lambda file: torch.save(state, file))
 
 
 def _load_checkpoint(
@@ -224,8 +246,3 @@ def _load_checkpoint(
     if average is not None:
         average.load_state_dict(state["average"])
     return state["step"]
-
-
-def _append_line(path: Path, values: dict[str, float]) -> None:
-    with path.open("a", encoding="utf-8") as file:
-        file.write(json.dumps(values) + "\n")

@@ -21,7 +21,8 @@ from torch import nn
 from transformers import AutoTokenizer, SpeechT5HifiGan, T5EncoderModel
 
 from qamdt.audio import SAMPLING_RATE
-from qamdt.convert_decoders import (
+from qamdt.models.transformer_qamdt import QAMDTTransformer2DModel
+from qamdt.published.convert_decoders import (
     StateDict,
     check_names,
     convert_vae_state_dict,
@@ -32,7 +33,6 @@ from qamdt.convert_decoders import (
     vocoder_config_from_original,
     without_prefix,
 )
-from qamdt.models.transformer_qamdt import QAMDTTransformer2DModel
 from qamdt.quality import PUBLISHED_QUALITY_STATS
 
 

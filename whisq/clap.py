@@ -233,14 +233,14 @@ class LaionClap:
     window_samples = 480_000
 
     def __init__(self, checkpoint: str | Path, *, device: str = "cpu"):
-        from data_prep.refine.convert_clap import describe_laion_weights, read_laion_weights
+        from whisq.convert_clap import describe_laion_weights, read_laion_weights
 
         try:
             from laion_clap import CLAP_Module
         except ImportError as error:
             raise ImportError(
                 f"{str(checkpoint)!r} is an original LAION checkpoint. Install the package `laion-clap` to run it in "
-                "its own code, or convert it once with `python -m data_prep.refine.convert_clap` and give the folder."
+                "its own code, or convert it once with `python -m whisq.convert_clap` and give the folder."
             ) from error
         weights = read_laion_weights(checkpoint)
         network = describe_laion_weights(weights)

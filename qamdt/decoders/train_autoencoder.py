@@ -1,6 +1,6 @@
 """Trains the waveform autoencoder.
 
-    accelerate launch -m qamdt.train_autoencoder --manifest corpus/manifest.jsonl --output-dir runs/autoencoder
+    accelerate launch -m qamdt.decoders.train_autoencoder --manifest corpus/manifest.jsonl --output-dir runs/autoencoder
 
 Run again to continue. Losses are taken on the sound: log-mel errors and STFT distance at several windows, loudness, and
 a term for the exact frequency of low notes, without which the key of the music is lost. No adversary. The latents are
@@ -19,9 +19,13 @@ from torch import nn
 
 from qamdt.audio import LogMel
 from qamdt.cpu_memory import keep_freed_memory
-from qamdt.decoder_training import RandomCrops, add_fit_arguments, fit, fit_options
+from qamdt.decoders.fitting import RandomCrops, add_fit_arguments, fit, fit_options
+from qamdt.decoders.spectral_losses import (
+    fine_frequency_error,
+    multi_resolution_stft_distance,
+    waveform_loudness_error,
+)
 from qamdt.models.autoencoder_waveform import AutoencoderWaveform
-from qamdt.spectral_losses import fine_frequency_error, multi_resolution_stft_distance, waveform_loudness_error
 
 
 MEL_RESOLUTIONS = ((4096, 256), (2048, 192), (512, 64))  # window lengths and bands
@@ -164,7 +168,7 @@ def main(argv: list[str] | None = None) -> None:
         trained.register_to_config(latents_mean=mean, latents_std=std)
         trained.save_pretrained(arguments.output_dir / "autoencoder")
 
-    fit(loss_module, crops, fit_options(arguments), export)
+    fit(loss_module, crops, fit_options(arguments, crops), export)
 
 
 if __name__ == "__main__":

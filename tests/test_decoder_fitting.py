@@ -1,15 +1,18 @@
 """Training of the autoencoder and the vocoder, on two short clips."""
 
 import json
+import os
+from dataclasses import replace
 
 import pytest
 import torch
 from safetensors.torch import load_file
 
-from qamdt import train_vae, train_vocoder
 from qamdt.audio import write_audio
-from qamdt.decoder_training import RandomCrops
-from qamdt.manifest import Record, write_manifest
+from qamdt.decoders import train_vae, train_vocoder
+from qamdt.decoders.fitting import RandomCrops
+from qamdt.files import append_json_line
+from qamdt.manifest import Record, read_manifest, write_manifest
 
 
 WEIGHTS = "diffusion_pytorch_model.safetensors"
@@ -66,6 +69,28 @@ def test_the_vocoder_trains_behind_an_autoencoder(manifest, tmp_path):
     losses = train(train_vocoder, manifest, tmp_path / "second", f"--vae={autoencoder}", "--num-steps=2")
     assert losses[-1]["loss"] > 0
     assert all(torch.equal(before[key], load_file(autoencoder / WEIGHTS)[key]) for key in before)
+
+
+def test_a_run_goes_on_with_its_own_settings_and_sound_alone(manifest, tmp_path):
+    run = tmp_path / "run"
+    train(train_vae, manifest, run, "--num-steps=2", "--max-minutes=0")
+    with pytest.raises(ValueError, match="`kl_weight` was 0.0001 and is now 0.5; give another `--output-dir`"):
+        train(train_vae, manifest, run, "--num-steps=2", "--kl-weight=0.5")
+    records = read_manifest(manifest)
+    write_manifest(manifest, [replace(record, captions=("said later",)) for record in records])
+    os.utime(tmp_path / "0.flac", ns=(0, 0))
+    assert len(train(train_vae, manifest, run, "--num-steps=2")) == 2
+    write_audio(tmp_path / "0.flac", torch.rand(16_000), 16_000)
+    with pytest.raises(ValueError, match="`clips` was"):
+        train(train_vae, manifest, run, "--num-steps=3")
+
+
+def test_what_a_killed_run_logged_after_its_checkpoint_is_logged_once(manifest, tmp_path):
+    train(train_vae, manifest, tmp_path / "run", "--num-steps=3", "--max-minutes=0")
+    append_json_line(tmp_path / "run" / "losses.jsonl", {"step": 2, "loss": 9.0})
+    losses = train(train_vae, manifest, tmp_path / "run", "--num-steps=3")
+    assert [line["step"] for line in losses] == [0, 2]
+    assert losses[1]["loss"] != 9.0
 
 
 def test_clips_that_are_too_short_are_named(manifest):

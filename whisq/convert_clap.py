@@ -1,6 +1,6 @@
 """Converts an original LAION CLAP checkpoint to a folder that `ClapModel` of transformers loads.
 
-    python -m data_prep.refine.convert_clap music_audioset_epoch_15_esc_90.14.pt clap-music --tokenizer roberta-base
+    python -m whisq.convert_clap music_audioset_epoch_15_esc_90.14.pt clap-music --tokenizer roberta-base
 
 The published .pt files are pickles. They are read as plain tensors and numbers; one that holds anything else is
 refused, so a checkpoint of a stranger runs no code. What is written is safetensors and JSON.

@@ -1,15 +1,12 @@
-"""Alternatives to optimal transport for pulling the tokens of a prompt towards those of its music.
+"""The Gromov-Wasserstein distance, an alternative to optimal transport for clouds that need not lie in one space.
 
-`gromov_wasserstein_distance` compares only distances inside each cloud, so the two need not lie in one space;
-`contrastive_loss` compares whole clips with whole prompts, against those of the rest of the batch.
+It compares only distances inside each cloud.
 
-Shapes: B batch, N source points (audio tokens), M target points (text tokens), D width.
+Shapes: B batch, N source points (audio tokens), M target points (text tokens).
 """
 
 import torch
-from torch.nn import functional as F
 
-from whisq.modeling_whisq import masked_mean
 from whisq.sinkhorn import clean_points, half_squared_distances, transport_plan, uniform_weights
 
 
@@ -56,41 +53,6 @@ def gromov_wasserstein_distance(
             plan = transport_plan(cost, source_mask, target_mask, blur=blur, scaling=scaling)
         own = _mean_square(source_costs, plan.sum(dim=2)) + _mean_square(target_costs, plan.sum(dim=1))
         return own - 2 * (plan * (source_costs @ plan @ target_costs)).sum(dim=(1, 2))
-
-
-def contrastive_loss(
-    source: torch.Tensor,
-    source_mask: torch.Tensor,
-    target: torch.Tensor,
-    target_mask: torch.Tensor,
-    *,
-    temperature: float = 0.07,
-) -> torch.Tensor:
-    """Computes how hard it is to tell which clip of the batch belongs to which prompt, by their pooled tokens.
-
-    Clips with the same prompt do not count against each other, and a batch of one clip has no loss.
-
-    Args:
-        source: Audio tokens of shape `(batch, source_points, dim)`.
-        source_mask: Shape `(batch, source_points)`, true for real tokens.
-        target: Text tokens of shape `(batch, target_points, dim)`.
-        target_mask: Shape `(batch, target_points)`, true for real tokens.
-        temperature: Divides the similarities.
-
-    Returns:
-        The mean of the losses of clip to prompt and of prompt to clip, in float32, of shape `(batch,)`.
-    """
-    with torch.autocast(source.device.type, enabled=False):
-        source = F.normalize(masked_mean(source.float(), source_mask), dim=-1)  # (B, D)
-        target = F.normalize(masked_mean(target.float(), target_mask), dim=-1)
-        logits = source @ target.mT / temperature  # (B, B)
-        is_same_prompt = target.detach() @ target.detach().mT > 1 - 1e-5
-        itself = torch.eye(len(logits), dtype=torch.bool, device=logits.device)
-        logits = logits.masked_fill(is_same_prompt & ~itself, -torch.inf)
-        labels = torch.arange(len(logits), device=logits.device)
-        to_prompts = F.cross_entropy(logits, labels, reduction="none")
-        to_clips = F.cross_entropy(logits.mT, labels, reduction="none")
-        return (to_prompts + to_clips) / 2
 
 
 def _mean_square(costs: torch.Tensor, weights: torch.Tensor) -> torch.Tensor:

@@ -60,11 +60,6 @@ def read_thresholds(path: str | Path) -> Thresholds:
         raise ValueError(f"{path}: {error}") from error
 
 
-def write_thresholds(path: str | Path, thresholds: Thresholds) -> None:
-    """Writes thresholds as JSON."""
-    Path(path).write_text(json.dumps(thresholds.to_dict(), indent=2) + "\n", encoding="utf-8")
-
-
 def derive_thresholds(
     audio_embeddings: np.ndarray, text_embeddings: np.ndarray, *, wrong_kept_share: float = 0.15
 ) -> Thresholds:

@@ -1,4 +1,4 @@
-"""Trains the mel autoencoder: `accelerate launch -m qamdt.train_vae --manifest corpus/manifest.jsonl --output-dir vae`.
+"""Trains the mel autoencoder: `accelerate launch -m qamdt.decoders.train_vae --manifest corpus/manifest.jsonl --output-dir vae`.
 
 The network is diffusers' `AutoencoderKL`, as in AudioLDM, slimmer and with 8 instead of 4 times fewer frames and
 bins. Loss: absolute error of the log-mel values and of the loudness, plus a light pull of the posterior towards the
@@ -17,8 +17,8 @@ from torch import nn
 
 from qamdt.audio import LogMel
 from qamdt.cpu_memory import keep_freed_memory
-from qamdt.decoder_training import RandomCrops, add_fit_arguments, fit, fit_options
-from qamdt.spectral_losses import loudness_error
+from qamdt.decoders.fitting import RandomCrops, add_fit_arguments, fit, fit_options
+from qamdt.decoders.spectral_losses import loudness_error
 
 
 def build_vae(channels: list[int], latent_channels: int, mel_mean: float, mel_std: float) -> AutoencoderKL:
@@ -55,7 +55,7 @@ class VAELoss(nn.Module):
 
     Args:
         vae: The autoencoder to train.
-        loudness_weight: Weight of the loudness error (`qamdt.spectral_losses.loudness_error`).
+        loudness_weight: Weight of the loudness error (`qamdt.decoders.spectral_losses.loudness_error`).
         kl_weight: Weight of the Kullback-Leibler divergence per latent value.
         bf16: Whether the network runs in bfloat16.
     """
@@ -122,7 +122,7 @@ def main(argv: list[str] | None = None) -> None:
             trained.vae.register_to_config(scaling_factor=scaling_factor)
         trained.vae.save_pretrained(arguments.output_dir / "vae")
 
-    fit(loss_module, crops, fit_options(arguments), export)
+    fit(loss_module, crops, fit_options(arguments, crops), export)
 
 
 if __name__ == "__main__":

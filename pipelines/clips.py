@@ -1,0 +1,226 @@
+"""Answers requests: decides what they leave open, loads the model, makes the clips, and writes each with its record."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from pipelines.model_info import versions
+from pipelines.pipeline_qamdt import QAMDTPipeline
+from pipelines.request import GenerationRequest
+from pipelines.samplers import PAPER_SETTINGS, make_scheduler, paper_scheduler
+from qamdt.audio import write_audio
+from qamdt.embedded import EMBEDDED_MODEL_DIR, default_model
+from qamdt.files import write_json
+from qamdt.keyed_rows import file_identity, make_key
+from qamdt.music import Music
+from qamdt.precision import preferred_dtype
+from qamdt.quality_words import asks_for_best
+
+
+@dataclass(frozen=True, kw_only=True)
+class Clip:
+    """A clip that was made.
+
+    Args:
+        request: What it answers, with everything decided.
+        waveform: Its samples `(samples,)`.
+        sampling_rate: Samples per second, in Hz.
+        choice: Which of several candidates it is, and what they were rated; empty if there was one.
+        music: What is played, for a model that knows tempo, key and chords.
+        models: What `identify_models` said before they were loaded.
+    """
+
+    request: GenerationRequest
+    waveform: torch.Tensor
+    sampling_rate: int
+    choice: dict[str, Any]
+    music: Music | None
+    models: dict[str, str | None]
+
+    def record(self) -> dict[str, Any]:
+        """How the clip was made, as JSON has it; `GenerationRequest.load` reads the request from it."""
+        sound = {"sampling_rate": self.sampling_rate, "seconds": len(self.waveform) / self.sampling_rate}
+        choice = {"best_of": self.choice} if self.choice else {}
+        music = {} if self.music is None else {"music": asdict(self.music)}
+        facts = {"settings": self.request.to_dict(), "sound": sound, **choice, **music}
+        return {**facts, "models": self.models, "versions": versions()}
+
+    def save(self, path: Path) -> None:
+        """Writes the sound file and, last, its record beside it."""
+        write_audio(path, self.waveform, self.sampling_rate)
+        write_json(record_path(path), self.record())
+
+
+def record_path(path: Path) -> Path:
+    """Where the record of a sound file lies."""
+    return path.with_suffix(".json")
+
+
+def is_made(path: Path, request: GenerationRequest, models: dict[str, str | None]) -> bool:
+    """Whether a sound file is there that the same models made for the same request; its record is written last."""
+    try:
+        record = json.loads(record_path(path).read_text(encoding="utf-8"))
+        is_same = record["models"] == models and GenerationRequest.from_dict(record["settings"]) == request
+    except (FileNotFoundError, ValueError, KeyError, TypeError):  # no record, or one of another kind
+        return False
+    return is_same and path.is_file()
+
+
+def identify_models(request: GenerationRequest) -> dict[str, str | None]:
+    """Returns what tells the models of a decided request from later ones in the same folders.
+
+    Each is a digest of names, sizes and times of change of its files, or `None` where the model is no folder here.
+    """
+    folders = {"model": Path(_model_folder(request))}
+    if request.best_of > 1:
+        from whisq.embedded import CLAP_DIR, SCORER_DIR  # transformers is imported only for who asks for the best
+
+        folders |= {"scorer": SCORER_DIR if request.scorer is None else Path(request.scorer), "clap": CLAP_DIR}
+    return {name: _digest_files(folder) for name, folder in folders.items()}
+
+
+def _model_folder(request: GenerationRequest) -> str:
+    return str(EMBEDDED_MODEL_DIR) if request.model == EMBEDDED_MODEL_DIR.name else request.model
+
+
+def _digest_files(folder: Path) -> str | None:
+    if not folder.is_dir():
+        return None
+    files = sorted(path for path in folder.rglob("*") if path.is_file() and path.suffix != ".md")
+    return f"{make_key(*((path.relative_to(folder).as_posix(), *file_identity(path)) for path in files)):016x}"
+
+
+def choose_device(device: str | None) -> str:
+    """The device asked for, or else a GPU where there is one."""
+    return device or ("cuda" if torch.cuda.is_available() else "cpu")
+
+
+def decide(request: GenerationRequest, device: str) -> GenerationRequest:
+    """Decides what a request leaves open: model, steps, precision and the like; the length is the model's to say."""
+    model = request.model or default_model()
+    is_paper = request.sampler == "paper"
+    steps = PAPER_SETTINGS["num_inference_steps"] if is_paper else 25
+    eta = PAPER_SETTINGS["eta"] if is_paper else 0.0
+    # Where low quality is asked for, the best sounding candidate is not the one that does as asked.
+    criteria = ("quality", "clap") if asks_for_best(request.quality) else ("clap",)
+    return replace(
+        request,
+        model=EMBEDDED_MODEL_DIR.name if model == str(EMBEDDED_MODEL_DIR) else model,
+        steps=request.steps or steps,
+        eta=eta if request.eta is None else request.eta,
+        best_by=request.best_by or (criteria if request.best_of > 1 else None),
+        dtype=str(preferred_dtype(device)).removeprefix("torch.") if request.dtype == "auto" else request.dtype,
+    )
+
+
+def load_pipeline(request: GenerationRequest, device: str) -> QAMDTPipeline:
+    """Loads the model of a decided request onto a device, with the sampler and the precision that it asks for."""
+    pipe = QAMDTPipeline.from_pretrained(
+        _model_folder(request), dtype={"transformer": getattr(torch, request.dtype), "default": torch.float32}
+    )
+    if request.sampler == "paper":
+        pipe.scheduler = paper_scheduler(pipe.scheduler)
+    elif request.sampler is not None:
+        pipe.scheduler = make_scheduler(request.sampler, pipe.scheduler)
+    return pipe.to(device)
+
+
+class ClipMaker:
+    """The models of a request, loaded: makes its clip, and those of other requests for the same models.
+
+    Args:
+        request: A decided request.
+        device: Where to compute.
+    """
+
+    def __init__(self, request: GenerationRequest, device: str):
+        self.models = identify_models(request)
+        self.loaded_for = _models_of(request)
+        self.pipe = load_pipeline(request, device)
+        self.judge = None
+        if request.best_of > 1:
+            from pipelines.best_of import Judge
+
+            self.judge = Judge(request.best_by, scorer=request.scorer, device=device)
+
+    def make(self, requests: Sequence[GenerationRequest]) -> list[Clip]:
+        """Makes the clips of decided requests that differ in nothing but their seeds; none depends on the others.
+
+        Raises:
+            ValueError: The model cannot do what is asked; the requests differ in more, or are for other models.
+        """
+        request, *others = requests
+        if any(replace(other, seed=request.seed) != request for other in others):
+            raise ValueError(f"`requests` must differ in their seeds alone, got {list(requests)}.")
+        if _models_of(request) != self.loaded_for:
+            raise ValueError(f"`requests` must be for {self.loaded_for}, which is loaded, got {_models_of(request)}.")
+        if self.judge is not None:
+            return [self._make_best(request) for request in requests]
+        waveforms, musics = self._generate(request, [request.seed for request in requests])
+        made = zip(requests, waveforms, musics, strict=True)
+        return [self._clip(request, waveform, music, choice={}) for request, waveform, music in made]
+
+    def _make_best(self, request: GenerationRequest) -> Clip:
+        from pipelines.best_of import generate_best_of
+
+        played: dict[int, Music | None] = {}
+
+        def generate(seeds: list[int]) -> torch.Tensor:
+            waveforms, musics = self._generate(request, seeds)
+            played.update(zip(seeds, musics, strict=True))
+            return waveforms
+
+        best = generate_best_of(
+            generate,
+            request.best_of,
+            self.judge,
+            prompt=request.prompt,
+            sampling_rate=self.pipe.sampling_rate,
+            seed=request.seed,
+        )
+        choice = {"seed": best.seed, "candidates": best.candidates, **self.judge.describe()}
+        return self._clip(request, best.waveform, played[best.seed], choice=choice)
+
+    def _generate(self, request: GenerationRequest, seeds: list[int]) -> tuple[torch.Tensor, list[Music | None]]:
+        """Generates a waveform for each seed `(seeds, samples)`, and says what is played in it; none depends on others."""
+        output = self.pipe(
+            request.prompt,
+            quality=request.quality,
+            negative_prompt=request.negative_prompt,
+            bpm=request.bpm,
+            key=request.key,
+            chords=request.chords,
+            time_signature=request.time_signature,
+            plan_music=request.plan_music,
+            audio_length_in_s=request.seconds,
+            num_inference_steps=request.steps,
+            guidance_scale=request.guidance,
+            eta=request.eta,
+            num_waveforms_per_prompt=len(seeds),
+            generator=[torch.Generator().manual_seed(seed) for seed in seeds],
+            output_type="pt",
+        )
+        return output.audios.cpu(), output.music or [None] * len(seeds)
+
+    def _clip(
+        self, request: GenerationRequest, waveform: torch.Tensor, music: Music | None, *, choice: dict[str, Any]
+    ) -> Clip:
+        return Clip(
+            request=request,
+            waveform=waveform,
+            sampling_rate=self.pipe.sampling_rate,
+            choice=choice,
+            music=music,
+            models=self.models,
+        )
+
+
+def _models_of(request: GenerationRequest) -> dict[str, Any]:
+    """The part of a request that decides what is loaded."""
+    return {name: getattr(request, name) for name in ("model", "dtype", "sampler", "best_by", "scorer")}

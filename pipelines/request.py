@@ -1,0 +1,179 @@
+"""What is asked of a model for one clip: checked, comparable, written to JSON and read from it.
+
+Commands, services and pages fill in a request, and `pipelines.clips` answers it. Nothing slow is imported here, so that
+a wrong request is refused at once.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, fields, replace
+from pathlib import Path
+from typing import Any
+
+from pipelines.input_checks import check_choices, check_count, check_number
+from pipelines.quality_argument import Quality, check_word, read_curve
+
+
+SAMPLER_NAMES = ("dpm++", "unipc", "euler", "euler-ancestral", "ddim", "paper")
+CRITERIA = ("quality", "alignment", "clap")
+DTYPES = ("auto", "float32", "bfloat16")
+
+
+@dataclass(frozen=True, kw_only=True)
+class GenerationRequest:
+    """One clip to make. What is `None` is decided when it is made.
+
+    Args:
+        prompt: What to play.
+        quality: A word, a score, a curve or `None` for unknown, as `QAMDTPipeline` takes it for one prompt.
+        negative_prompt: What to move away from.
+        bpm: Beats a minute. This and the next three as `QAMDTPipeline` takes them for one prompt; when `None` the prompt
+            says it or, with `plan_music`, it is drawn.
+        key: Tonic and mode.
+        chords: Symbols, a bar each, or `(second, symbol)` where each begins.
+        time_signature: Beats in a bar.
+        plan_music: Whether what nobody said of these is drawn.
+        seconds: Length of the clip; what the model was built for when `None`.
+        steps: Denoising steps; 25, or 200 for the sampler `"paper"`, when `None`.
+        guidance: Guidance scale; 1 is off.
+        sampler: How to denoise, one of `SAMPLER_NAMES`; with the model's own scheduler when `None`.
+        eta: Share of fresh noise in every step; 1 for the sampler `"paper"`, else 0, when `None`.
+        seed: The same seed gives the same music.
+        best_of: How many candidates to make, with seeds that count up from `seed`; the best of them is kept.
+        best_by: What is best, some of `CRITERIA`; what the quality that is asked for suggests when `None`.
+        scorer: Folder or Hub id of the WhisQ scorer that compares candidates; the embedded one when `None`.
+        model: Folder or Hub id; the default model when `None`.
+        dtype: Precision of the transformer, one of `DTYPES`; `"auto"` is the fastest that the device has.
+
+    Raises:
+        ValueError: A value makes no sense, whatever the model.
+    """
+
+    prompt: str
+    quality: Quality = "high"
+    negative_prompt: str = ""
+    bpm: float | None = None
+    key: str | None = None
+    chords: str | Sequence[tuple[float, str]] | None = None
+    time_signature: str | None = None
+    plan_music: bool = True
+    seconds: float | None = None
+    steps: int | None = None
+    guidance: float = 3.5
+    sampler: str | None = None
+    eta: float | None = None
+    seed: int = 0
+    best_of: int = 1
+    best_by: tuple[str, ...] | None = None
+    scorer: str | None = None
+    model: str | None = None
+    dtype: str = "auto"
+
+    def __post_init__(self):
+        for name in ("prompt", "negative_prompt"):
+            if not isinstance(getattr(self, name), str):
+                raise ValueError(f"`{name}` must be a text, got {getattr(self, name)!r}.")
+        for name in ("model", "scorer"):
+            if not (getattr(self, name) is None or (isinstance(getattr(self, name), str) and getattr(self, name))):
+                raise ValueError(f"`{name}` must be a folder or a Hub id, got {getattr(self, name)!r}.")
+        object.__setattr__(self, "quality", _read_quality(self.quality))
+        self._check_music()
+        if self.seconds is not None:
+            check_number("seconds", self.seconds, is_open=True)
+        if self.steps is not None:
+            check_count("steps", self.steps)
+        check_number("guidance", self.guidance)
+        if self.sampler is not None:
+            check_choices("sampler", [self.sampler], SAMPLER_NAMES)
+        if self.eta is not None:
+            check_number("eta", self.eta, maximum=1)
+        check_count("seed", self.seed, minimum=0, maximum=2**63 - 1)
+        check_choices("dtype", [self.dtype], DTYPES)
+        self._check_choice()
+
+    def _check_music(self) -> None:
+        """Refuses tempo, key and chords that make no sense."""
+        if not isinstance(self.plan_music, bool):
+            raise ValueError(f"`plan_music` must be true or false, got {self.plan_music!r}.")
+        said = {name: getattr(self, name) for name in ("bpm", "key", "chords", "time_signature")}
+        if any(value is not None for value in said.values()):
+            from pipelines.music_conditioning import MusicRequest  # brings numpy and torch
+
+            MusicRequest(**said)
+            object.__setattr__(self, "chords", _with_tuples(self.chords))
+
+    def _check_choice(self) -> None:
+        """Refuses candidates that cannot be compared as is said."""
+        check_count("best_of", self.best_of)
+        if self.best_by is not None:
+            if not isinstance(self.best_by, list | tuple) or not self.best_by:
+                raise ValueError(f"`best_by` must be a list of criteria, got {self.best_by!r}.")
+            check_choices("best_by", self.best_by, CRITERIA)
+            if len(set(self.best_by)) < len(self.best_by):
+                raise ValueError(f"`best_by` must name each criterion once, got {list(self.best_by)}.")
+            object.__setattr__(self, "best_by", tuple(self.best_by))
+        for name in ("best_by", "scorer"):
+            if self.best_of == 1 and getattr(self, name) is not None:
+                raise ValueError(f"`{name}` goes with `best_of` of at least 2, got {getattr(self, name)!r}.")
+
+    @classmethod
+    def from_dict(cls, values: Mapping[str, Any]) -> GenerationRequest:
+        """Builds a request from `to_dict()`'s result, or from part of it; `prompt` alone is required.
+
+        Raises:
+            ValueError: Names are unknown, `prompt` is missing, or a value makes no sense.
+        """
+        known = [field.name for field in fields(cls)]
+        if not isinstance(values, Mapping):
+            raise ValueError(f"A request must be an object with a `prompt`, got {values!r}.")
+        if unknown := sorted(set(values) - set(known)):
+            raise ValueError(f"A request has no {', '.join(f'`{name}`' for name in unknown)}; it has {known}.")
+        if "prompt" not in values:
+            raise ValueError(f"A request must have a `prompt`, got {sorted(values)}.")
+        return cls(**values)
+
+    @classmethod
+    def load(cls, path: str | os.PathLike) -> GenerationRequest:
+        """Reads a JSON file: a request, or the record beside a clip, which gives that clip again.
+
+        Raises:
+            OSError: There is no such file.
+            ValueError: It holds no request.
+        """
+        try:
+            values = json.loads(Path(path).read_text(encoding="utf-8"))
+            return cls.from_dict(values["settings"] if isinstance(values, dict) and "settings" in values else values)
+        except ValueError as error:  # JSON and UTF-8 errors are such, too
+            raise ValueError(f"{str(path)!r} holds no request: {error}") from error
+
+    def to_dict(self) -> dict[str, Any]:
+        """Returns the request as JSON has it, with lists for tuples."""
+        return json.loads(json.dumps(asdict(self)))
+
+    def takes(self, count: int) -> list[GenerationRequest]:
+        """Returns the request and more like it, whose seeds count on, so that no two share a candidate."""
+        return [replace(self, seed=self.seed + number * self.best_of) for number in range(count)]
+
+
+def _read_quality(quality: Any) -> Quality:
+    """Checks a quality, and makes tuples of the lists that JSON has, as a list in a list would mean several prompts."""
+    if quality is None:
+        return None
+    if isinstance(quality, str):
+        check_word(quality)
+        return quality
+    if hasattr(quality, "tolist"):  # an array
+        quality = quality.tolist()
+    quality = _with_tuples(quality)
+    read_curve(quality)
+    return quality
+
+
+def _with_tuples(values: Any) -> Any:
+    """The same with tuples for lists, and for lists in a list."""
+    if not isinstance(values, list | tuple):
+        return values
+    return tuple(tuple(point) if isinstance(point, list) else point for point in values)

@@ -1,0 +1,1 @@
+"""What trains the parts that make sound of latents: autoencoders and the vocoder."""

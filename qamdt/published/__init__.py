@@ -1,0 +1,1 @@
+"""What turns published checkpoints into model folders of this package."""

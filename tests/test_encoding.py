@@ -1,0 +1,84 @@
+"""From sound to latents: what the autoencoder says, for any length, in pieces as well as at once."""
+
+import pytest
+import torch
+from diffusers import AutoencoderKL
+
+from qamdt.audio import LogMel
+from qamdt.decoding import decode_latents
+from qamdt.encoding import encode_waveforms, samples_per_latent_frame
+from qamdt.models.autoencoder_waveform import AutoencoderWaveform
+
+
+@pytest.fixture(params=["spectrogram", "waveform"])
+def parts(request):
+    """An autoencoder of each kind, and what it hears spectrograms with."""
+    torch.manual_seed(0)
+    if request.param == "waveform":
+        autoencoder = AutoencoderWaveform(
+            hop_length=160,
+            n_fft=320,
+            latent_channels=2,
+            encoder_windows=(512,),
+            encoder_mel_bins=(16,),
+            encoder_hop_length=320,
+            encoder_dims=(8, 8),
+            encoder_layers=(1, 1),
+            decoder_dims=(8, 8, 8),
+            decoder_layers=(1, 1, 1),
+            decoder_factors=(2, 2),
+        )
+        return autoencoder.eval(), None
+    autoencoder = AutoencoderKL(
+        in_channels=1,
+        out_channels=1,
+        down_block_types=("DownEncoderBlock2D",) * 3,
+        up_block_types=("UpDecoderBlock2D",) * 3,
+        block_out_channels=(4, 4, 4),
+        latent_channels=2,
+        norm_num_groups=2,
+    )
+    return autoencoder.eval(), LogMel()
+
+
+def noise(num_samples, batch_size=2):
+    return 0.1 * torch.randn(batch_size, num_samples, generator=torch.Generator().manual_seed(1))
+
+
+@torch.no_grad()
+def test_latents_are_those_of_the_autoencoder(parts):
+    vae, log_mel = parts
+    waveforms = noise(640 * 20)
+    posterior = encode_waveforms(vae, waveforms, log_mel)
+    expected = vae.encode(waveforms if log_mel is None else log_mel(waveforms)).latent_dist
+    assert torch.equal(posterior.mean, expected.mean)
+    assert torch.equal(posterior.std, expected.std)
+    assert posterior.mean.shape[:3] == (2, 2, 20)
+
+
+def test_what_is_missing_to_a_whole_frame_is_silence(parts):
+    vae, log_mel = parts
+    assert samples_per_latent_frame(vae, log_mel) == 640
+    waveforms = noise(640 * 19 + 1)
+    silent = torch.nn.functional.pad(waveforms, (0, 639))
+    mean = encode_waveforms(vae, waveforms, log_mel).mean
+    assert mean.shape[2] == 20
+    assert torch.equal(mean, encode_waveforms(vae, silent, log_mel).mean)
+
+
+def test_pieces_equal_the_whole_nearly(parts):
+    vae, log_mel = parts
+    waveforms = noise(640 * 100, batch_size=1)
+    whole = encode_waveforms(vae, waveforms, log_mel).mean
+    pieces = encode_waveforms(vae, waveforms, log_mel, chunk_frames=20, context_frames=16).mean
+    assert pieces.shape == whole.shape
+    # Attention and group statistics are taken over a piece.
+    assert (pieces - whole).abs().mean() < 0.1 * whole.std()
+
+
+def test_decoding_goes_back_to_as_many_frames(parts):
+    vae, log_mel = parts
+    if log_mel is None:
+        pytest.skip("it decodes to waveforms by itself")
+    mean = encode_waveforms(vae, noise(640 * 20), log_mel).mean
+    assert decode_latents(vae, mean * vae.config.scaling_factor).shape == (2, 1, 80, 64)

@@ -1,0 +1,98 @@
+"""A request says what is wrong with it by the name of the argument, and comes back from JSON as it was."""
+
+import json
+import subprocess
+import sys
+
+import pytest
+
+from pipelines.request import GenerationRequest
+
+
+def test_a_request_comes_back_from_json_as_it_was(tmp_path):
+    for quality in ("low", None, 3, 3.5, [2.0, 4.5], [(0, 2.0), (5, 4.5)]):
+        request = GenerationRequest(prompt="piano", quality=quality, best_of=2, best_by=["clap"], seconds=6)
+        (tmp_path / "request.json").write_text(json.dumps(request.to_dict()))
+        assert GenerationRequest.load(tmp_path / "request.json") == request
+        assert hash(request) == hash(GenerationRequest.from_dict(request.to_dict()))
+    request = GenerationRequest(prompt="piano", bpm=90, chords=[(0, "Am"), (2.5, "F")])
+    assert GenerationRequest.from_dict(request.to_dict()) == request
+    assert GenerationRequest.from_dict({"prompt": "piano"}) == GenerationRequest(prompt="piano")
+
+
+def test_records_of_earlier_versions_are_read(tmp_path):
+    settings = {
+        "prompt": "solo piano",
+        "model": "qamdt-mini",
+        "quality": [[0.0, 2.0], [3.0, 4.5]],
+        "negative_prompt": "",
+        "seconds": 3.0,
+        "steps": 8,
+        "guidance": 3.5,
+        "sampler": None,
+        "eta": 0.0,
+        "dtype": "float32",
+        "seed": 0,
+    }
+    (tmp_path / "clip.json").write_text(json.dumps({"settings": settings, "sound": {"seconds": 3.0}, "versions": {}}))
+    request = GenerationRequest.load(tmp_path / "clip.json")
+    assert request.quality == ((0.0, 2.0), (3.0, 4.5))
+    assert {name: request.to_dict()[name] for name in settings} == settings
+
+
+def test_takes_share_no_candidate():
+    takes = GenerationRequest(prompt="piano", seed=5, best_of=3).takes(3)
+    assert [take.seed for take in takes] == [5, 8, 11]
+    assert {take.prompt for take in takes} == {"piano"}
+
+
+@pytest.mark.parametrize(
+    ("values", "message"),
+    [
+        ({}, "A request must have a `prompt`, got \\[\\]"),
+        ({"prompt": "piano", "lenght": 3, "speed": 1}, "A request has no `lenght`, `speed`; it has \\['prompt', "),
+        (["piano"], "A request must be an object with a `prompt`, got \\['piano'\\]"),
+        ({"prompt": ["piano"]}, "`prompt` must be a text, got \\['piano'\\]"),
+        ({"negative_prompt": None}, "`negative_prompt` must be a text, got None"),
+        ({"quality": "excellent"}, '`quality` must be "high", "medium", "low", a score .* got \'excellent\''),
+        ({"quality": [["high"], ["low"]]}, "`quality` must be .* got"),
+        ({"quality": [[3, 2.0], [1, 3.0]]}, "`quality` must have rising seconds of at least 0"),
+        ({"quality": True}, "`quality` must be .* got True"),
+        ({"seconds": 0}, "`seconds` must be a number greater than 0, got 0"),
+        ({"seconds": "10"}, "`seconds` must be a number greater than 0, got '10'"),
+        ({"steps": 2.5}, "`steps` must be an integer of at least 1, got 2.5"),
+        ({"guidance": float("nan")}, "`guidance` must be a number at least 0, got nan"),
+        ({"sampler": "magic"}, "`sampler` must be among 'dpm\\+\\+', .* got 'magic'"),
+        ({"bpm": 1000}, "`bpm` must be a number from 40 to 220"),
+        ({"key": "H"}, "`key` must be a tonic and a mode"),
+        ({"chords": [[1, "Am"], [0, "F"]]}, "`chords` must have rising seconds"),
+        ({"plan_music": 1}, "`plan_music` must be true or false, got 1"),
+        ({"eta": 2}, "`eta` must be a number at least 0 and at most 1, got 2"),
+        ({"seed": -1}, "`seed` must be an integer of at least 0 and at most 9223372036854775807, got -1"),
+        ({"seed": True}, "`seed` must be an integer"),
+        ({"best_of": 0}, "`best_of` must be an integer of at least 1, got 0"),
+        ({"best_by": ["clap"]}, "`best_by` goes with `best_of` of at least 2"),
+        ({"best_of": 2, "best_by": "clap"}, "`best_by` must be a list of criteria, got 'clap'"),
+        ({"best_of": 2, "best_by": ["clap", "clap"]}, "`best_by` must name each criterion once"),
+        ({"scorer": "a/b"}, "`scorer` goes with `best_of` of at least 2"),
+        ({"model": ""}, "`model` must be a folder or a Hub id, got ''"),
+        ({"dtype": "float64"}, "`dtype` must be among 'auto', 'float32', 'bfloat16', got 'float64'"),
+    ],
+)
+def test_what_makes_no_sense_is_refused_by_name(values, message):
+    if isinstance(values, dict) and values and "prompt" not in values:
+        values = {"prompt": "piano"} | values
+    with pytest.raises(ValueError, match=message):
+        GenerationRequest.from_dict(values)
+
+
+@pytest.mark.parametrize("content", [b"{", b"\xff\xfe", b"[]", b'{"settings": 3}'])
+def test_files_without_request_are_refused_by_name(tmp_path, content):
+    (tmp_path / "request.json").write_bytes(content)
+    with pytest.raises(ValueError, match=r"request.json' holds no request: "):
+        GenerationRequest.load(tmp_path / "request.json")
+
+
+def test_reading_a_request_imports_nothing_slow():
+    code = "import sys, pipelines.request; assert not {'torch', 'numpy'} & set(sys.modules)"
+    subprocess.run([sys.executable, "-c", code], check=True)
