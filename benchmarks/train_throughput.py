@@ -27,7 +27,7 @@ import torch
 from diffusers import AutoencoderKL, PixArtTransformer2DModel
 from torch import nn
 
-from data_prep.encoding import encode_corpus
+from data_prep.latent_update import encode_corpus
 from data_prep.make_sample_corpus import SAMPLE_CORPUS_DIR
 from qamdt.audio import SAMPLING_RATE, LogMel, normalize_waveform, read_audio
 from qamdt.config import DataConfig, LossConfig, load_config

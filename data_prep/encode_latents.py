@@ -19,8 +19,8 @@ from pathlib import Path
 
 from accelerate import PartialState
 
-from data_prep.encoding import EncodingOptions, encode_corpus
 from data_prep.latent_encoders import DTYPES
+from data_prep.latent_update import EncodingOptions, encode_corpus
 from qamdt.cpu_memory import keep_freed_memory
 from qamdt.latent_folder import find_unnamed_files, open_folder
 
@@ -30,7 +30,7 @@ def main(argv: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--manifest", type=Path, required=True, help="manifest of the corpus")
     parser.add_argument("--out", type=Path, help="folder to write or complete (default: latents beside the manifest)")
-    parser.add_argument("--vae", help="folder of the AutoencoderKL (default: the embedded one)")
+    parser.add_argument("--vae", help="folder of the autoencoder (default: the embedded one)")
     parser.add_argument("--text-encoder", help="folder or Hub id of a text encoder (default: the embedded one)")
     parser.add_argument(
         "--quality-stats", help="quality statistics whose thresholds to keep (default: those beside the manifest)"

@@ -5,36 +5,73 @@ Each function does one process's share; `numbers` are the numbers of the shards 
 
 import hashlib
 import inspect
-from collections.abc import Iterator, Sequence
+import json
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import torch
 from diffusers import AutoencoderKL
+from torch import nn
 from tqdm import tqdm
 from transformers import AutoConfig, AutoModel, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 
 from qamdt import embedded
 from qamdt.audio import SAMPLING_RATE, LogMel, normalize_waveform, read_audio
-from qamdt.latent_folder import digest_weights
+from qamdt.encoding import encode_waveforms, samples_per_latent_frame
+from qamdt.keyed_rows import digest_weights
 from qamdt.manifest import Record, resolve_clip_path
+from qamdt.models.autoencoder_waveform import AutoencoderWaveform
 from qamdt.shards import write_latent_shard, write_text_shard
 
 
-HOP_LENGTH = 160  # samples per mel frame, as `LogMel` has it
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 _TOKENIZER_AND_WEIGHTS = (".safetensors", ".bin", ".json", ".txt", ".model")
 
 
-def describe_autoencoder(vae: Path, dtype: str) -> dict[str, Any]:
+def describe_autoencoder(folder: Path, dtype: str) -> dict[str, Any]:
     """Returns all that latents depend on beside the clip.
 
     Args:
-        vae: Folder of the `AutoencoderKL`.
+        folder: Folder of the autoencoder, of log-mel spectrograms or of waveforms.
         dtype: What it computes in, one of `DTYPES`.
     """
+    config = read_autoencoder_config(folder)
     mel = {name: parameter.default for name, parameter in inspect.signature(LogMel).parameters.items()}
-    return {"vae_sha256": digest_weights(vae), "mel": mel, "peak": 0.5, "dtype": dtype}
+    return {
+        "vae_sha256": digest_weights(folder),
+        "mel": None if _hears_waveforms(config) else mel,
+        "peak": 0.5,  # as `normalize_waveform` has it
+        "latents_mean": config.get("latents_mean"),
+        "latents_std": config.get("latents_std"),
+        "dtype": dtype,
+    }
+
+
+def read_autoencoder_config(folder: Path) -> dict[str, Any]:
+    """Returns the config of an autoencoder."""
+    return json.loads((folder / "config.json").read_text(encoding="utf-8"))
+
+
+def _hears_waveforms(config: dict[str, Any]) -> bool:
+    return config["_class_name"] == "AutoencoderWaveform"
+
+
+def load_autoencoder(folder: Path, dtype: str) -> tuple[nn.Module, LogMel | None]:
+    """Loads an autoencoder, and what its spectrograms are computed with; `None` for one that hears waveforms."""
+    if _hears_waveforms(read_autoencoder_config(folder)):
+        return AutoencoderWaveform.from_pretrained(folder, torch_dtype=DTYPES[dtype]).eval(), None
+    return AutoencoderKL.from_pretrained(folder, torch_dtype=DTYPES[dtype]).eval(), LogMel()
+
+
+def measure_frame_rate(folder: Path) -> float:
+    """Returns the latent frames per second of an autoencoder, of which nothing but its config is read."""
+    config = read_autoencoder_config(folder)
+    with torch.device("meta"):
+        if _hears_waveforms(config):
+            return config["sampling_rate"] / samples_per_latent_frame(AutoencoderWaveform.from_config(config))
+        vae = AutoencoderKL.from_config(config)
+    return SAMPLING_RATE / samples_per_latent_frame(vae, LogMel())
 
 
 def describe_text_encoder(name: str | None, max_tokens: int) -> dict[str, Any]:
@@ -72,7 +109,8 @@ def load_text_encoder(name: str | None) -> tuple[PreTrainedTokenizerBase, PreTra
 def encode_clips(
     clips: list[tuple[Record, int]],
     manifest: Path,
-    vae: AutoencoderKL,
+    vae: nn.Module,
+    log_mel: LogMel | None,
     out: Path,
     numbers: Iterator[int],
     *,
@@ -86,6 +124,7 @@ def encode_clips(
         clips: The clips with their keys.
         manifest: The manifest that they come from.
         vae: The autoencoder.
+        log_mel: What its spectrograms are computed with, on the same device; `None` if it hears waveforms.
         out: Folder of the shards.
         numbers: Numbers of the shards to write.
         batch_size: Clips encoded at once.
@@ -94,12 +133,10 @@ def encode_clips(
     """
     errors: dict[int, str] = {}
     keys, means, stds = [], [], []
-    log_mel, hop = LogMel().to(vae.device), latent_hop(vae.config.block_out_channels)
 
     progress = tqdm(total=len(clips), desc="clips", unit="clip", disable=not show_progress)
-    for batch, waveforms in _read_batches(clips, manifest, batch_size, hop, errors):
-        mel = log_mel(normalize_waveform(waveforms.to(vae.device))).to(vae.dtype)  # (B, 1, frames, mel_bins)
-        posterior = vae.encode(mel).latent_dist
+    for batch, waveforms in _read_batches(clips, manifest, batch_size, vae, log_mel, errors):
+        posterior = encode_waveforms(vae, normalize_waveform(waveforms.to(vae.device)), log_mel)
         for key, mean, std in zip(batch, posterior.mean.float().cpu(), posterior.std.float().cpu(), strict=True):
             if not (mean.half().isfinite().all() and std.half().isfinite().all()):
                 errors[key] = "its latents are not finite"
@@ -117,21 +154,23 @@ def encode_clips(
     return errors
 
 
-def latent_hop(block_out_channels: Sequence[int]) -> int:
-    """Returns the samples per latent frame of an autoencoder with these blocks."""
-    return HOP_LENGTH * 2 ** (len(block_out_channels) - 1)
-
-
 def _read_batches(
-    clips: list[tuple[Record, int]], manifest: Path, batch_size: int, hop: int, errors: dict[int, str]
+    clips: list[tuple[Record, int]],
+    manifest: Path,
+    batch_size: int,
+    vae: nn.Module,
+    log_mel: LogMel | None,
+    errors: dict[int, str],
 ) -> Iterator[tuple[list[int], torch.Tensor]]:
     """Yields the keys of clips of equal length, and their waveforms `(batch, samples)`; failures go to `errors`."""
+    sampling_rate = vae.config.sampling_rate if log_mel is None else SAMPLING_RATE
+    hop = samples_per_latent_frame(vae, log_mel)
     waiting: dict[int, tuple[list[int], list[torch.Tensor]]] = {}
     for record, key in clips:
         try:
             waveform = read_audio(
                 resolve_clip_path(manifest, record),
-                SAMPLING_RATE,
+                sampling_rate,
                 start_in_s=record.start_in_s,
                 duration_in_s=record.duration_in_s,
             )

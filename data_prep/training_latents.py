@@ -6,7 +6,7 @@ from pathlib import Path
 
 from accelerate import PartialState
 
-from data_prep.encoding import EncodingOptions, digest_manifest, encode_corpus
+from data_prep.latent_update import EncodingOptions, digest_manifest, encode_corpus
 from data_prep.make_sample_corpus import SAMPLE_CORPUS_DIR
 from qamdt.latent_folder import INDEX_NAME, open_folder
 

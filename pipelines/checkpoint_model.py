@@ -14,7 +14,8 @@ from pipelines.spectrogram import draw_spectrograms
 from qamdt.audio import write_audio
 from qamdt.config import TrainConfig
 from qamdt.embedded import default_model_dir
-from qamdt.latent_folder import LatentFolder, digest_weights
+from qamdt.keyed_rows import digest_weights
+from qamdt.latent_folder import LatentFolder
 from qamdt.models.transformer_qamdt import QAMDTTransformer2DModel
 from qamdt.training import build_model
 

@@ -38,6 +38,23 @@ def file_identity(path: str | Path) -> list[int]:
     return [status.st_size, status.st_mtime_ns]
 
 
+def digest_weights(folder: Path) -> str:
+    """Returns the SHA-256 of a model's weights, by which it is known.
+
+    Raises:
+        FileNotFoundError: There are no weights in the folder.
+    """
+    weights = sorted([*folder.glob("*.safetensors"), *folder.glob("*.bin")])
+    if not weights:
+        raise FileNotFoundError(f"{str(folder)!r} must be the folder of a model, and it holds no weights.")
+    return hashlib.sha256(b"".join(_digest_file(path) for path in weights)).hexdigest()
+
+
+def _digest_file(path: Path) -> bytes:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").digest()
+
+
 class KeyedRows:
     """The rows of one step: `NAME.jsonl` and `NAME-I-of-N.jsonl` of a folder are read, one of them is written.
 

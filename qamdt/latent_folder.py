@@ -36,23 +36,6 @@ FORMAT = 2
 Clip = tuple[Record, Place]
 
 
-def digest_weights(folder: Path) -> str:
-    """Returns the SHA-256 of a model's weights, by which latents know their autoencoder.
-
-    Raises:
-        FileNotFoundError: There are no weights in the folder.
-    """
-    weights = sorted([*folder.glob("*.safetensors"), *folder.glob("*.bin")])
-    if not weights:
-        raise FileNotFoundError(f"{str(folder)!r} must be the folder of a model, and it holds no weights.")
-    return hashlib.sha256(b"".join(_digest_file(path) for path in weights)).hexdigest()
-
-
-def _digest_file(path: Path) -> bytes:
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").digest()
-
-
 def round_score(score: float) -> float:
     """Rounds an opinion score, so that one stored in fp32 and one from JSON fall on the same side of a threshold."""
     return round(float(score), 3)

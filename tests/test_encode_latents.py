@@ -6,7 +6,7 @@ import torch
 from diffusers import AutoencoderKL
 from safetensors.torch import load_file
 
-from data_prep import encoding, latent_encoders
+from data_prep import latent_encoders, latent_update
 from data_prep.encode_latents import main
 from data_prep.latent_index import list_training_texts, resample_scores
 from qamdt.audio import LogMel, normalize_waveform, read_audio, write_audio
@@ -88,7 +88,7 @@ def test_a_killed_run_is_completed_and_equals_an_unbroken_one(manifest, encoders
         run(manifest, encoders_dir, tmp_path / "latents")
     (tmp_path / "latents" / ".latents-00002-0123.safetensors.1.tmp").write_bytes(b"half")
     monkeypatch.setattr(latent_encoders, "write_latent_shard", write_shard)
-    for module, name in ((latent_encoders, "write_text_shard"), (encoding, "write_index")):
+    for module, name in ((latent_encoders, "write_text_shard"), (latent_update, "write_index")):
         function = getattr(module, name)
         monkeypatch.setattr(module, name, interrupted_after(0, function))
         with pytest.raises(KeyboardInterrupt):

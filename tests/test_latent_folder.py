@@ -11,7 +11,6 @@ from qamdt.latent_folder import (
     INDEX_NAME,
     LatentReader,
     TextReader,
-    digest_weights,
     find_unnamed_files,
     open_folder,
 )
@@ -159,12 +158,3 @@ def test_shards_are_numbered_on_and_named_by_their_content(tmp_path):
     assert first[2] == third[2] != second[2]
     assert next_shard_number(tmp_path, "latents") == 3
     assert next_shard_number(tmp_path, "text") == 0
-
-
-def test_models_without_weights_have_no_digest(tmp_path):
-    with pytest.raises(FileNotFoundError, match="holds no weights"):
-        digest_weights(tmp_path)
-    (tmp_path / "model.bin").write_bytes(b"a")
-    first = digest_weights(tmp_path)
-    (tmp_path / "model.bin").write_bytes(b"b")
-    assert digest_weights(tmp_path) != first

@@ -17,7 +17,8 @@ from pipelines.pipeline_qamdt import QAMDTPipeline
 from qamdt import post_hoc_ema
 from qamdt.config import TrainConfig
 from qamdt.files import write_json
-from qamdt.latent_folder import INDEX_NAME, digest_weights
+from qamdt.keyed_rows import digest_weights
+from qamdt.latent_folder import INDEX_NAME
 from qamdt.manifest import Record
 from qamdt.quality import PUBLISHED_QUALITY_STATS
 from qamdt.settings import build

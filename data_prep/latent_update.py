@@ -17,21 +17,20 @@ from typing import Any
 import torch
 from accelerate import PartialState
 from accelerate.utils import gather_object
-from diffusers import AutoencoderKL
 
 from data_prep.latent_encoders import (
-    DTYPES,
     describe_autoencoder,
     describe_text_encoder,
     encode_clips,
     encode_texts,
-    latent_hop,
+    load_autoencoder,
     load_text_encoder,
+    measure_frame_rate,
+    read_autoencoder_config,
 )
 from data_prep.latent_index import choose_records, choose_stats, list_training_texts, make_curves
 from data_prep.old_latents import take_over_old_latents
 from qamdt import embedded
-from qamdt.audio import SAMPLING_RATE
 from qamdt.files import claim, write_json_lines
 from qamdt.keyed_rows import make_key
 from qamdt.latent_folder import (
@@ -52,7 +51,7 @@ class EncodingOptions:
     """What decides, beside the manifest, what a folder of encoded music holds; its index remembers them.
 
     Args:
-        vae: Folder of the `AutoencoderKL`; the embedded one when `None`.
+        vae: Folder of the autoencoder, `AutoencoderKL` or `AutoencoderWaveform`; the embedded one when `None`.
         text_encoder: Folder or Hub id with a tokenizer and a text encoder; the embedded sentence encoder when `None`.
         quality_stats: JSON file of quality statistics whose thresholds to keep, so that a level means the same in every
             data set that a scorer rated; when `None`, those beside the manifest, or derived ones.
@@ -203,11 +202,12 @@ class _Encoding:
         self.processes.wait_for_everyone()
         if not missing:
             return
-        vae = AutoencoderKL.from_pretrained(self.vae, torch_dtype=DTYPES[self.options.dtype]).to(device).eval()
+        vae, log_mel = load_autoencoder(self.vae, self.options.dtype)
         errors = encode_clips(
             self._share(list(missing.values())),
             self.manifest,
-            vae,
+            vae.to(device),
+            None if log_mel is None else log_mel.to(device),
             self.out,
             numbers,
             batch_size=batch_size,
@@ -304,10 +304,9 @@ class _Encoding:
 
     def _describe(self) -> dict[str, Any]:
         """Returns what the index says beside what follows from clips and texts."""
-        config = json.loads((self.vae / "config.json").read_text(encoding="utf-8"))
         return {
-            "latent_frames_per_second": SAMPLING_RATE / latent_hop(config["block_out_channels"]),
-            "vae_scaling_factor": config["scaling_factor"],
+            "latent_frames_per_second": measure_frame_rate(self.vae),
+            "vae_scaling_factor": read_autoencoder_config(self.vae)["scaling_factor"],
             "vae_sha256": self.made_by["vae_sha256"],
             "max_captions": self.options.max_captions,
             "quality": None if self.stats is None else self.stats.to_dict(),
