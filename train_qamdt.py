@@ -27,22 +27,20 @@ import time
 from pathlib import Path
 
 import torch
-import yaml
 from accelerate import Accelerator
 from accelerate.utils import set_seed
 from safetensors import SafetensorError
 from torch.utils.data import DataLoader
 from tqdm import tqdm
 
-from data_prep.encode_latents import encode_corpus
-from data_prep.make_sample_corpus import SAMPLE_CORPUS_DIR
+from data_prep.training_latents import find_latents
 from pipelines.checkpoint_model import check_autoencoder, render_previews, save_components, save_lora
 from pipelines.spectrogram import check_matplotlib
 from qamdt.files import cut_log, replace_folder, write_text
 from qamdt.models.transformer_qamdt import QAMDTTransformer2DModel
 from qamdt.precision import training_precision
 from qamdt.run_control import Clock, StopSignal, agree, peak_memory_in_gib, run_progress
-from qamdt.shards import INDEX_NAME
+from qamdt.settings import format_settings
 from qamdt.training.averages import ExponentialAverage, save_weights
 from qamdt.training.checkpoints import (
     NOT_OF_THE_MODEL,
@@ -60,6 +58,7 @@ from qamdt.training.launch import attention_kernel, make_accelerator, prepare
 from qamdt.training.loss import NoiseSchedule, diffusion_loss, draw, make_scheduler, passes_of_step
 from qamdt.training.network import build_model, check_fit
 from qamdt.training.optimizers import build_optimizers, learning_rate_factor
+from qamdt.training.resumption import check_same_run, describe_data
 from qamdt.training.run_estimate import describe_run
 from qamdt.training.sampling import EpochSampler
 from qamdt.training.tracking import Tracker, start_tracker
@@ -109,13 +108,12 @@ def train(config: TrainConfig, stop: StopSignal) -> dict:
     state = {"step": 0, "taken": None, "minutes": 0.0, "scaling_factor": dataset.scaling_factor, "losses": []}
     checkpoint = choose_checkpoint(accelerator, output_dir / "checkpoints")
     if checkpoint is not None:
+        changes = check_same_run(checkpoint, read_state(checkpoint), config, dataset)
         state = load_checkpoint(accelerator, average, snapshots, checkpoint, config)
         say(accelerator, f"Resuming from {checkpoint}.")
-        if state["scaling_factor"] != dataset.scaling_factor:
-            raise ValueError(
-                f"the run was started with latents scaled by {state['scaling_factor']}, now `data.latents` says "
-                f"{dataset.scaling_factor}; set `data.scaling_factor` to the former or start a new `run.output_dir`."
-            )
+        if changes is not None:
+            say(accelerator, changes)
+    state["data"] = describe_data(dataset)
     if accelerator.is_main_process:
         prepare_output(config, dataset, state["step"])
     sampler = EpochSampler(
@@ -278,7 +276,7 @@ def prepare_output(config: TrainConfig, dataset: LatentDataset, step: int) -> No
         check_matplotlib("`preview.prompts`")
     output_dir = Path(config.run.output_dir)
     output_dir.mkdir(parents=True, exist_ok=True)
-    write_text(output_dir / "config.yaml", format_config(config))
+    write_text(output_dir / "config.yaml", format_settings(config))
     cut_log(output_dir / "loss.jsonl", "step", step)
     cut_snapshots(output_dir / SNAPSHOT_FOLDER, step)
     components = output_dir / ".components.tmp"
@@ -355,19 +353,10 @@ def mean_over_ranks(accelerator: Accelerator, losses: list[torch.Tensor]) -> lis
     return accelerator.gather(torch.stack(losses)).view(accelerator.num_processes, -1).mean(dim=0).tolist()
 
 
-def encode_manifest(config: TrainConfig) -> TrainConfig:
-    """Encodes `data.manifest` unless that was done before, and returns the settings with `data.latents` filled in."""
-    data = config.data
-    if data.latents is None and data.manifest is None:
-        raise ValueError("`data.manifest` or `data.latents` must say what to train on; both are null.")
-    manifest = SAMPLE_CORPUS_DIR / "manifest.jsonl" if data.manifest == "sample" else data.manifest
-    latents = data.latents or str(Path(manifest).parent / "latents")
-    if manifest is not None and "://" not in latents and not (Path(latents) / INDEX_NAME).is_file():
-        print(f"Encoding {manifest} to {latents} first.", file=sys.stderr)
-        num_bad_clips = encode_corpus(manifest, out=latents)
-        if num_bad_clips:
-            print(f"{num_bad_clips} bad clips are left out, listed in {latents}/bad_clips.jsonl.", file=sys.stderr)
-    return dataclasses.replace(config, data=dataclasses.replace(data, latents=latents))
+def prepare_latents(config: TrainConfig) -> TrainConfig:
+    """Brings the latents of `data.manifest` up to date, and returns the settings with `data.latents` filled in."""
+    latents = find_latents(config.data.manifest, config.data.latents)
+    return dataclasses.replace(config, data=dataclasses.replace(config.data, latents=latents))
 
 
 def choose_precision(config: TrainConfig) -> TrainConfig:
@@ -390,11 +379,6 @@ def count_trained(model: torch.nn.Module) -> int:
     return sum(parameter.numel() for parameter in model.parameters() if parameter.requires_grad)
 
 
-def format_config(config: TrainConfig) -> str:
-    """Returns the settings as YAML."""
-    return yaml.safe_dump(dataclasses.asdict(config), sort_keys=False, allow_unicode=True)
-
-
 def say(accelerator: Accelerator, text: str) -> None:
     """Prints once, whatever the number of processes."""
     if accelerator.is_main_process:
@@ -411,10 +395,10 @@ def main(argv: list[str] | None = None) -> int:
     try:
         config = choose_precision(load_config(arguments.config, arguments.overrides))
         if arguments.dry_run:
-            print(format_config(config))
+            print(format_settings(config))
             print(describe_run(config))
             return 0
-        config = encode_manifest(config)
+        config = prepare_latents(config)
         with StopSignal() as stop:
             train(config, stop)
     except (ValueError, OSError, RuntimeError, ImportError, SafetensorError) as error:

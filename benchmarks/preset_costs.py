@@ -24,11 +24,11 @@ from pathlib import Path
 import torch
 from tqdm import tqdm
 
-from qamdt.files import write_json
+from qamdt.latent_folder import write_index
 from qamdt.manifest import Record
 from qamdt.models.transformer_qamdt import QAMDTTransformer2DModel
 from qamdt.quality import PUBLISHED_QUALITY_STATS
-from qamdt.shards import INDEX_NAME, write_latent_shard, write_text_shard
+from qamdt.shards import find_entries, write_latent_shard, write_text_shard
 from qamdt.training.config import load_config
 from qamdt.training.run_estimate import TEXT_TOKENS, describe_run
 
@@ -47,15 +47,21 @@ def write_random_latents(folder: Path, model: dict) -> None:
         for i in range(NUM_CLIPS)
     ]
     means = [torch.randn(shape) for _ in records]
-    folder.mkdir(parents=True)
-    write_latent_shard(folder, records, means, [torch.full(shape, 0.1)] * NUM_CLIPS, [torch.full((frames,), 3.0)] * 64)
     texts = ["", *(f"{prefix}noise" for prefix in ("", "low quality, ", "medium quality, ", "high quality, "))]
-    write_text_shard(folder, texts, [torch.randn(TEXT_TOKENS, model["cross_attention_dim"]) for _ in texts])
-    write_json(
-        folder / INDEX_NAME,
+    folder.mkdir(parents=True)
+    write_latent_shard(folder, list(range(NUM_CLIPS)), means, [torch.full(shape, 0.1)] * NUM_CLIPS)
+    states = [torch.randn(TEXT_TOKENS, model["cross_attention_dim"]) for _ in texts]
+    write_text_shard(folder, list(range(len(texts))), states)
+    places, text_places = find_entries(folder, "latents"), find_entries(folder, "text")
+    write_index(
+        folder,
+        [(record, places[number]) for number, record in enumerate(records)],
+        {text: text_places[number] for number, text in enumerate(texts)},
+        lambda record, num_frames: {"quality": torch.full((num_frames,), 3.0)},
         {
-            "scaling_factor": 1.0,
             "vae_scaling_factor": 1.0,
+            "scaling_factor": 1.0,
+            "latent_frames_per_second": 12.5,
             "quality": PUBLISHED_QUALITY_STATS.to_dict(),
             "max_captions": None,
         },

@@ -27,7 +27,7 @@ import torch
 from diffusers import AutoencoderKL, PixArtTransformer2DModel
 from torch import nn
 
-from data_prep.encode_latents import encode_corpus
+from data_prep.latent_update import encode_corpus
 from data_prep.make_sample_corpus import SAMPLE_CORPUS_DIR
 from qamdt.audio import SAMPLING_RATE, LogMel, normalize_waveform, read_audio
 from qamdt.embedded import default_model_dir, load_text_encoder

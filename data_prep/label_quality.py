@@ -4,10 +4,10 @@
     whisq stats scores.jsonl -o stats.json
     python -m data_prep.label_quality --manifest corpus/manifest.jsonl --scores scores.jsonl --stats stats.json \\
         --out corpus/labelled.jsonl
-    python -m data_prep.encode_latents --manifest corpus/labelled.jsonl --quality-stats corpus/labelled.quality.json …
+    python -m data_prep.encode_latents --manifest corpus/labelled.jsonl
 
 Every record gets the score of its clip and the curve along it, and for the reader's eye level and prefix; the
-thresholds go to `labelled.quality.json`. More music that is labelled later with the same `--stats` has the same levels.
+thresholds go to `labelled.quality.json`, where the encoder finds them. Latents of the same clips are kept. More music that is labelled later with the same `--stats` has the same levels.
 Records whose clip has no score lose the quality they may have had from another scorer, and lines that describe no clip
 are left out; both are counted, listed in `labelled.unlabelled.jsonl`, and make the exit status 1.
 """

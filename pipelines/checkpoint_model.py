@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import json
 from pathlib import Path
 from typing import Any
 
@@ -14,8 +13,9 @@ from pipelines.pipeline_qamdt import QAMDTPipeline
 from pipelines.spectrogram import draw_spectrograms
 from qamdt.audio import write_audio
 from qamdt.embedded import default_model_dir
+from qamdt.keyed_rows import digest_weights
+from qamdt.latent_folder import LatentFolder
 from qamdt.models.transformer_qamdt import QAMDTTransformer2DModel
-from qamdt.shards import ShardFolder, digest_weights
 from qamdt.training.config import TrainConfig
 from qamdt.training.network import build_model
 
@@ -27,11 +27,10 @@ def find_pipeline(name: str) -> Path:
     return Path(name if Path(name).is_dir() else QAMDTPipeline.download(name))
 
 
-def check_autoencoder(pipeline: str, latents: ShardFolder) -> None:
+def check_autoencoder(pipeline: str, latents: LatentFolder) -> None:
     """Refuses a pipeline with another autoencoder than the one that made the latents."""
-    settings = json.loads(latents.file("settings.json").read_text(encoding="utf-8"))
     vae = find_pipeline(pipeline) / "vae"
-    if digest_weights(vae) != settings["vae_sha256"]:
+    if digest_weights(vae) != latents.index["vae_sha256"]:
         raise ValueError(
             f"the latents in {latents.name!r} were made by another autoencoder than the one in {str(vae)!r}; set "
             "`run.pipeline` to the pipeline that has it, or to null to save transformer and scheduler alone."

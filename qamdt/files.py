@@ -6,7 +6,31 @@ import shutil
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
+
+
+try:
+    import fcntl
+except ImportError:  # Windows, where a second writer goes unnoticed
+    fcntl = None
+
+
+def claim(path: str | Path) -> IO[bytes]:
+    """Opens a file for appending, and keeps other processes that claim it away until it is closed.
+
+    Raises:
+        RuntimeError: Another process has claimed it.
+    """
+    file = Path(path).open("ab", buffering=0)
+    try:
+        if fcntl is not None:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError as error:
+        file.close()
+        raise RuntimeError(
+            f"another process is writing {str(path)!r}; wait for it to end, or give this run another folder."
+        ) from error
+    return file
 
 
 @contextmanager

@@ -17,13 +17,8 @@ from typing import Any
 
 import numpy as np
 
-from qamdt.files import cut_torn_line, encode_json_line, iterate_lines
+from qamdt.files import claim, cut_torn_line, encode_json_line, iterate_lines
 
-
-try:
-    import fcntl
-except ImportError:  # Windows, where a second writer goes unnoticed
-    fcntl = None
 
 DONE = "done"
 FAILED = "failed"
@@ -41,6 +36,23 @@ def file_identity(path: str | Path) -> list[int]:
     """Returns size in bytes and time of change in ns, by which a file of the same path is known to be the same."""
     status = os.stat(path)
     return [status.st_size, status.st_mtime_ns]
+
+
+def digest_weights(folder: Path) -> str:
+    """Returns the SHA-256 of a model's weights, by which it is known.
+
+    Raises:
+        FileNotFoundError: There are no weights in the folder.
+    """
+    weights = sorted([*folder.glob("*.safetensors"), *folder.glob("*.bin")])
+    if not weights:
+        raise FileNotFoundError(f"{str(folder)!r} must be the folder of a model, and it holds no weights.")
+    return hashlib.sha256(b"".join(_digest_file(path) for path in weights)).hexdigest()
+
+
+def _digest_file(path: Path) -> bytes:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").digest()
 
 
 class KeyedRows:
@@ -136,17 +148,8 @@ class KeyedRows:
         if self._file is not None:
             return
         self.folder.mkdir(parents=True, exist_ok=True)
-        file = self.path.open("ab", buffering=0)
-        try:
-            if fcntl is not None:
-                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError as error:
-            file.close()
-            raise RuntimeError(
-                f"another process is writing {str(self.path)!r}; wait for it to end, or give this run another folder."
-            ) from error
+        self._file = claim(self.path)
         cut_torn_line(self.path)
-        self._file = file
         if self._measure_size() != self._size_read:  # another process has written since we read, or a tail was torn
             self.refresh()
 

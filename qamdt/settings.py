@@ -78,7 +78,7 @@ def check_resumption(started: Settings, resumed: Settings, *, free: Collection[s
     Args:
         started: The settings that the run was started with, or last resumed with.
         resumed: The settings that it is to be resumed with.
-        free: Settings that may differ, with dots between the levels, or whole groups of them.
+        free: Settings that may differ, with dots between the levels.
         source: Where `started` was read, for the message.
 
     Returns:
@@ -88,11 +88,7 @@ def check_resumption(started: Settings, resumed: Settings, *, free: Collection[s
         ValueError: Another setting differs.
     """
     changes = _find_changes(started, resumed)
-    refused = {
-        key: pair
-        for key, pair in changes.items()
-        if key not in free and not any(key.startswith(f"{group}.") for group in free)
-    }
+    refused = {key: pair for key, pair in changes.items() if key not in free}
     words = _describe(refused or changes)
     if refused:
         raise ValueError(

@@ -79,6 +79,68 @@ def pipe_dir(pipe, tmp_path):
     return tmp_path / "pipe"
 
 
+@pytest.fixture(scope="session")
+def encoders_dir(tmp_path_factory):
+    """A folder with `vae`, an autoencoder that makes 25 latent frames a second, and `text`, which knows few words."""
+    from diffusers import AutoencoderKL
+    from transformers import BertConfig, BertModel, BertTokenizerFast
+
+    folder = tmp_path_factory.mktemp("encoders")
+    torch.manual_seed(0)
+    AutoencoderKL(
+        in_channels=1,
+        out_channels=1,
+        latent_channels=2,
+        down_block_types=("DownEncoderBlock2D",) * 3,
+        up_block_types=("UpDecoderBlock2D",) * 3,
+        block_out_channels=(4, 4, 4),
+        norm_num_groups=2,
+        mid_block_add_attention=False,
+    ).save_pretrained(folder / "vae")
+    words = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "song", "quality", "low", "high", "medium", ","]
+    BertTokenizerFast(vocab={word: i for i, word in enumerate(words)}).save_pretrained(folder / "text")
+    config = BertConfig(
+        vocab_size=len(words), hidden_size=8, num_hidden_layers=1, num_attention_heads=2, intermediate_size=8
+    )
+    BertModel(config).save_pretrained(folder / "text")
+    return folder
+
+
+@pytest.fixture(scope="session")
+def write_latents():
+    """Writes a folder of encoded music, as `data_prep.encode_latents` does, from tensors that a test makes up."""
+    from qamdt.keyed_rows import make_key
+    from qamdt.latent_folder import write_index
+    from qamdt.shards import find_entries, write_latent_shard, write_text_shard
+
+    def write(folder, records, means, stds, texts, *, curves=None, clips_per_shard=512, **description):
+        """`texts` maps each text to its states, and `curves` the id of a clip to its curves by name."""
+        folder.mkdir(parents=True, exist_ok=True)
+        keys = [make_key(record.id) for record in records]
+        for start in range(0, len(records), clips_per_shard):
+            some = slice(start, start + clips_per_shard)
+            write_latent_shard(folder, keys[some], means[some], stds[some])
+        text_keys = {text: make_key(text) for text in texts}
+        write_text_shard(folder, list(text_keys.values()), list(texts.values()))
+        places, text_places = find_entries(folder, "latents"), find_entries(folder, "text")
+        description = {
+            "scaling_factor": 1.0,
+            "vae_scaling_factor": 1.0,
+            "latent_frames_per_second": 12.5,
+            "quality": None,
+            "max_captions": None,
+        } | description
+        return write_index(
+            folder,
+            [(record, places[key]) for record, key in zip(records, keys, strict=True)],
+            {text: text_places[key] for text, key in text_keys.items()},
+            lambda record, num_frames: (curves or {}).get(record.id, {}),
+            description,
+        )
+
+    return write
+
+
 def build_text_encoder():
     """A word-level tokenizer and a sentence encoder of one layer."""
     from tokenizers import Tokenizer, models, pre_tokenizers, processors

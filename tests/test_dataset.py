@@ -1,5 +1,4 @@
 import dataclasses
-import json
 import math
 
 import numpy as np
@@ -7,10 +6,10 @@ import pytest
 import torch
 
 from qamdt.files import write_json
+from qamdt.latent_folder import INDEX_NAME, open_folder
 from qamdt.manifest import Record
 from qamdt.music import CHORD, KEY, RHYTHM, Music, music_curve
 from qamdt.quality import QualityStats
-from qamdt.shards import INDEX_NAME, LatentShards, list_shards, open_folder, write_latent_shard, write_text_shard
 from qamdt.training.config import DataConfig
 from qamdt.training.dataset import LatentDataset, collate
 from qamdt.training.sampling import EpochSampler
@@ -20,6 +19,8 @@ NUM_CLIPS, NUM_FRAMES, TEXT_DIM = 12, 20, 4
 STATS = QualityStats(mean=3, std=1, edges=(2, 2.5, 3, 4), prefix_edges=(2.2, 3.8), scorer="test", num_clips=NUM_CLIPS)
 CHORDS = ((0.0, "Am"), (0.5, "F"), (1.0, "C/E"))
 PREFIXES = ("", "low quality, ", "medium quality, ", "high quality, ")
+CAPTIONS = [f"{word} {i}" for i in range(NUM_CLIPS) for word in ("song", "music")]
+TEXTS = ["", *(prefix + caption for prefix in PREFIXES for caption in CAPTIONS)]
 
 
 def text_state(text):
@@ -28,11 +29,11 @@ def text_state(text):
 
 
 @pytest.fixture
-def shards(tmp_path):
-    """Two shards in which everything about clip i says i: latents, captions and quality."""
-    for start in range(0, NUM_CLIPS, 8):
-        numbers = range(start, min(start + 8, NUM_CLIPS))
-        curves = [torch.full((NUM_FRAMES,), 1 + i / 4) for i in numbers]
+def corpus(tmp_path, write_latents):
+    """Writes twelve clips in two shards, about which everything says their number, and more clips after them."""
+
+    def write(*more):
+        """`more` are clips as (id, mean, quality curve or `None`)."""
         records = [
             Record(
                 id=f"clip-{i}",
@@ -47,32 +48,32 @@ def shards(tmp_path):
                 key="A minor",
                 chords=CHORDS,
             )
-            for i in numbers
+            for i in range(NUM_CLIPS)
         ]
-        means = [torch.full((2, NUM_FRAMES, 3), float(i)) + torch.arange(NUM_FRAMES)[:, None] / 100 for i in numbers]
-        write_latent_shard(tmp_path, records, means, [torch.zeros_like(mean) for mean in means], curves)
-    captions = [f"{word} {i}" for i in range(NUM_CLIPS) for word in ("song", "music")]
-    texts = ["", *(prefix + caption for prefix in PREFIXES for caption in captions)]
-    write_text_shard(tmp_path, texts, [text_state(text) for text in texts])
-    write_json(
-        tmp_path / INDEX_NAME,
-        {
-            "scaling_factor": 1.0,
-            "vae_scaling_factor": 1.0,
-            "quality": STATS.to_dict(),
-            "max_captions": None,
-            "latent_frames_per_second": 12.5,
-        },
-    )
-    return tmp_path
+        columns = torch.arange(NUM_FRAMES)[:, None] / 100
+        means = [torch.full((2, NUM_FRAMES, 3), float(i)) + columns for i in range(NUM_CLIPS)]
+        curves = {f"clip-{i}": {"quality": torch.full((NUM_FRAMES,), 1 + i / 4)} for i in range(NUM_CLIPS)}
+        records += [
+            Record(id=name, path=f"{name}.wav", duration_in_s=1.6, captions=("song 0",)) for name, _, _ in more
+        ]
+        means += [mean for _, mean, _ in more]
+        curves |= {name: {"quality": curve} for name, _, curve in more if curve is not None}
+        stds = [torch.zeros_like(mean) for mean in means]
+        states = {text: text_state(text) for text in TEXTS}
+        quality = STATS.to_dict()
+        write_latents(tmp_path, records, means, stds, states, curves=curves, clips_per_shard=8, quality=quality)
+        return tmp_path
+
+    return write
+
+
+@pytest.fixture
+def shards(corpus):
+    return corpus()
 
 
 def make_dataset(shards, **changes):
     return LatentDataset(DataConfig(latents=str(shards), **{"crop_in_frames": 8, **changes}), seed=0)
-
-
-def texts_of(folder):
-    return [json.loads(line) for line in (folder / "texts-00000.jsonl").read_text().splitlines()]
 
 
 def test_audio_caption_and_quality_of_a_draw_belong_to_one_clip(shards):
@@ -80,7 +81,7 @@ def test_audio_caption_and_quality_of_a_draw_belong_to_one_clip(shards):
     levels = [STATS.level(1 + clip / 4) for clip in range(NUM_CLIPS)]
     fractions = [STATS.fractional_level(1 + clip / 4) for clip in range(NUM_CLIPS)]
     prefixes = [STATS.prefix(1 + clip / 4) for clip in range(NUM_CLIPS)]
-    states = {text: text_state(text)[:, 0].tolist() for text in texts_of(shards)}
+    states = {text: text_state(text)[:, 0].tolist() for text in TEXTS}
     batches = iter(EpochSampler(dataset.buckets(), batch_size=100, seed=0))
     for sample in (dataset[draw] for _ in range(100) for draw in next(batches)):
         clip = int(sample.id.removeprefix("clip-"))
@@ -92,12 +93,11 @@ def test_audio_caption_and_quality_of_a_draw_belong_to_one_clip(shards):
         assert sample.encoder_hidden_states[:, 0].tolist() == states[sample.text]
 
 
-def test_the_score_of_a_crop_is_the_mean_of_its_own_frames(tmp_path, shards):
+def test_the_score_of_a_crop_is_the_mean_of_its_own_frames(corpus):
     curve = torch.linspace(1, 5, NUM_FRAMES)
-    record = Record(id="rising", path="r.wav", duration_in_s=1.6, captions=("song 0",), quality_score=3.0)
     mean = torch.arange(NUM_FRAMES).float()[None, :, None].expand(2, -1, 3)
-    write_latent_shard(shards, [record], [mean], [torch.zeros_like(mean)], [curve])
-    dataset = make_dataset(shards, quality_dropout=0, clip_quality_dropout=0, frame_quality_dropout=0, text_dropout=0)
+    folder = corpus(("rising", mean, curve))
+    dataset = make_dataset(folder, quality_dropout=0, clip_quality_dropout=0, frame_quality_dropout=0, text_dropout=0)
     starts = set()
     for epoch in range(30):
         sample = dataset[epoch, NUM_CLIPS, 0]
@@ -123,6 +123,16 @@ def test_conditions_are_left_out_each_by_itself_and_as_often_as_asked(shards):
     assert share(lambda s: "quality, " in s.text) == pytest.approx(0.9 * 0.9 * 0.5, abs=0.05)
     in_one_batch = {sample.text == "" for sample in samples[:64]}
     assert in_one_batch == {True, False}
+
+
+def test_a_clip_without_a_curve_has_no_quality(corpus):
+    folder = corpus(("unrated", torch.zeros(2, NUM_FRAMES, 3), None))
+    dataset = make_dataset(folder, quality_dropout=0, clip_quality_dropout=0, frame_quality_dropout=0)
+    sample = dataset[0, NUM_CLIPS, 0]
+    assert math.isnan(sample.quality_score)
+    assert (sample.quality_level, sample.global_quality) == (0, 0)
+    assert sample.frame_quality.tolist() == [0] * 8
+    assert dataset[0, NUM_CLIPS - 1, 0].quality_level > 0
 
 
 def test_text_without_quality_has_no_prefix(shards):
@@ -184,21 +194,16 @@ def test_workers_read_what_one_process_reads(shards):
         torch.testing.assert_close(alone.latents, together.latents)
 
 
-def test_short_clips_are_counted_and_too_long_crops_refused(shards):
-    record = Record(id="short", path="s.wav", duration_in_s=0.4)
-    mean = torch.zeros(2, 5, 3)
-    write_latent_shard(shards, [record], [mean], [mean], [torch.full((5,), math.nan)])
-    assert make_dataset(shards).num_short_clips == 1
+def test_short_clips_are_counted_and_too_long_crops_refused(corpus):
+    folder = corpus(("short", torch.zeros(2, 5, 3), None))
+    assert make_dataset(folder).num_short_clips == 1
     with pytest.raises(ValueError, match=r"`data.crop_in_frames` is 99, but the longest clip in .* has 20"):
-        make_dataset(shards, crop_in_frames=99)
+        make_dataset(folder, crop_in_frames=99)
 
 
-def test_a_clip_gives_crops_of_the_longest_length_that_fits(shards):
-    for name, length in (("short", 10), ("shorter", 5)):
-        mean = torch.zeros(2, length, 3)
-        record = Record(id=name, path=f"{name}.wav", duration_in_s=1.0)
-        write_latent_shard(shards, [record], [mean], [mean], [torch.full((length,), math.nan)])
-    dataset = make_dataset(shards, crop_in_frames=[20, 8])
+def test_a_clip_gives_crops_of_the_longest_length_that_fits(corpus):
+    folder = corpus(("short", torch.zeros(2, 10, 3), None), ("shorter", torch.zeros(2, 5, 3), None))
+    dataset = make_dataset(folder, crop_in_frames=[20, 8])
     assert dataset.num_short_clips == 1
     assert [bucket.tolist() for bucket in dataset.buckets()] == [[NUM_CLIPS], list(range(NUM_CLIPS))]
     assert dataset[0, 0, 0].latents.shape[1] == 20
@@ -212,26 +217,6 @@ def test_weights_follow_the_levels(shards):
     write_json(shards / INDEX_NAME, {**index, "quality": None})
     with pytest.raises(ValueError, match="have no quality scores"):
         make_dataset(shards, level_weights=[1.0, 2.0, 3.0, 4.0, 5.0]).weights()
-
-
-def test_damaged_shards_are_named(shards):
-    first, second = list_shards(shards, "latents")
-    content = second.read_bytes()
-    second.write_bytes(content[: len(content) // 2])
-    with pytest.raises(RuntimeError, match="latents-00001.safetensors is damaged"):
-        LatentShards(shards)
-    second.write_bytes(content)
-    (shards / "records-00001.jsonl").write_text("")
-    with pytest.raises(RuntimeError, match="holds 4 entries, but records-00001.jsonl has 0 lines"):
-        LatentShards(shards)
-
-
-def test_latents_that_are_not_finite_are_named(shards):
-    mean = torch.full((2, 8, 3), math.inf)
-    record = Record(id="broken", path="b.wav", duration_in_s=1.0)
-    write_latent_shard(shards, [record], [mean], [torch.zeros_like(mean)], [torch.ones(8)])
-    with pytest.raises(ValueError, match="clip 'broken' in .* has latents that are not finite"):
-        LatentShards(shards).read(NUM_CLIPS, 0, 8)
 
 
 def test_latents_are_scaled_as_the_autoencoder_says_unless_that_is_far_off(shards):

@@ -5,43 +5,20 @@ import pytest
 import torch
 from diffusers import AutoencoderKL
 from safetensors.torch import load_file
-from transformers import BertConfig, BertModel, BertTokenizerFast
 
-from data_prep import encode_latents
-from data_prep.encode_latents import list_training_texts, main, resample_curve
+from data_prep import latent_encoders, latent_update
+from data_prep.encode_latents import main
+from data_prep.latent_index import list_training_texts, resample_scores
 from qamdt.audio import LogMel, normalize_waveform, read_audio, write_audio
+from qamdt.latent_folder import LatentReader, TextReader, open_folder, read_texts
 from qamdt.manifest import Record, write_manifest
 from qamdt.quality import QualityStats
-from qamdt.shards import LatentShards, TextShards, list_shards, open_folder
+from qamdt.shards import list_shards
 from qamdt.training.config import DataConfig
 from qamdt.training.dataset import LatentDataset
 
 
 STATS = QualityStats(mean=3, std=1, edges=(2, 2.5, 3, 4), prefix_edges=(2.2, 3.8), scorer="test", num_clips=7)
-
-
-@pytest.fixture(scope="module")
-def models(tmp_path_factory):
-    """An autoencoder that makes 8 latent frames of a 0.32 s clip, and a text encoder that knows five words."""
-    folder = tmp_path_factory.mktemp("models")
-    torch.manual_seed(0)
-    AutoencoderKL(
-        in_channels=1,
-        out_channels=1,
-        latent_channels=2,
-        down_block_types=("DownEncoderBlock2D",) * 3,
-        up_block_types=("UpDecoderBlock2D",) * 3,
-        block_out_channels=(4, 4, 4),
-        norm_num_groups=2,
-        mid_block_add_attention=False,
-    ).save_pretrained(folder / "vae")
-    words = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "song", "quality", "low", "high", "medium", ","]
-    BertTokenizerFast(vocab={word: i for i, word in enumerate(words)}).save_pretrained(folder / "text")
-    config = BertConfig(
-        vocab_size=len(words), hidden_size=8, num_hidden_layers=1, num_attention_heads=2, intermediate_size=8
-    )
-    BertModel(config).save_pretrained(folder / "text")
-    return folder
 
 
 @pytest.fixture
@@ -66,63 +43,58 @@ def manifest(tmp_path):
     return tmp_path / "corpus" / "manifest.jsonl"
 
 
-def run(manifest, models, out, *options):
+def run(manifest, encoders_dir, out, *options):
     return main(
-        ["--manifest", str(manifest), "--vae", str(models / "vae"), "--out", str(out)]
-        + ["--text-encoder", str(models / "text"), "--batch-size", "2", "--clips-per-shard", "2", *options]
+        ["--manifest", str(manifest), "--vae", str(encoders_dir / "vae"), "--out", str(out)]
+        + ["--text-encoder", str(encoders_dir / "text"), "--batch-size", "2", "--clips-per-shard", "2", *options]
     )
 
 
-def test_latents_are_the_posterior_of_the_clip(manifest, models, tmp_path):
-    assert run(manifest, models, tmp_path / "latents") == 0
-    shards = LatentShards(tmp_path / "latents")
+def test_latents_are_the_posterior_of_the_clip(manifest, encoders_dir, tmp_path):
+    assert run(manifest, encoders_dir, tmp_path / "latents") == 0
+    shards = LatentReader(tmp_path / "latents")
     index = open_folder(tmp_path / "latents").index
     assert (len(shards), index["num_clips"], index["num_latent_frames"]) == (7, 7, 56)
-    vae = AutoencoderKL.from_pretrained(models / "vae")
+    vae = AutoencoderKL.from_pretrained(encoders_dir / "vae")
     means, stds = [], []
     for number, record in enumerate(shards.records):
         waveform = read_audio(manifest.parent / record.path)
         with torch.no_grad():
             posterior = vae.encode(LogMel()(normalize_waveform(waveform[None]))).latent_dist
-        mean, std, curve = shards.read(number, 0, 8)
+        mean, std, curves = shards.read(number, 0, 8)
         torch.testing.assert_close(mean, posterior.mean[0], atol=2e-3, rtol=2e-3)
         torch.testing.assert_close(std, posterior.std[0], atol=2e-3, rtol=2e-3)
-        assert curve.tolist() == [record.quality_score] * 8
+        assert curves["quality"].tolist() == [record.quality_score] * 8
         means.append(mean)
         stds.append(std)
     variance = torch.stack(means).var(correction=0) + torch.stack(stds).square().mean()
     assert index["scaling_factor"] == pytest.approx(1 / variance.sqrt().item(), rel=1e-3)
-    assert [shard["file"] for shard in index["shards"]] == shards.names
 
 
-def test_the_data_set_finds_every_text_that_it_draws(manifest, models, tmp_path):
-    run(manifest, models, tmp_path / "latents")
+def test_the_data_set_finds_every_text_that_it_draws(manifest, encoders_dir, tmp_path):
+    run(manifest, encoders_dir, tmp_path / "latents")
     dataset = LatentDataset(
         DataConfig(latents=str(tmp_path / "latents"), crop_in_frames=4, scaling_factor=1.0), seed=0
     )
     drawn = {dataset[epoch, number, 0].text for epoch in range(60) for number in range(len(dataset))}
-    assert drawn == {text for path in list_shards(tmp_path / "latents", "text") for text in read_texts(path)}
+    assert drawn == set(read_texts(open_folder(tmp_path / "latents")))
 
 
-def read_texts(shard):
-    lines = shard.with_name(shard.stem.replace("text", "texts") + ".jsonl").read_text().splitlines()
-    return [json.loads(line) for line in lines]
-
-
-def test_a_killed_run_is_completed_and_equals_an_unbroken_one(manifest, models, tmp_path, monkeypatch):
-    run(manifest, models, tmp_path / "unbroken")
-    write_shard = encode_latents.write_latent_shard
-    monkeypatch.setattr(encode_latents, "write_latent_shard", interrupted_after(2, write_shard))
+def test_a_killed_run_is_completed_and_equals_an_unbroken_one(manifest, encoders_dir, tmp_path, monkeypatch):
+    run(manifest, encoders_dir, tmp_path / "unbroken")
+    write_shard = latent_encoders.write_latent_shard
+    monkeypatch.setattr(latent_encoders, "write_latent_shard", interrupted_after(2, write_shard))
     with pytest.raises(KeyboardInterrupt):
-        run(manifest, models, tmp_path / "latents")
-    (tmp_path / "latents" / ".latents-00002.safetensors.1.tmp").write_bytes(b"half")
-    monkeypatch.setattr(encode_latents, "write_latent_shard", write_shard)
-    write_texts = encode_latents.write_text_shard
-    monkeypatch.setattr(encode_latents, "write_text_shard", interrupted_after(0, write_texts))
-    with pytest.raises(KeyboardInterrupt):
-        run(manifest, models, tmp_path / "latents")
-    monkeypatch.setattr(encode_latents, "write_text_shard", write_texts)
-    assert run(manifest, models, tmp_path / "latents") == 0
+        run(manifest, encoders_dir, tmp_path / "latents")
+    (tmp_path / "latents" / ".latents-00002-0123.safetensors.1.tmp").write_bytes(b"half")
+    monkeypatch.setattr(latent_encoders, "write_latent_shard", write_shard)
+    for module, name in ((latent_encoders, "write_text_shard"), (latent_update, "write_index")):
+        function = getattr(module, name)
+        monkeypatch.setattr(module, name, interrupted_after(0, function))
+        with pytest.raises(KeyboardInterrupt):
+            run(manifest, encoders_dir, tmp_path / "latents")
+        monkeypatch.setattr(module, name, function)
+    assert run(manifest, encoders_dir, tmp_path / "latents") == 0
 
     names = {path.name for path in (tmp_path / "unbroken").iterdir()}
     assert {path.name for path in (tmp_path / "latents").iterdir()} == names
@@ -147,38 +119,28 @@ def interrupted_after(num_calls, function):
     return interrupted
 
 
-def test_bad_clips_are_counted_listed_and_tried_again(manifest, models, tmp_path, capsys):
+def test_bad_clips_are_counted_listed_and_tried_again(manifest, encoders_dir, tmp_path, capsys):
     good = (manifest.parent / "3.wav").read_bytes()
     (manifest.parent / "3.wav").write_bytes(b"this is no sound")
     write_audio(manifest.parent / "5.wav", torch.zeros(300), 16_000)
-    assert run(manifest, models, tmp_path / "latents") == 1
+    assert run(manifest, encoders_dir, tmp_path / "latents") == 1
     assert "2 bad clips, listed in" in capsys.readouterr().err
     listed = [json.loads(line) for line in (tmp_path / "latents" / "bad_clips.jsonl").read_text().splitlines()]
     assert [clip["id"] for clip in listed] == ["clip-3", "clip-5"]
     assert "shorter than one latent frame" in listed[1]["error"]
 
     (manifest.parent / "3.wav").write_bytes(good)
-    assert run(manifest, models, tmp_path / "latents") == 1
-    assert {record.id for record in LatentShards(tmp_path / "latents").records} == {f"clip-{i}" for i in range(7)} - {
+    assert run(manifest, encoders_dir, tmp_path / "latents") == 1
+    assert {record.id for record in LatentReader(tmp_path / "latents").records} == {f"clip-{i}" for i in range(7)} - {
         "clip-5"
     }
 
 
-def test_a_split_can_be_chosen(manifest, models, tmp_path, capsys):
-    assert run(manifest, models, tmp_path / "latents", "--split", "train") == 0
-    assert len(LatentShards(tmp_path / "latents")) == 6
-    assert run(manifest, models, tmp_path / "other", "--split", "valid") == 2
+def test_a_split_can_be_chosen(manifest, encoders_dir, tmp_path, capsys):
+    assert run(manifest, encoders_dir, tmp_path / "latents", "--split", "train") == 0
+    assert len(LatentReader(tmp_path / "latents")) == 6
+    assert run(manifest, encoders_dir, tmp_path / "other", "--split", "valid") == 2
     assert "no clip of" in capsys.readouterr().err
-
-
-def test_a_folder_filled_by_another_autoencoder_is_refused(manifest, models, tmp_path, capsys):
-    run(manifest, models, tmp_path / "latents")
-    other = AutoencoderKL.from_pretrained(models / "vae")
-    torch.nn.init.zeros_(other.quant_conv.weight)
-    other.save_pretrained(tmp_path / "vae")
-    options = ["--manifest", str(manifest), "--vae", str(tmp_path / "vae"), "--out", str(tmp_path / "latents")]
-    assert main([*options, "--text-encoder", str(models / "text")]) == 2
-    assert "was filled with other models" in capsys.readouterr().err
 
 
 def test_texts_cover_the_prefixes_of_every_crop():
@@ -202,17 +164,17 @@ def test_texts_cover_the_prefixes_of_every_crop():
 
 def test_a_curve_is_read_at_the_centres_of_latent_frames():
     record = Record(id="a", path="a", duration_in_s=4.0, quality_frames=(1, 2, 3, 4), quality_frame_rate=1)
-    assert resample_curve(record, 4).tolist() == [1, 2, 3, 4]
-    assert resample_curve(record, 2).tolist() == [1.5, 3.5]
-    assert resample_curve(record, 8).tolist() == [1, 1.25, 1.75, 2.25, 2.75, 3.25, 3.75, 4]
-    assert resample_curve(Record(id="b", path="b", duration_in_s=1, quality_score=2.5), 2).tolist() == [2.5, 2.5]
+    assert resample_scores(record, 4).tolist() == [1, 2, 3, 4]
+    assert resample_scores(record, 2).tolist() == [1.5, 3.5]
+    assert resample_scores(record, 8).tolist() == [1, 1.25, 1.75, 2.25, 2.75, 3.25, 3.75, 4]
+    assert resample_scores(Record(id="b", path="b", duration_in_s=1, quality_score=2.5), 2).tolist() == [2.5, 2.5]
 
 
-def test_texts_are_cached_without_their_padding(manifest, models, tmp_path):
-    run(manifest, models, tmp_path / "latents")
-    texts = TextShards(tmp_path / "latents")
+def test_texts_are_cached_without_their_padding(manifest, encoders_dir, tmp_path):
+    run(manifest, encoders_dir, tmp_path / "latents")
+    texts = TextReader(tmp_path / "latents")
     assert texts.read("").shape == (2, 8)
     assert texts.read("song 1").shape == (4, 8)
     assert len(list_shards(tmp_path / "latents", "text")) == 1
-    with pytest.raises(KeyError, match="has no cached states"):
+    with pytest.raises(ValueError, match="has no cached states"):
         texts.read("unheard of")

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from qamdt.keyed_rows import DONE, FAILED, KeyedRows, file_identity, make_key, make_row
+from qamdt.keyed_rows import DONE, FAILED, KeyedRows, digest_weights, file_identity, make_key, make_row
 
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -111,3 +111,12 @@ def test_a_file_that_was_written_again_has_another_identity(tmp_path):
     path.write_bytes(b"two")
     os.utime(path, ns=(0, first[1] + 1))
     assert file_identity(path) != first
+
+
+def test_models_without_weights_have_no_digest(tmp_path):
+    with pytest.raises(FileNotFoundError, match="holds no weights"):
+        digest_weights(tmp_path)
+    (tmp_path / "model.bin").write_bytes(b"a")
+    first = digest_weights(tmp_path)
+    (tmp_path / "model.bin").write_bytes(b"b")
+    assert digest_weights(tmp_path) != first

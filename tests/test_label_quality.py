@@ -10,9 +10,9 @@ import torch
 from data_prep.encode_latents import main as encode_latents
 from data_prep.label_quality import main
 from qamdt.audio import write_audio
+from qamdt.latent_folder import LatentReader
 from qamdt.manifest import Record, read_manifest, write_manifest
 from qamdt.quality import QualityStats
-from qamdt.shards import LatentShards
 from whisq.cli import main as whisq
 from whisq.scoring.stats import measure_scores
 
@@ -79,37 +79,17 @@ def test_records_get_score_curve_level_and_prefix(corpus, capsys):
     assert listed == [{"id": "clip-5", "path": "5.wav", "error": "the audio is silent"}]
 
 
-def test_the_curve_lands_on_the_latent_grid(corpus, tmp_path):
-    from diffusers import AutoencoderKL
-    from transformers import BertConfig, BertModel, BertTokenizerFast
-
+def test_the_curve_lands_on_the_latent_grid(corpus, encoders_dir, tmp_path):
     label(corpus)
     assert (
         whisq(["stats", str(corpus / "scores.jsonl"), "-o", str(corpus / "stats.json"), "--method", "quantile"]) == 0
     )
     assert label(corpus, "--stats", corpus / "stats.json") == 1
-    torch.manual_seed(0)
-    AutoencoderKL(
-        latent_channels=2,
-        in_channels=1,
-        out_channels=1,
-        down_block_types=("DownEncoderBlock2D",) * 3,
-        up_block_types=("UpDecoderBlock2D",) * 3,
-        block_out_channels=(4, 4, 4),
-        norm_num_groups=2,
-        mid_block_add_attention=False,
-    ).save_pretrained(tmp_path / "vae")
-    words = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "song", "quality", "low", "high", "medium", ","]
-    BertTokenizerFast(vocab={word: i for i, word in enumerate(words)}).save_pretrained(tmp_path / "text")
-    config = BertConfig(
-        vocab_size=len(words), hidden_size=8, num_hidden_layers=1, num_attention_heads=2, intermediate_size=8
-    )
-    BertModel(config).save_pretrained(tmp_path / "text")
     arguments = {
         "manifest": corpus / "labelled.jsonl",
         "quality-stats": corpus / "labelled.quality.json",
-        "vae": tmp_path / "vae",
-        "text-encoder": tmp_path / "text",
+        "vae": encoders_dir / "vae",
+        "text-encoder": encoders_dir / "text",
         "out": tmp_path / "latents",
     }
     assert encode_latents([f"--{name}={path}" for name, path in arguments.items()]) == 0
@@ -117,10 +97,10 @@ def test_the_curve_lands_on_the_latent_grid(corpus, tmp_path):
     index = json.loads((tmp_path / "latents" / "index.json").read_text())
     assert index["quality"] == QualityStats.load(corpus / "labelled.quality.json").to_dict()
     assert index["quality"]["method"] == "quantile"
-    shards = LatentShards(tmp_path / "latents")
+    shards = LatentReader(tmp_path / "latents")
     assert int(shards.lengths[0]) == 32  # 1.28 s at 25 latent frames a second
     for number, record in enumerate(shards.records):
-        curve = shards.read(number, 0, 32)[2].numpy()
+        curve = shards.read(number, 0, 32)[2]["quality"].numpy()
         if record.id == "clip-5":
             assert np.isnan(curve).all()
             continue
@@ -140,8 +120,6 @@ def test_thresholds_of_another_scorer_are_refused(corpus, tmp_path, capsys):
         corpus / "labelled.jsonl",
         "--quality-stats",
         path,
-        "--vae",
-        "none",
         "--out",
         tmp_path / "o",
     ]

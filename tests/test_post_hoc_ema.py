@@ -17,11 +17,9 @@ from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import fully_shard
 
 import train_qamdt
-from qamdt.files import write_json
 from qamdt.manifest import Record
 from qamdt.models.transformer_qamdt import QAMDTTransformer2DModel
 from qamdt.settings import build
-from qamdt.shards import INDEX_NAME, write_latent_shard, write_text_shard
 from qamdt.training import post_hoc_ema
 from qamdt.training.checkpoints import list_checkpoints
 from qamdt.training.config import OptimConfig, TrainConfig
@@ -42,17 +40,15 @@ WEIGHTS = "transformer/diffusion_pytorch_model.safetensors"
 
 
 @pytest.fixture(scope="module")
-def latents(tmp_path_factory):
+def latents(tmp_path_factory, write_latents):
     """Four random clips."""
     folder = tmp_path_factory.mktemp("latents")
     generator = torch.Generator().manual_seed(0)
     records = [Record(id=f"{i}", path=f"{i}.wav", duration_in_s=1.0, captions=(f"song {i}",)) for i in range(4)]
     means = [torch.randn(2, 16, 4, generator=generator) for _ in records]
-    write_latent_shard(folder, records, means, [mean.abs() / 10 for mean in means], [torch.full((16,), math.nan)] * 4)
-    texts = ["", *(f"song {i}" for i in range(4))]
-    write_text_shard(folder, texts, [torch.randn(3, 8, generator=generator) for _ in texts])
-    index = {"scaling_factor": 0.5, "vae_scaling_factor": 0.5, "quality": None, "max_captions": None}
-    write_json(folder / INDEX_NAME, index)
+    texts = {text: torch.randn(3, 8, generator=generator) for text in ("", *(f"song {i}" for i in range(4)))}
+    stds = [mean.abs() / 10 for mean in means]
+    write_latents(folder, records, means, stds, texts, scaling_factor=0.5, vae_scaling_factor=0.5)
     return folder
 
 

@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from data_prep.encode_latents import list_training_texts
+from data_prep.latent_index import list_training_texts
 from pipelines.cli import build_parser, parse_quality
 from pipelines.quality_conditioning import resolve_quality
 from qamdt.manifest import Record

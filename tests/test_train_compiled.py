@@ -1,7 +1,6 @@
 """A run with compiled blocks computes what one without them does."""
 
 import json
-import math
 import shutil
 
 import pytest
@@ -9,11 +8,9 @@ import torch
 from accelerate.state import AcceleratorState
 
 import train_qamdt
-from qamdt.files import write_json
 from qamdt.manifest import Record
 from qamdt.run_control import StopSignal
 from qamdt.settings import build
-from qamdt.shards import INDEX_NAME, write_latent_shard, write_text_shard
 from qamdt.training.config import TrainConfig
 
 
@@ -33,19 +30,16 @@ MODEL = {
 
 
 @pytest.fixture
-def latents(tmp_path):
+def latents(tmp_path, write_latents):
     """Six clips whose captions are of different lengths."""
     folder = tmp_path / "latents"
-    folder.mkdir()
     generator = torch.Generator().manual_seed(0)
     names = [f"{i}" for i in range(6)]
     records = [Record(id=name, path=name, duration_in_s=1.0, captions=(f"song {name}",)) for name in names]
     means = [torch.randn(2, 16, 4, generator=generator) for _ in names]
-    write_latent_shard(folder, records, means, [mean.abs() / 10 for mean in means], [torch.full((16,), math.nan)] * 6)
     texts = ["", *(f"song {name}" for name in names)]
-    write_text_shard(folder, texts, [torch.randn(11 + i, 8, generator=generator) for i in range(len(texts))])
-    index = {"scaling_factor": 1.0, "vae_scaling_factor": 1.0, "quality": None, "max_captions": None}
-    write_json(folder / INDEX_NAME, index)
+    states = {text: torch.randn(11 + i, 8, generator=generator) for i, text in enumerate(texts)}
+    write_latents(folder, records, means, [mean.abs() / 10 for mean in means], states)
     return folder
 
 

@@ -2,7 +2,7 @@
 
 import dataclasses
 import importlib.util
-import math
+import json
 
 import numpy as np
 import pytest
@@ -15,10 +15,11 @@ import train_qamdt
 from pipelines.assemble import assemble
 from pipelines.pipeline_qamdt import QAMDTPipeline
 from qamdt.files import write_json
+from qamdt.keyed_rows import digest_weights
+from qamdt.latent_folder import INDEX_NAME
 from qamdt.manifest import Record
 from qamdt.quality import PUBLISHED_QUALITY_STATS
 from qamdt.settings import build
-from qamdt.shards import INDEX_NAME, digest_weights, write_latent_shard, write_text_shard
 from qamdt.training import post_hoc_ema
 from qamdt.training.config import TrainConfig
 
@@ -49,18 +50,23 @@ def _fresh_accelerator():
 
 
 @pytest.fixture
-def latents(tmp_path, pipe_dir):
+def latents(tmp_path, pipe_dir, write_latents):
     """Four clips as the tiny pipeline's autoencoder might have encoded them."""
     folder = tmp_path / "latents"
-    folder.mkdir()
     generator = torch.Generator().manual_seed(0)
     records = [Record(id=f"{i}", path=f"{i}.wav", duration_in_s=1.0, captions=("piano",)) for i in range(4)]
     means = [torch.randn(4, 16, 4, generator=generator) for _ in records]
-    write_latent_shard(folder, records, means, [mean.abs() / 10 for mean in means], [torch.full((16,), math.nan)] * 4)
-    write_text_shard(folder, ["", "piano"], [torch.randn(3, 16, generator=generator) for _ in range(2)])
-    index = {"scaling_factor": 0.5, "vae_scaling_factor": 0.5, "max_captions": None}
-    write_json(folder / INDEX_NAME, {**index, "quality": PUBLISHED_QUALITY_STATS.to_dict()})
-    write_json(folder / "settings.json", {"vae_sha256": digest_weights(pipe_dir / "vae"), "text_encoder": "tiny"})
+    write_latents(
+        folder,
+        records,
+        means,
+        [mean.abs() / 10 for mean in means],
+        {text: torch.randn(3, 16, generator=generator) for text in ("", "piano")},
+        scaling_factor=0.5,
+        vae_scaling_factor=0.5,
+        vae_sha256=digest_weights(pipe_dir / "vae"),
+        quality=PUBLISHED_QUALITY_STATS.to_dict(),
+    )
     return folder
 
 
@@ -178,7 +184,8 @@ def test_a_flow_plays_through_the_pipeline_with_several_samplers(latents, pipe_d
 
 
 def test_latents_of_another_autoencoder_or_size_are_refused(latents, pipe_dir, tmp_path):
-    write_json(latents / "settings.json", {"vae_sha256": "another", "text_encoder": "tiny"})
+    index = json.loads((latents / INDEX_NAME).read_text())
+    write_json(latents / INDEX_NAME, index | {"vae_sha256": "another"})
     with pytest.raises(ValueError, match="were made by another autoencoder"):
         train_qamdt.train(make_config(latents, pipe_dir, tmp_path / "run"), NeverStop())
     config = make_config(latents, pipe_dir, tmp_path / "run", model={"in_channels": 8, "sample_size": [16, 4]})

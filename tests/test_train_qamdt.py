@@ -15,11 +15,10 @@ from accelerate.state import AcceleratorState
 from safetensors.torch import load_file
 
 import train_qamdt
-from qamdt.files import write_json
+from qamdt.latent_folder import TextReader
 from qamdt.manifest import Record
 from qamdt.models.transformer_qamdt import QAMDTTransformer2DModel
 from qamdt.settings import build
-from qamdt.shards import INDEX_NAME, TextShards, write_latent_shard, write_text_shard
 from qamdt.training.checkpoints import list_checkpoints
 from qamdt.training.config import TrainConfig
 from qamdt.training.loss import make_scheduler
@@ -42,19 +41,15 @@ MODEL = {
 
 
 @pytest.fixture(scope="module")
-def latents(tmp_path_factory):
+def latents(tmp_path_factory, write_latents):
     """Four clips without quality scores, each a constant that its caption tells."""
     folder = tmp_path_factory.mktemp("latents")
     records = [Record(id=f"{i}", path=f"{i}.wav", duration_in_s=1.0, captions=(f"song {i}",)) for i in range(4)]
     means = [torch.full((2, 16, 4), float(value)) for value in (-1.5, -0.5, 0.5, 1.5)]
     stds = [torch.full_like(mean, 0.01) for mean in means]
-    write_latent_shard(folder, records, means, stds, [torch.full((16,), math.nan)] * 4)
-    texts = ["", *(f"song {i}" for i in range(4))]
     generator = torch.Generator().manual_seed(0)
-    write_text_shard(folder, texts, [torch.randn(3, 8, generator=generator) for _ in texts])
-    write_json(
-        folder / INDEX_NAME, {"scaling_factor": 1.0, "vae_scaling_factor": 1.0, "quality": None, "max_captions": None}
-    )
+    texts = {text: torch.randn(3, 8, generator=generator) for text in ("", *(f"song {i}" for i in range(4)))}
+    write_latents(folder, records, means, stds, texts)
     return folder
 
 
@@ -150,7 +145,7 @@ def test_a_few_clips_can_be_learnt_by_heart(latents, tmp_path):
     # What is generated for a caption is the clip that has it; clips lie 1.0 apart, noise is 1.0 wide.
     transformer = QAMDTTransformer2DModel.from_pretrained(tmp_path / "run" / "export" / "transformer")
     scheduler = make_scheduler(config.loss)
-    texts = torch.stack([TextShards(latents).read(f"song {i}") for i in range(4)])
+    texts = torch.stack([TextReader(latents).read(f"song {i}") for i in range(4)])
     clips = torch.tensor([-1.5, -0.5, 0.5, 1.5]).view(4, 1, 1, 1)
     generated = sample(transformer, scheduler, texts, torch.randn(4, 2, 16, 4, generator=torch.manual_seed(0)))
     distance = (generated - clips).square().mean(dim=(1, 2, 3)).sqrt()
@@ -273,14 +268,6 @@ def test_bf16_and_gradient_checkpointing_train(latents, tmp_path):
     config = make_config(latents, tmp_path, run={"mixed_precision": "bf16", "gradient_checkpointing": True})
     train_qamdt.train(config, StopAfter())
     assert all(math.isfinite(loss) for loss in read_losses(tmp_path))
-
-
-def test_another_scaling_of_the_latents_is_refused_on_resumption(latents, tmp_path):
-    config = make_config(latents, tmp_path)
-    train_qamdt.train(config, StopAfter(1))
-    data = dataclasses.replace(config.data, scaling_factor=2.0)
-    with pytest.raises(ValueError, match=r"scaled by 1\.0, now `data.latents` says 2\.0"):
-        train_qamdt.train(dataclasses.replace(config, data=data), StopAfter())
 
 
 def test_a_dry_run_prints_settings_and_size(capsys):

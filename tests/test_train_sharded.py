@@ -2,7 +2,6 @@
 
 import importlib.util
 import json
-import math
 import os
 import subprocess
 import sys
@@ -15,10 +14,8 @@ from accelerate.state import AcceleratorState
 from safetensors.torch import load_file
 
 import train_qamdt
-from qamdt.files import write_json
 from qamdt.manifest import Record
 from qamdt.models.transformer_qamdt import QAMDTTransformer2DModel
-from qamdt.shards import INDEX_NAME, write_latent_shard, write_text_shard
 
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -89,20 +86,15 @@ def _fresh_accelerator():
 
 
 @pytest.fixture
-def config(tmp_path):
+def config(tmp_path, write_latents):
     """The settings of a run over twelve clips, as a file."""
     folder = tmp_path / "latents"
-    folder.mkdir()
     generator = torch.Generator().manual_seed(0)
     names = [f"{i}" for i in range(12)]
     records = [Record(id=name, path=name, duration_in_s=1.0, captions=(f"song {name}",)) for name in names]
     means = [torch.randn(2, 16, 4, generator=generator) for _ in names]
-    curves = [torch.full((16,), math.nan)] * 12
-    write_latent_shard(folder, records, means, [mean.abs() / 10 for mean in means], curves)
-    texts = ["", *(f"song {name}" for name in names)]
-    write_text_shard(folder, texts, [torch.randn(3, 8, generator=generator) for _ in texts])
-    index = {"scaling_factor": 1.0, "vae_scaling_factor": 1.0, "quality": None, "max_captions": None}
-    write_json(folder / INDEX_NAME, index)
+    texts = {text: torch.randn(3, 8, generator=generator) for text in ("", *(f"song {name}" for name in names))}
+    write_latents(folder, records, means, [mean.abs() / 10 for mean in means], texts)
     values = {
         "data": {"latents": str(folder), "crop_in_frames": 16},
         "model": MODEL,

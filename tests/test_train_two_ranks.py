@@ -1,27 +1,23 @@
 """Two processes, started as `torchrun` starts them, compute what one does."""
 
 import json
-import math
 import os
 import subprocess
 import sys
 from collections import Counter
 from pathlib import Path
 
-import numpy as np
 import pytest
 import torch
 import yaml
 from accelerate.state import AcceleratorState
 from diffusers import AutoencoderKL
-from safetensors.torch import load_file
 
 import train_qamdt
 from data_prep.encode_latents import main as encode_latents
 from qamdt.audio import write_audio
-from qamdt.files import write_json
+from qamdt.latent_folder import LatentReader, TextReader, open_folder
 from qamdt.manifest import Record, write_manifest
-from qamdt.shards import INDEX_NAME, LatentShards, TextShards, open_folder, write_latent_shard, write_text_shard
 from qamdt.training.config import DataConfig
 from qamdt.training.dataset import LatentDataset, collate
 from qamdt.training.sampling import EpochSampler
@@ -58,31 +54,15 @@ def _fresh_accelerator():
 
 
 @pytest.fixture
-def latents(tmp_path):
+def latents(tmp_path, write_latents):
     """Twelve clips of two lengths in three shards."""
     folder = tmp_path / "latents"
-    folder.mkdir()
     generator = torch.Generator().manual_seed(0)
-    for start in range(0, 12, 4):
-        numbers = range(start, start + 4)
-        records = [Record(id=f"{i}", path=f"{i}.wav", duration_in_s=1.0, captions=(f"song {i}",)) for i in numbers]
-        lengths = [16 if i % 3 else 8 for i in numbers]
-        means = [torch.randn(2, length, 4, generator=generator) for length in lengths]
-        curves = [torch.full((length,), math.nan) for length in lengths]
-        write_latent_shard(folder, records, means, [mean.abs() / 10 for mean in means], curves)
-    texts = ["", *(f"song {i}" for i in range(12))]
-    write_text_shard(folder, texts, [torch.randn(3, 8, generator=generator) for _ in texts])
-    index = {"scaling_factor": 1.0, "vae_scaling_factor": 1.0, "quality": None, "max_captions": None}
-    lengths = {
-        name: np.diff(open_folder_offsets(folder, name)).tolist()
-        for name in [*(f"latents-{i:05d}.safetensors" for i in range(3)), "text-00000.safetensors"]
-    }
-    write_json(folder / INDEX_NAME, {**index, "lengths": lengths})
+    records = [Record(id=f"{i}", path=f"{i}.wav", duration_in_s=1.0, captions=(f"song {i}",)) for i in range(12)]
+    means = [torch.randn(2, 16 if i % 3 else 8, 4, generator=generator) for i in range(12)]
+    texts = {text: torch.randn(3, 8, generator=generator) for text in ("", *(f"song {i}" for i in range(12)))}
+    write_latents(folder, records, means, [mean.abs() / 10 for mean in means], texts, clips_per_shard=4)
     return folder
-
-
-def open_folder_offsets(folder, name):
-    return load_file(folder / name)["offsets"].numpy()
 
 
 def write_config(path, latents, output_dir, batch_size):
@@ -160,13 +140,13 @@ def test_two_ranks_train_and_encode_as_one_does(latents, tmp_path):
     assert losses[0] == pytest.approx(losses[1], rel=1e-5)
 
     # Same latents and texts, though in other shards.
-    one, two = LatentShards(tmp_path / "by_one"), LatentShards(tmp_path / "by_two")
+    one, two = LatentReader(tmp_path / "by_one"), LatentReader(tmp_path / "by_two")
     places = {record.id: number for number, record in enumerate(two.records)}
     assert sorted(places) == sorted(record.id for record in one.records)
     for number, record in enumerate(one.records):
-        for alone, shared in zip(one.read(number, 0, 4), two.read(places[record.id], 0, 4), strict=True):
-            torch.testing.assert_close(alone, shared, equal_nan=True)
-    texts = TextShards(tmp_path / "by_one"), TextShards(tmp_path / "by_two")
+        alone, shared = one.read(number, 0, 4), two.read(places[record.id], 0, 4)
+        torch.testing.assert_close(alone, shared)
+    texts = TextReader(tmp_path / "by_one"), TextReader(tmp_path / "by_two")
     torch.testing.assert_close(texts[0].read("song 3"), texts[1].read("song 3"))
     assert open_folder(tmp_path / "by_two").index["num_clips"] == 5
 

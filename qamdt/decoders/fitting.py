@@ -21,10 +21,9 @@ from tqdm import tqdm
 
 from qamdt.audio import SAMPLING_RATE, read_audio
 from qamdt.files import append_json_line, cut_log, write_atomically
-from qamdt.keyed_rows import make_key
+from qamdt.keyed_rows import digest_weights, make_key
 from qamdt.manifest import Record, clip_identity, read_manifest, resolve_clip_path
 from qamdt.settings import hold_folder_to
-from qamdt.shards import digest_weights
 
 
 # What may differ when a run goes on: where things lie, how long it lasts, and what it started from.

@@ -22,10 +22,10 @@ class DataConfig:
     """What a training sample is made of.
 
     Args:
-        latents: Folder or fsspec URL of shards that `data_prep.encode_latents` wrote; `latents` beside the manifest
-            when null.
-        manifest: What is encoded into `latents` first, with the embedded autoencoder, when that is not there yet; the
-            word `sample` is the corpus that ships with the project.
+        latents: Folder or fsspec URL of encoded music; `latents` beside the manifest when null.
+        manifest: The corpus; `latents` are brought up to date with it first, as `data_prep.encode_latents` does, by the
+            options that they were encoded with before. The word `sample` is the corpus that ships with the project, with
+            its latents in data/sample/latents. When null, `latents` are read as they are.
         crop_in_frames: Latent frames of a crop, or a list of lengths: each clip then gives crops of the longest that
             fits, and a batch holds crops of one length. Clips shorter than all of them are left out.
         scaling_factor: What latents are multiplied with; what the autoencoder's config says when null.

@@ -16,10 +16,11 @@ import torch
 from torch.utils.data import Dataset
 
 from qamdt.conditions import Conditions
+from qamdt.keyed_rows import make_key
+from qamdt.latent_folder import LatentReader, TextReader, open_folder, round_score
 from qamdt.manifest import Record
 from qamdt.music import BEATS_PER_BAR, MAX_TEMPO_BPM, MIN_TEMPO_BPM, Music, music_curve
 from qamdt.quality import QualityStats
-from qamdt.shards import LatentShards, TextShards, open_folder, round_score
 from qamdt.training.config import DataConfig
 from qamdt.training.sampling import Draw
 
@@ -92,8 +93,8 @@ class LatentDataset(Dataset):
         self.scaling_factor = _choose_scaling_factor(index, config)
         self.stats = None if index["quality"] is None else QualityStats.from_dict(index["quality"])
         self.max_captions = index["max_captions"]
-        self.latents = LatentShards(self.folder)
-        self.texts = TextShards(self.folder)
+        self.latents = LatentReader(self.folder)
+        self.texts = TextReader(self.folder)
         self.clips = np.flatnonzero(self.latents.lengths >= config.crop_lengths[0])
         self.num_short_clips = len(self.latents) - len(self.clips)
         if len(self.clips) == 0:
@@ -105,6 +106,12 @@ class LatentDataset(Dataset):
 
     def __len__(self) -> int:
         return len(self.clips)
+
+    @property
+    def identity(self) -> str:
+        """What tells data sets apart: the autoencoder, and what is said about every clip, wherever the folder lies."""
+        parts = (self.index.get(name) for name in ("vae_sha256", "records_digest", "quality", "max_captions"))
+        return f"{make_key(*parts):016x}"
 
     def __getitem__(self, draw: Draw) -> Sample:
         epoch, number, occurrence = draw
@@ -120,7 +127,8 @@ class LatentDataset(Dataset):
         rhythm_draw, key_draw, chord_draw = rng.random(3)
         knows_quality = quality_draw >= self.config.quality_dropout
 
-        mean, std, curve = self.latents.read(clip, start, num_frames)
+        mean, std, curves = self.latents.read(clip, start, num_frames)
+        curve = curves["quality"] if "quality" in curves else torch.full((num_frames,), math.nan)
         noise = torch.randn(mean.shape, generator=torch.Generator().manual_seed(latent_seed))
         score = round_score(curve.mean())
 
@@ -163,8 +171,8 @@ class LatentDataset(Dataset):
             return np.ones(len(self.clips))
         if self.stats is None:
             raise ValueError(
-                f"`data.level_weights` is set, but the clips in {self.config.latents!r} have no quality scores; score "
-                "them before they are encoded, or leave it null."
+                f"`data.level_weights` is set, but the clips in {self.config.latents!r} have no quality scores; label "
+                "them and bring the latents up to date, or leave it null."
             )
         by_level = np.array([1.0, *self.config.level_weights])
         return by_level[[self.stats.level(self.latents.records[clip].quality_score) for clip in self.clips]]

@@ -1,0 +1,122 @@
+"""What a manifest says about encoded clips, as training wants it: texts, curves on the latent grid, quality thresholds."""
+
+import math
+from pathlib import Path
+
+import torch
+
+from qamdt.latent_folder import round_score
+from qamdt.manifest import Record, read_manifest
+from qamdt.quality import QualityStats
+
+
+def choose_records(manifest: Path, split: str | None, limit: int | None) -> list[Record]:
+    """Returns the clips to encode.
+
+    Args:
+        manifest: The manifest of the corpus.
+        split: Only clips whose tag `split` has this value.
+        limit: Only so many of them.
+    """
+    records = read_manifest(manifest)
+    if split is not None:
+        records = [record for record in records if record.tags.get("split") == split]
+    records = records[:limit]
+    if not records:
+        raise ValueError(f"no clip of {str(manifest)!r} is left to encode (`split` is {split!r}, `limit` {limit}).")
+    return records
+
+
+def choose_stats(
+    records: list[Record], manifest: Path, path: str | Path | None, before: QualityStats | None
+) -> QualityStats | None:
+    """Returns the thresholds between quality levels; `None` when no clip has a score.
+
+    They are those of `path`; else those of `label_quality` beside the manifest (`labelled.quality.json` beside
+    `labelled.jsonl`); else, where clips have labels, those of before; else they are derived from the scores. Labels in
+    the manifest are never contradicted, unless by `path`.
+
+    Args:
+        records: The clips.
+        manifest: The manifest that they come from.
+        path: JSON file of quality statistics whose thresholds to take in any case.
+        before: The thresholds that the folder had until now.
+    """
+    scorers = {record.quality_scorer for record in records if record.quality_score is not None}
+    if len(scorers) > 1:
+        raise ValueError(
+            f"the quality scores come from different scorers, {sorted(map(str, scorers))}; score all clips with one."
+        )
+    if path is not None:
+        stats = QualityStats.load(path)
+        if scorers != {stats.scorer}:
+            raise ValueError(
+                f"`quality_stats` {str(path)!r} holds the thresholds of {stats.scorer!r}, and the clips were scored by "
+                f"{sorted(map(str, scorers)) or 'nobody'}; give the statistics of the same scorer."
+            )
+        return stats
+    if not scorers:
+        return None
+    scorer = scorers.pop()
+    beside = manifest.with_suffix(".quality.json")
+    has_labels = any("quality_level" in record.extra for record in records)
+    candidates = [QualityStats.load(beside)] if beside.is_file() else []
+    candidates += [before] if has_labels and before is not None else []
+    for stats in candidates:
+        if stats.scorer == scorer and _find_contradiction(stats, records) is None:
+            return stats
+    scores = [record.quality_score for record in records if record.quality_score is not None]
+    stats = QualityStats.from_scores(scores, scorer=str(scorer))
+    contradicted = _find_contradiction(stats, records)
+    if contradicted is not None:
+        raise ValueError(
+            f"clip {contradicted.id!r} is labelled with `quality_level` {contradicted.extra['quality_level']}, but "
+            f"thresholds derived from the scores in {str(manifest)!r} make it {stats.level(contradicted.quality_score)}; "
+            "give the thresholds of the labels, which `label_quality` wrote beside its manifest, with `--quality-stats`."
+        )
+    return stats
+
+
+def _find_contradiction(stats: QualityStats, records: list[Record]) -> Record | None:
+    """Returns a clip whose label is another level than the one that thresholds give its score."""
+    labelled = (record for record in records if "quality_level" in record.extra)
+    return next((r for r in labelled if stats.level(r.quality_score) != r.extra["quality_level"]), None)
+
+
+def list_training_texts(record: Record, stats: QualityStats | None, max_captions: int | None) -> list[str]:
+    """Returns every text that training can draw for a clip: captions bare and with each quality prefix it may need.
+
+    The score of a crop is a mean over part of the clip's curve, so it lies between the curve's extremes, and every
+    prefix from the one of the worst moment to the one of the best may be asked for.
+    """
+    captions = record.captions[:max_captions] or ("",)
+    if stats is None or record.quality_score is None:
+        return ["", *captions]
+    curve = record.quality_frames or (record.quality_score,)
+    lowest, highest = round_score(min(curve)), round_score(max(curve))
+    prefixes = ["", *stats.prefixes_between(lowest, highest)]
+    return ["", *(prefix + caption for prefix in prefixes for caption in captions)]
+
+
+def make_curves(record: Record, num_frames: int) -> dict[str, torch.Tensor]:
+    """Returns what is known along a clip at the centre of each of `num_frames` latent frames.
+
+    Returns:
+        Curves by name: `quality` is the opinion score, `(num_frames,)`. A name is missing where nothing is known.
+    """
+    if record.quality_score is None and record.quality_frames is None:
+        return {}
+    return {"quality": resample_scores(record, num_frames)}
+
+
+def resample_scores(record: Record, num_frames: int) -> torch.Tensor:
+    """Returns the opinion score at the centre of each of `num_frames` latent frames, NaN where the clip has none."""
+    if record.quality_frames is None:
+        score = math.nan if record.quality_score is None else record.quality_score
+        return torch.full((num_frames,), score)
+    curve = torch.tensor(record.quality_frames, dtype=torch.float32)
+    seconds = (torch.arange(num_frames) + 0.5) * record.duration_in_s / num_frames
+    place = (seconds * record.quality_frame_rate - 0.5).clamp(0, len(curve) - 1)
+    left = place.long()
+    right = (left + 1).clamp(max=len(curve) - 1)
+    return torch.lerp(curve[left], curve[right], place - left)

@@ -1,0 +1,66 @@
+"""The latents that a training reads are those of its manifest: they are brought up to date before it begins."""
+
+import os
+import sys
+from pathlib import Path
+
+from accelerate import PartialState
+
+from data_prep.latent_update import EncodingOptions, digest_manifest, encode_corpus
+from data_prep.make_sample_corpus import SAMPLE_CORPUS_DIR
+from qamdt.latent_folder import INDEX_NAME, open_folder
+
+
+SAMPLE_LATENTS = Path("data/sample/latents")  # the corpus itself may lie where nobody may write
+
+
+def find_latents(manifest: str | None, latents: str | None) -> str:
+    """Returns the folder or URL of the latents that a training reads, and sees to it that they are the manifest's.
+
+    A folder is brought up to date, by the options that it was encoded with before, or by the defaults.
+
+    Args:
+        manifest: The manifest of the corpus, or `sample`, the corpus that ships with the project.
+        latents: Folder or URL; `latents` beside the manifest, or `data/sample/latents`, when `None`.
+
+    Raises:
+        ValueError: Both are `None`, or what lies behind a URL was made from another manifest.
+    """
+    if manifest is None:
+        if latents is None:
+            raise ValueError("`data.manifest` or `data.latents` must say what to train on; both are null.")
+        _warn_of_changes(latents)
+        return latents
+    path = SAMPLE_CORPUS_DIR / "manifest.jsonl" if manifest == "sample" else Path(manifest)
+    latents = latents or str(SAMPLE_LATENTS if manifest == "sample" else path.parent / "latents")
+    if "://" in latents:
+        if digest_manifest(path) != open_folder(latents).index["manifest"]["sha256"]:
+            raise ValueError(
+                f"`data.latents` {latents!r} was made from another `data.manifest` than {str(path)!r}; run `python -m "
+                "data_prep.encode_latents` and upload its folder again, or set `data.manifest` to null."
+            )
+        return latents
+    options = None
+    if (Path(latents) / INDEX_NAME).is_file():
+        options = EncodingOptions(**open_folder(latents).index["options"])
+    report = encode_corpus(path, latents, options)
+    if PartialState().is_main_process:
+        print(f"Latents of {path} in {latents}: {report}.", file=sys.stderr)
+        if report.num_bad:
+            print(f"{report.num_bad} bad clips are left out, listed in {latents}/bad_clips.jsonl.", file=sys.stderr)
+    return latents
+
+
+def _warn_of_changes(latents: str) -> None:
+    """Says so if the manifest that a folder was made from is another one now."""
+    if "://" in latents or not (Path(latents) / INDEX_NAME).is_file():
+        return
+    made_from = open_folder(latents).index.get("manifest")
+    if made_from is None or not Path(made_from["path"]).is_file():
+        return
+    if os.environ.get("RANK", "0") == "0" and digest_manifest(made_from["path"]) != made_from["sha256"]:
+        print(
+            f"{made_from['path']} has changed since {latents} was made from it; with `data.manifest` the latents are "
+            "brought up to date.",
+            file=sys.stderr,
+        )
