@@ -14,6 +14,7 @@ from qamdt.config import DataConfig
 from qamdt.dataset import LatentDataset
 from qamdt.latent_folder import LatentReader, TextReader, open_folder, read_texts
 from qamdt.manifest import Record, write_manifest
+from qamdt.models.autoencoder_waveform import AutoencoderWaveform
 from qamdt.quality import QualityStats
 from qamdt.shards import list_shards
 
@@ -69,6 +70,33 @@ def test_latents_are_the_posterior_of_the_clip(manifest, encoders_dir, tmp_path)
         stds.append(std)
     variance = torch.stack(means).var(correction=0) + torch.stack(stds).square().mean()
     assert index["scaling_factor"] == pytest.approx(1 / variance.sqrt().item(), rel=1e-3)
+
+
+def test_an_autoencoder_of_waveforms_encodes_too(manifest, encoders_dir, tmp_path):
+    torch.manual_seed(0)
+    autoencoder = AutoencoderWaveform(
+        hop_length=160,
+        n_fft=320,
+        latent_channels=2,
+        encoder_windows=(512,),
+        encoder_mel_bins=(16,),
+        encoder_hop_length=320,
+        encoder_dims=(8, 8),
+        encoder_layers=(1, 1),
+        decoder_dims=(8, 8, 8),
+        decoder_layers=(1, 1, 1),
+        decoder_factors=(2, 2),
+    )
+    autoencoder.eval().save_pretrained(tmp_path / "vae")
+    assert run(manifest, encoders_dir, tmp_path / "latents", "--vae", str(tmp_path / "vae")) == 0
+    index = open_folder(tmp_path / "latents").index
+    assert (index["latent_frames_per_second"], index["latent_channels"], index["latent_bins"]) == (25.0, 2, 1)
+    shards = LatentReader(tmp_path / "latents")
+    with torch.no_grad():
+        expected = autoencoder.encode(
+            normalize_waveform(read_audio(manifest.parent / "3.wav"))[None]
+        ).latent_dist.mean[0]
+    torch.testing.assert_close(shards.read(3, 0, 8)[0], expected, atol=2e-3, rtol=2e-3)
 
 
 def test_the_data_set_finds_every_text_that_it_draws(manifest, encoders_dir, tmp_path):
