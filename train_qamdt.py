@@ -13,7 +13,7 @@ checkpoint. `--dry-run` prints the settings, and what a run takes of memory and 
     output_dir/checkpoints/       what resuming needs, and in each a model that `QAMDTPipeline.from_pretrained` opens
     output_dir/export/            the model of the newest checkpoint alone
     output_dir/previews/          what the model plays along the way, if `preview.prompts` asks for that
-    output_dir/ema_snapshots/     what `qamdt.post_hoc_ema` averages, if `optim.ema_snapshot_lengths` asks for that
+    output_dir/ema_snapshots/     what `qamdt.training.post_hoc_ema` averages, if `optim.ema_snapshot_lengths` asks for that
 """
 
 import argparse
@@ -36,7 +36,13 @@ from tqdm import tqdm
 from data_prep.training_latents import find_latents
 from pipelines.checkpoint_model import check_autoencoder, render_previews, save_components, save_lora
 from pipelines.spectrogram import check_matplotlib
-from qamdt.checkpoints import (
+from qamdt.files import cut_log, replace_folder, write_text
+from qamdt.models.transformer_qamdt import QAMDTTransformer2DModel
+from qamdt.precision import training_precision
+from qamdt.run_control import Clock, StopSignal, agree, peak_memory_in_gib, run_progress
+from qamdt.settings import format_settings
+from qamdt.training.averages import ExponentialAverage, save_weights
+from qamdt.training.checkpoints import (
     NOT_OF_THE_MODEL,
     find_checkpoint,
     link_tree,
@@ -45,29 +51,17 @@ from qamdt.checkpoints import (
     save_checkpoint,
     set_aside,
 )
-from qamdt.config import TrainConfig, load_config
-from qamdt.dataset import LatentDataset, collate
-from qamdt.ema_snapshots import SNAPSHOT_FOLDER, SnapshotAverages, cut_snapshots
-from qamdt.files import cut_log, replace_folder, write_text
-from qamdt.launch import make_accelerator, prepare
-from qamdt.loss import NoiseSchedule, diffusion_loss, draw, make_scheduler, passes_of_step
-from qamdt.models.transformer_qamdt import QAMDTTransformer2DModel
-from qamdt.precision import training_precision
-from qamdt.resumption import check_same_run, describe_data
-from qamdt.run_control import Clock, StopSignal, agree, peak_memory_in_gib, run_progress
-from qamdt.run_estimate import describe_run
-from qamdt.sampling import EpochSampler
-from qamdt.settings import format_settings
-from qamdt.tracking import Tracker, start_tracker
-from qamdt.training import (
-    ExponentialAverage,
-    attention_kernel,
-    build_model,
-    build_optimizers,
-    check_fit,
-    learning_rate_factor,
-    save_weights,
-)
+from qamdt.training.config import TrainConfig, load_config
+from qamdt.training.dataset import LatentDataset, collate
+from qamdt.training.ema_snapshots import SNAPSHOT_FOLDER, SnapshotAverages, cut_snapshots
+from qamdt.training.launch import attention_kernel, make_accelerator, prepare
+from qamdt.training.loss import NoiseSchedule, diffusion_loss, draw, make_scheduler, passes_of_step
+from qamdt.training.network import build_model, check_fit
+from qamdt.training.optimizers import build_optimizers, learning_rate_factor
+from qamdt.training.resumption import check_same_run, describe_data
+from qamdt.training.run_estimate import describe_run
+from qamdt.training.sampling import EpochSampler
+from qamdt.training.tracking import Tracker, start_tracker
 
 
 def train(config: TrainConfig, stop: StopSignal) -> dict:

@@ -25,9 +25,9 @@ from tqdm import tqdm
 from benchmarks import music_measures, signal_measures
 from qamdt import tempo_and_key
 from qamdt.audio import SAMPLING_RATE, read_audio
-from qamdt.dataset import known_music
 from qamdt.manifest import read_manifest, resolve_clip_path
 from qamdt.music import Music
+from qamdt.training.dataset import known_music
 from whisq.scorer import WhisQScorer
 
 

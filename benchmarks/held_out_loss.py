@@ -27,11 +27,11 @@ from scipy.stats import binomtest
 from tqdm import tqdm
 
 from qamdt.conditions import Conditions
-from qamdt.config import DataConfig, LossConfig
-from qamdt.dataset import Batch, LatentDataset, collate
 from qamdt.embedded import default_model
-from qamdt.loss import NoiseSchedule, draw
 from qamdt.models.transformer_qamdt import QAMDTTransformer2DModel
+from qamdt.training.config import DataConfig, LossConfig
+from qamdt.training.dataset import Batch, LatentDataset, collate
+from qamdt.training.loss import NoiseSchedule, draw
 
 
 BATCH_SIZE = 16

@@ -24,13 +24,13 @@ from pathlib import Path
 import torch
 from tqdm import tqdm
 
-from qamdt.config import load_config
 from qamdt.latent_folder import write_index
 from qamdt.manifest import Record
 from qamdt.models.transformer_qamdt import QAMDTTransformer2DModel
 from qamdt.quality import PUBLISHED_QUALITY_STATS
-from qamdt.run_estimate import TEXT_TOKENS, describe_run
 from qamdt.shards import find_entries, write_latent_shard, write_text_shard
+from qamdt.training.config import load_config
+from qamdt.training.run_estimate import TEXT_TOKENS, describe_run
 
 
 TRAINER = Path(__file__).resolve().parents[1] / "train_qamdt.py"

@@ -30,13 +30,13 @@ from torch import nn
 from data_prep.latent_update import encode_corpus
 from data_prep.make_sample_corpus import SAMPLE_CORPUS_DIR
 from qamdt.audio import SAMPLING_RATE, LogMel, normalize_waveform, read_audio
-from qamdt.config import DataConfig, LossConfig, load_config
-from qamdt.dataset import Batch, LatentDataset, collate
 from qamdt.embedded import default_model_dir, load_text_encoder
 from qamdt.encoding import encode_waveforms
-from qamdt.loss import NoiseSchedule, diffusion_loss, draw
 from qamdt.models.transformer_qamdt import QAMDTTransformer2DModel
-from qamdt.sampling import EpochSampler
+from qamdt.training.config import DataConfig, LossConfig, load_config
+from qamdt.training.dataset import Batch, LatentDataset, collate
+from qamdt.training.loss import NoiseSchedule, diffusion_loss, draw
+from qamdt.training.sampling import EpochSampler
 
 
 LOSS = LossConfig(min_snr_gamma=None, min_mask_ratio=0.5, max_mask_ratio=0.5)

@@ -25,9 +25,9 @@ from qamdt.files import write_json_lines
 from qamdt.manifest import Record, scan_manifest, write_manifest
 from qamdt.quality import QualityStats
 from whisq.cli import add_threshold_options, read_thresholds
-from whisq.finalize import judged_scores
-from whisq.score_files import ScoreRows
-from whisq.score_stats import ScoreStats, Thresholds, measure_scores
+from whisq.scoring.labels import judged_scores
+from whisq.scoring.rows import ScoreRows
+from whisq.scoring.stats import ScoreStats, Thresholds, measure_scores
 
 
 # What labelling adds to a record beside the fields that every reader of manifests knows.

@@ -12,12 +12,12 @@ from diffusers import SchedulerMixin
 from pipelines.pipeline_qamdt import QAMDTPipeline
 from pipelines.spectrogram import draw_spectrograms
 from qamdt.audio import write_audio
-from qamdt.config import TrainConfig
 from qamdt.embedded import default_model_dir
 from qamdt.keyed_rows import digest_weights
 from qamdt.latent_folder import LatentFolder
 from qamdt.models.transformer_qamdt import QAMDTTransformer2DModel
-from qamdt.training import build_model
+from qamdt.training.config import TrainConfig
+from qamdt.training.network import build_model
 
 
 def find_pipeline(name: str) -> Path:

@@ -8,7 +8,7 @@ import torch
 from accelerate import Accelerator
 from accelerate.utils import broadcast
 
-from qamdt.config import RunConfig
+from qamdt.training.config import RunConfig
 
 
 class Clock:

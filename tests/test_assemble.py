@@ -6,8 +6,8 @@ from diffusers import DPMSolverMultistepScheduler, FlowMatchEulerDiscreteSchedul
 
 from pipelines.assemble import main
 from pipelines.pipeline_qamdt import QAMDTPipeline
-from qamdt.config import LossConfig
-from qamdt.loss import make_scheduler
+from qamdt.training.config import LossConfig
+from qamdt.training.loss import make_scheduler
 
 
 @pytest.mark.parametrize(

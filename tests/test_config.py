@@ -1,7 +1,7 @@
 import pytest
 import yaml
 
-from qamdt.config import CONFIG_DIR, load_config
+from qamdt.training.config import CONFIG_DIR, load_config
 
 
 MINIMAL = {"data": {"latents": "latents"}, "model": {"num_layers": 4}, "run": {"output_dir": "runs", "max_steps": 2}}
@@ -45,6 +45,7 @@ def test_overrides_replace_settings(tmp_path):
         ("data.level_weights=[1.0, 2.0]", "`data.level_weights` must be five numbers"),
         ("lora.rank=4", "`lora` needs `run.init_from`"),
         ("preview.prompts=[piano]", "`preview.prompts` needs `run.pipeline`"),
+        ("preview.quality=superb", r"`preview.quality` must be one of \['low', 'medium', 'high'\], got 'superb'"),
         ("run.log_with=papers", r"`run.log_with` must be one of \['tensorboard', 'wandb'\]"),
         ("batch_size", "an override must read `key=value`"),
         ("run.max_steps.more=1", "is no group of settings"),

@@ -5,14 +5,14 @@ import numpy as np
 import pytest
 import torch
 
-from qamdt.config import DataConfig
-from qamdt.dataset import LatentDataset, collate
 from qamdt.files import write_json
 from qamdt.latent_folder import INDEX_NAME, open_folder
 from qamdt.manifest import Record
 from qamdt.music import CHORD, KEY, RHYTHM, Music, music_curve
 from qamdt.quality import QualityStats
-from qamdt.sampling import EpochSampler
+from qamdt.training.config import DataConfig
+from qamdt.training.dataset import LatentDataset, collate
+from qamdt.training.sampling import EpochSampler
 
 
 NUM_CLIPS, NUM_FRAMES, TEXT_DIM = 12, 20, 4

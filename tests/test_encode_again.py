@@ -15,12 +15,12 @@ from transformers import BertModel, BertTokenizerFast
 from data_prep.encode_latents import main
 from data_prep.training_latents import find_latents
 from qamdt.audio import write_audio
-from qamdt.config import DataConfig
-from qamdt.dataset import LatentDataset
 from qamdt.files import claim, write_json, write_json_lines
 from qamdt.latent_folder import LatentReader, find_unnamed_files, open_folder, read_clips
 from qamdt.manifest import Record, read_manifest, write_manifest
 from qamdt.quality import QualityStats
+from qamdt.training.config import DataConfig
+from qamdt.training.dataset import LatentDataset
 
 
 NUM_CLIPS = 6

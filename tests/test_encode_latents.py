@@ -10,13 +10,13 @@ from data_prep import latent_encoders, latent_update
 from data_prep.encode_latents import main
 from data_prep.latent_index import list_training_texts, resample_scores
 from qamdt.audio import LogMel, normalize_waveform, read_audio, write_audio
-from qamdt.config import DataConfig
-from qamdt.dataset import LatentDataset
 from qamdt.latent_folder import LatentReader, TextReader, open_folder, read_texts
 from qamdt.manifest import Record, write_manifest
 from qamdt.models.autoencoder_waveform import AutoencoderWaveform
 from qamdt.quality import QualityStats
 from qamdt.shards import list_shards
+from qamdt.training.config import DataConfig
+from qamdt.training.dataset import LatentDataset
 
 
 STATS = QualityStats(mean=3, std=1, edges=(2, 2.5, 3, 4), prefix_edges=(2.2, 3.8), scorer="test", num_clips=7)

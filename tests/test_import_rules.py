@@ -57,6 +57,19 @@ def test_whisq_takes_only_root_modules_of_qamdt():
     assert not wrong, "\n".join(wrong)
 
 
+def test_rooms_of_whisq_open_towards_its_commands_alone():
+    commands = {"ablation", "cli", "evaluate", "train", "train_clap"}
+    open_to = {"scoring": {"scoring"}, "evaluation": {"evaluation", "training"}, "training": {"training"}}
+    wrong = [
+        f"{path.relative_to(ROOT)}:{line} imports {name}"
+        for path in sorted((ROOT / "whisq").rglob("*.py"))
+        for line, name in imported_names(path)
+        for room, rooms in open_to.items()
+        if name.startswith(f"whisq.{room}.") and path.parent.name not in rooms and path.stem not in commands
+    ]
+    assert not wrong, "\n".join(wrong)
+
+
 @pytest.mark.parametrize("package", ["data_prep", "pipelines", "qamdt", "whisq"])
 def test_no_module_leads_back_to_itself(package):
     """Imports inside functions and for type checkers count too: a circle is two ideas that are one."""

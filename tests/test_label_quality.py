@@ -14,7 +14,7 @@ from qamdt.latent_folder import LatentReader
 from qamdt.manifest import Record, read_manifest, write_manifest
 from qamdt.quality import QualityStats
 from whisq.cli import main as whisq
-from whisq.score_stats import measure_scores
+from whisq.scoring.stats import measure_scores
 
 
 SECONDS = 1.28

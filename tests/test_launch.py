@@ -7,9 +7,9 @@ import torch
 from accelerate.state import AcceleratorState
 from accelerate.utils import DistributedType
 
-from qamdt import launch
-from qamdt.config import TrainConfig
 from qamdt.settings import build
+from qamdt.training import launch
+from qamdt.training.config import TrainConfig
 
 
 def make_config(**groups):

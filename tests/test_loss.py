@@ -3,10 +3,10 @@ import torch
 from diffusers import DDPMScheduler
 
 from qamdt.conditions import Conditions
-from qamdt.config import LossConfig
-from qamdt.dataset import Batch
-from qamdt.loss import NoiseSchedule, diffusion_loss, draw, make_scheduler, passes_of_step, sample_keep_ids
 from qamdt.models.transformer_qamdt import QAMDTTransformer2DModel
+from qamdt.training.config import LossConfig
+from qamdt.training.dataset import Batch
+from qamdt.training.loss import NoiseSchedule, diffusion_loss, draw, make_scheduler, passes_of_step, sample_keep_ids
 
 
 SCHEDULER = DDPMScheduler(beta_start=0.0015, beta_end=0.0195, beta_schedule="scaled_linear")

@@ -5,7 +5,7 @@ import copy
 import pytest
 import torch
 
-from qamdt.muon import Float32Muon, orthogonalize
+from qamdt.training.muon import Float32Muon, orthogonalize
 
 
 @pytest.mark.parametrize("adjust_lr_fn", ["match_rms_adamw", "original"])

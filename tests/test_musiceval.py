@@ -1,7 +1,7 @@
 import pytest
 
-from whisq.musiceval import parse_name, read_musiceval
 from whisq.ratings import RatedClip, leave_systems_out
+from whisq.training.musiceval import parse_name, read_musiceval
 
 
 def name(system, prompt):

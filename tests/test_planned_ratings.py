@@ -2,10 +2,10 @@ import json
 
 import pytest
 
-from whisq.config import DataConfig
-from whisq.dataset import window_quality
-from whisq.planned_ratings import Content, PromptPlan, overlap, read_rated_manifest
 from whisq.ratings import RatedClip
+from whisq.training.config import DataConfig
+from whisq.training.dataset import window_quality
+from whisq.training.planned_ratings import Content, PromptPlan, overlap, read_rated_manifest
 
 
 def content(piece, style="waltz", instruments=("piano",), **tags):

@@ -17,13 +17,13 @@ from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import fully_shard
 
 import train_qamdt
-from qamdt import post_hoc_ema
-from qamdt.checkpoints import list_checkpoints
-from qamdt.config import OptimConfig, TrainConfig
-from qamdt.ema_snapshots import PowerAverage, SnapshotAverages, power_of_length
 from qamdt.manifest import Record
 from qamdt.models.transformer_qamdt import QAMDTTransformer2DModel
 from qamdt.settings import build
+from qamdt.training import post_hoc_ema
+from qamdt.training.checkpoints import list_checkpoints
+from qamdt.training.config import OptimConfig, TrainConfig
+from qamdt.training.ema_snapshots import PowerAverage, SnapshotAverages, power_of_length
 
 
 MODEL = {

@@ -11,13 +11,13 @@ from accelerate.state import AcceleratorState
 from safetensors.torch import load_file
 
 import train_qamdt
-from qamdt.checkpoints import list_checkpoints
-from qamdt.config import TrainConfig, load_config
 from qamdt.files import write_json
 from qamdt.latent_folder import INDEX_NAME
 from qamdt.manifest import Record
-from qamdt.resumption import FREE_SETTINGS
 from qamdt.settings import build, override
+from qamdt.training.checkpoints import list_checkpoints
+from qamdt.training.config import TrainConfig, load_config
+from qamdt.training.resumption import FREE_SETTINGS
 
 
 MODEL = {

@@ -8,8 +8,8 @@ import torch
 import yaml
 
 import train_qamdt
-from qamdt import run_estimate
-from qamdt.config import CONFIG_DIR, load_config
+from qamdt.training import run_estimate
+from qamdt.training.config import CONFIG_DIR, load_config
 
 
 PRESETS = sorted(path.stem for path in CONFIG_DIR.glob("*.yaml"))

@@ -1,7 +1,7 @@
 import numpy as np
 import pytest
 
-from qamdt.sampling import EpochSampler
+from qamdt.training.sampling import EpochSampler
 
 
 def take(sampler, num_batches):

@@ -4,8 +4,8 @@ import torch
 from torch.nn import functional as F
 
 from whisq.gromov_wasserstein import gromov_wasserstein_distance
-from whisq.loss import contrastive_loss
 from whisq.sinkhorn import sinkhorn_distance, transport_plan
+from whisq.training.loss import contrastive_loss
 
 
 NUM_SOURCES, NUM_TARGETS, DIM = (150, 60, 100), (12, 5, 3), 64

@@ -9,7 +9,7 @@ import soundfile
 import torch
 from PIL import Image
 
-from qamdt.tracking import WandbTracker
+from qamdt.training.tracking import WandbTracker
 
 
 wandb = pytest.importorskip("wandb")

@@ -7,10 +7,10 @@ import pytest
 import soundfile
 import torch
 
-from whisq import clap_data
-from whisq.clap_data import ClapDataset
 from whisq.modeling_clap import MiniClap
 from whisq.train_clap import ClapLoss, main
+from whisq.training import clap_data
+from whisq.training.clap_data import ClapDataset
 
 
 CAPTIONS = {300.0: ["a deep hum"], 3000.0: ["a bright whistle"]}

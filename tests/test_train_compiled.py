@@ -8,10 +8,10 @@ import torch
 from accelerate.state import AcceleratorState
 
 import train_qamdt
-from qamdt.config import TrainConfig
 from qamdt.manifest import Record
 from qamdt.run_control import StopSignal
 from qamdt.settings import build
+from qamdt.training.config import TrainConfig
 
 
 MODEL = {

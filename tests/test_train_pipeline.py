@@ -14,14 +14,14 @@ from safetensors.torch import load_file
 import train_qamdt
 from pipelines.assemble import assemble
 from pipelines.pipeline_qamdt import QAMDTPipeline
-from qamdt import post_hoc_ema
-from qamdt.config import TrainConfig
 from qamdt.files import write_json
 from qamdt.keyed_rows import digest_weights
 from qamdt.latent_folder import INDEX_NAME
 from qamdt.manifest import Record
 from qamdt.quality import PUBLISHED_QUALITY_STATS
 from qamdt.settings import build
+from qamdt.training import post_hoc_ema
+from qamdt.training.config import TrainConfig
 
 
 PREVIEW = {"prompts": ["piano", "calm drums"], "steps": 2, "audio_length_in_s": 0.1, "num_inference_steps": 2}

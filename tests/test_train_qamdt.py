@@ -15,14 +15,14 @@ from accelerate.state import AcceleratorState
 from safetensors.torch import load_file
 
 import train_qamdt
-from qamdt.checkpoints import list_checkpoints
-from qamdt.config import TrainConfig
 from qamdt.latent_folder import TextReader
-from qamdt.loss import make_scheduler
 from qamdt.manifest import Record
 from qamdt.models.transformer_qamdt import QAMDTTransformer2DModel
 from qamdt.settings import build
-from qamdt.training import build_optimizers, learning_rate_factor, split_parameters
+from qamdt.training.checkpoints import list_checkpoints
+from qamdt.training.config import TrainConfig
+from qamdt.training.loss import make_scheduler
+from qamdt.training.optimizers import build_optimizers, learning_rate_factor, split_parameters
 
 
 MODEL = {

@@ -16,11 +16,11 @@ from diffusers import AutoencoderKL
 import train_qamdt
 from data_prep.encode_latents import main as encode_latents
 from qamdt.audio import write_audio
-from qamdt.config import DataConfig
-from qamdt.dataset import LatentDataset, collate
 from qamdt.latent_folder import LatentReader, TextReader, open_folder
 from qamdt.manifest import Record, write_manifest
-from qamdt.sampling import EpochSampler
+from qamdt.training.config import DataConfig
+from qamdt.training.dataset import LatentDataset, collate
+from qamdt.training.sampling import EpochSampler
 
 
 ROOT = Path(__file__).resolve().parent.parent

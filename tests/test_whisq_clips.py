@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import soundfile
 
-from whisq.clips import list_clips, probe_durations
+from whisq.scoring.clips import list_clips, probe_durations
 from whisq.windows import cut_windows, find_flags, make_window, read_window
 
 

@@ -2,7 +2,7 @@ import pytest
 import yaml
 
 from qamdt.settings import format_settings, override
-from whisq.config import CONFIG_DIR, load_config
+from whisq.training.config import CONFIG_DIR, load_config
 
 
 MINIMAL = {"data": {"musiceval": "MusicEval-phase1"}, "run": {"output_dir": "runs"}}

@@ -5,12 +5,12 @@ import pytest
 import soundfile
 import torch
 
-from whisq import features
 from whisq.audio import level
 from whisq.encoders import fingerprint
-from whisq.features import FeatureStore, cache_clips, cache_texts, clip_key
 from whisq.modeling_audio_tower import AudioTower
 from whisq.ratings import RatedClip
+from whisq.training import features
+from whisq.training.features import FeatureStore, cache_clips, cache_texts, clip_key
 
 
 SETTINGS = {"encoder": "tower", "hidden_size": 8}

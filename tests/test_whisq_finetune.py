@@ -15,15 +15,15 @@ from benchmarks.whisq_phase1 import write_phase1
 from qamdt.settings import build, override
 from whisq.ablation import VARIANTS, run_variants
 from whisq.audio import PEAK
-from whisq.config import WhisQConfig
 from whisq.encoders import fingerprint, load_audio_encoder, load_text_encoder
 from whisq.evaluate import load_models, predict_all
-from whisq.finetuning import start_finetuning
 from whisq.modeling_whisq import WhisQModel
-from whisq.objective import WhisQObjective, build_optimizer
-from whisq.preparation import prepare
 from whisq.scorer import WhisQScorer
 from whisq.train import main, train
+from whisq.training.config import WhisQConfig
+from whisq.training.finetuning import start_finetuning
+from whisq.training.objective import WhisQObjective, build_optimizer
+from whisq.training.preparation import prepare
 
 
 class StopAfter:

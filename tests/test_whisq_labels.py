@@ -7,8 +7,8 @@ import pytest
 
 from qamdt.quality import QualityStats
 from whisq.cli import main
-from whisq.finalize import finalize, soft_levels
-from whisq.score_stats import ScoreStats, Thresholds, measure_scores
+from whisq.scoring.labels import finalize, soft_levels
+from whisq.scoring.stats import ScoreStats, Thresholds, measure_scores
 
 
 def write_scores(path, scores, *, sources=None, alignments=None, scorer="tiny@1"):

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from whisq.metrics import average_by_system, measure_agreement, measure_system_agreement
+from whisq.evaluation.metrics import average_by_system, measure_agreement, measure_system_agreement
 
 
 RATINGS = [1.0, 2.0, 2.0, 4.0, 5.0]

@@ -5,9 +5,9 @@ import pytest
 import torch
 from torch import nn
 
-from whisq.config import LossConfig, load_config
-from whisq.loss import whisq_loss
 from whisq.modeling_whisq import PRESETS, WhisQModel
+from whisq.training.config import LossConfig, load_config
+from whisq.training.loss import whisq_loss
 
 
 AUDIO_SIZE, TEXT_SIZE = 16, 12

@@ -15,13 +15,13 @@ import pytest
 import soundfile
 import torch
 
-from whisq import scoring
 from whisq.cli import main
-from whisq.clips import list_clips, probe_durations
 from whisq.modeling_clap import MiniClap
-from whisq.score_files import merge_rows, open_keyed_rows
 from whisq.scorer import WhisQScorer
-from whisq.scoring import append_rows, row_key, scoring_order
+from whisq.scoring import collection
+from whisq.scoring.clips import list_clips, probe_durations
+from whisq.scoring.collection import append_rows, row_key, scoring_order
+from whisq.scoring.rows import merge_rows, open_keyed_rows
 from whisq.windows import cut_batches
 
 
@@ -98,7 +98,7 @@ def test_a_job_that_stopped_anywhere_is_completed(music, unbroken, run, tmp_path
 
 def test_kill_9_loses_and_repeats_nothing(music, unbroken, run, scorer_dir, tmp_path, monkeypatch):
     out = tmp_path / "scores.jsonl"
-    score_group = scoring.score_group
+    score_group = collection.score_group
 
     def slowly(*arguments):
         time.sleep(0.05)
@@ -106,7 +106,7 @@ def test_kill_9_loses_and_repeats_nothing(music, unbroken, run, scorer_dir, tmp_
 
     def run_slowly():
         torch.set_num_threads(1)  # threads of the parent do not live on in a forked process
-        monkeypatch.setattr(scoring, "score_group", slowly)
+        monkeypatch.setattr(collection, "score_group", slowly)
         run(out, music)
 
     process = multiprocessing.get_context("fork").Process(target=run_slowly)
@@ -156,7 +156,7 @@ def test_processes_of_torchrun_share_the_work(music, unbroken, scorer_dir, tmp_p
         "whisq.cli",
     ]
     command += ["score", str(music), "-o", str(out), "--model", str(scorer_dir), "--batch-seconds", "3"]
-    environment = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(Path(scoring.__file__).parent.parent)}
+    environment = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(Path(collection.__file__).parents[2])}
     said = subprocess.run(command, check=True, env=environment, capture_output=True, text=True).stdout
     assert "11 of 11 clips have scores" in said
     assert "0 kept, 0 scored again, 11 new." in said

@@ -12,18 +12,18 @@ from benchmarks.whisq_phase1 import write_encoder, write_phase1
 from qamdt.settings import build, override
 from whisq.ablation import VARIANTS, list_sweep, run_variants
 from whisq.ablation import main as ablation_main
-from whisq.config import DataConfig, WhisQConfig
-from whisq.controls import exchange_prompts, look_up_systems, one_person_against_others
-from whisq.dataset import CachedClips, order_of_epoch
 from whisq.evaluate import evaluate, evaluate_unheard_systems, load_models
 from whisq.evaluate import main as evaluate_main
-from whisq.features import FeatureStore, clip_key
+from whisq.evaluation.controls import exchange_prompts, look_up_systems, one_person_against_others
+from whisq.evaluation.plots import calibration_curve
 from whisq.modeling_whisq import WhisQModel
-from whisq.plots import calibration_curve
-from whisq.predictions import Predictions, dev_score, predict
-from whisq.preparation import PreparedMusic
-from whisq.ratings import RatedClip
+from whisq.ratings import Predictions, RatedClip
 from whisq.train import main, train
+from whisq.training.config import DataConfig, WhisQConfig
+from whisq.training.dataset import CachedClips, order_of_epoch
+from whisq.training.features import FeatureStore, clip_key
+from whisq.training.predictions import dev_score, predict
+from whisq.training.preparation import PreparedMusic
 
 
 NUM_SYSTEMS, CLIPS_PER_SYSTEM, NUM_PROMPTS = 12, 20, 4

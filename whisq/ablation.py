@@ -25,11 +25,11 @@ from accelerate import Accelerator
 from qamdt.files import write_json
 from qamdt.run_control import StopSignal
 from qamdt.settings import override
-from whisq.config import WhisQConfig, load_config
-from whisq.preparation import PreparedMusic, prepare
+from whisq.evaluation.reports import Summary, format_tables
 from whisq.ratings import write_faults
-from whisq.reports import Summary, format_tables
 from whisq.train import build_accelerator, report_faults, say, train
+from whisq.training.config import WhisQConfig, load_config
+from whisq.training.preparation import PreparedMusic, prepare
 
 
 VARIANTS: dict[str, dict[str, Any]] = {

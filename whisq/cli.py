@@ -140,13 +140,13 @@ def _score(arguments: argparse.Namespace) -> int:
         raise argparse.ArgumentTypeError(f"--num-workers must be at least 0, got {arguments.num_workers}")
     if arguments.out.suffix != ".jsonl":
         raise argparse.ArgumentTypeError(f"--out must be a .jsonl file, got {str(arguments.out)!r}")
-    from whisq.score_command import score
+    from whisq.scoring.command import score
 
     return score(arguments)
 
 
 def _stats(arguments: argparse.Namespace) -> int:
-    from whisq.score_stats import measure_scores
+    from whisq.scoring.stats import measure_scores
 
     stats = measure_scores(arguments.scores, method=arguments.method)
     stats.save(arguments.out)
@@ -159,8 +159,8 @@ def _stats(arguments: argparse.Namespace) -> int:
 
 
 def _finalize(arguments: argparse.Namespace) -> int:
-    from whisq.finalize import finalize
-    from whisq.score_stats import ScoreStats
+    from whisq.scoring.labels import finalize
+    from whisq.scoring.stats import ScoreStats
 
     quality_path = finalize(
         arguments.scores,
@@ -176,7 +176,7 @@ def _finalize(arguments: argparse.Namespace) -> int:
 
 def read_thresholds(arguments: argparse.Namespace):
     """The thresholds of `add_threshold_options`, `None` when they are to be derived."""
-    from whisq.score_stats import Thresholds
+    from whisq.scoring.stats import Thresholds
 
     if (arguments.edges is None) != (arguments.prefix_edges is None):
         raise argparse.ArgumentTypeError("--edges and --prefix-edges go together")
@@ -188,8 +188,8 @@ def read_thresholds(arguments: argparse.Namespace):
 
 
 def _filter(arguments: argparse.Namespace) -> int:
-    from whisq.score_filter import Limits, filter_scores
-    from whisq.score_stats import ScoreStats, measure_scores
+    from whisq.scoring.filter import Limits, filter_scores
+    from whisq.scoring.stats import ScoreStats, measure_scores
 
     limits = Limits(
         min_overall_quality=arguments.min_omq,

@@ -28,16 +28,21 @@ from accelerate import Accelerator
 from qamdt.files import write_json
 from qamdt.run_control import StopSignal
 from qamdt.settings import override
-from whisq.config import WhisQConfig, load_config
-from whisq.controls import exchange_prompts, look_up_systems, one_person_against_others, quality_as_alignment
-from whisq.finetuning import load_finetuned
+from whisq.evaluation.controls import (
+    exchange_prompts,
+    look_up_systems,
+    one_person_against_others,
+    quality_as_alignment,
+)
+from whisq.evaluation.plots import plot_calibration, plot_scatter
+from whisq.evaluation.reports import Summary, format_tables, measure_predictions, summarize
 from whisq.modeling_whisq import WhisQModel
-from whisq.plots import plot_calibration, plot_scatter
-from whisq.predictions import Predictions, predict
-from whisq.preparation import PreparedMusic, prepare
-from whisq.ratings import RatedClip, write_faults
-from whisq.reports import Summary, format_tables, measure_predictions, summarize
+from whisq.ratings import Predictions, RatedClip, write_faults
 from whisq.train import build_accelerator, report_faults, train
+from whisq.training.config import WhisQConfig, load_config
+from whisq.training.finetuning import load_finetuned
+from whisq.training.predictions import predict
+from whisq.training.preparation import PreparedMusic, prepare
 
 
 NUM_PERSON_DRAWS = 5

@@ -1,4 +1,4 @@
-"""What the scorer learns from: clips of music that were rated, whatever their files look like."""
+"""What the scorer learns from and what it says: ratings of clips, by people and by models, whatever their files."""
 
 from __future__ import annotations
 
@@ -6,6 +6,8 @@ import random
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
+
+import numpy as np
 
 from qamdt.files import write_json_lines
 
@@ -70,6 +72,19 @@ class RatedMusic:
     faults: list[Fault] = field(default_factory=list)
     system_ratings: Mapping[str, tuple[float, float]] = field(default_factory=dict)
     person_ratings: Mapping[str, Mapping[str, tuple[float, float]]] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Predictions:
+    """What a model says about clips; an alignment without a prompt is NaN.
+
+    Args:
+        overall_quality: Values `(clips,)`.
+        text_alignment: Values `(clips,)`.
+    """
+
+    overall_quality: np.ndarray
+    text_alignment: np.ndarray
 
 
 def leave_systems_out(clips: list[RatedClip], num_folds: int, fold: int, seed: int = 0) -> dict[str, list[RatedClip]]:

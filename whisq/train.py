@@ -36,15 +36,15 @@ from tqdm import tqdm
 from qamdt.files import append_json_line, cut_log, replace_folder, write_atomically, write_json, write_text
 from qamdt.run_control import StopSignal, agree
 from qamdt.settings import check_resumption, format_settings
-from whisq.config import WhisQConfig, load_config
-from whisq.dataset import order_of_epoch
-from whisq.finetuning import FineTunedEncoders, load_finetuned, start_finetuning
+from whisq.evaluation.reports import Summary, format_tables, measure_predictions, summarize
 from whisq.modeling_whisq import WhisQModel
-from whisq.objective import WhisQObjective, build_optimizer, learning_rate_factor
-from whisq.predictions import dev_score, predict
-from whisq.preparation import PreparedMusic, prepare
 from whisq.ratings import write_faults
-from whisq.reports import Summary, format_tables, measure_predictions, summarize
+from whisq.training.config import WhisQConfig, load_config
+from whisq.training.dataset import order_of_epoch
+from whisq.training.finetuning import FineTunedEncoders, load_finetuned, start_finetuning
+from whisq.training.objective import WhisQObjective, build_optimizer, learning_rate_factor
+from whisq.training.predictions import dev_score, predict
+from whisq.training.preparation import PreparedMusic, prepare
 
 
 # What changes no result, or only adds to them.

@@ -21,9 +21,9 @@ from tqdm import tqdm
 
 from qamdt.files import append_json_line, cut_log, write_atomically
 from qamdt.settings import build, check_resumption
-from whisq.clap_data import ClapBatch, ClapDataset
 from whisq.modeling_clap import MiniClap
 from whisq.ratings import write_faults
+from whisq.training.clap_data import ClapBatch, ClapDataset
 
 
 class ClapLoss(nn.Module):

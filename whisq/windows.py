@@ -13,11 +13,9 @@ from pathlib import Path
 import numpy as np
 import soundfile
 import torch
-from torch.utils.data import Dataset
 
 from qamdt.audio import SAMPLING_RATE
 from whisq.audio import SILENT_PEAK, level, resample
-from whisq.clips import Clip
 
 
 WINDOW_IN_S = 30.0
@@ -118,47 +116,6 @@ def read_window(path: Path, *, clip_start_in_s: float, start_in_s: float, durati
     except soundfile.LibsndfileError as error:
         raise ValueError(f"{str(path)!r} is no readable wav, flac, ogg, mp3 or opus file: {error}") from error
     return make_window(samples, rate, start_in_s=start_in_s, asked_in_s=duration_in_s)
-
-
-@dataclass(frozen=True, kw_only=True)
-class WindowRequest:
-    """One window to read: of clip number `clip`, from `start_in_s` in the clip."""
-
-    clip: int
-    start_in_s: float
-    duration_in_s: float | None
-
-
-class WindowReader(Dataset):
-    """Reads batches of windows; `DataLoader` runs it in worker processes.
-
-    Args:
-        clips: The clips of the job.
-        batches: The windows of each batch.
-    """
-
-    def __init__(self, clips: Sequence[Clip], batches: Sequence[Sequence[WindowRequest]]):
-        self.clips = clips
-        self.batches = batches
-
-    def __len__(self) -> int:
-        return len(self.batches)
-
-    def __getitem__(self, index: int) -> list[Window | str]:
-        """Returns the windows of a batch, each of which may be an error message instead."""
-        return [self._read(request) for request in self.batches[index]]
-
-    def _read(self, request: WindowRequest) -> Window | str:
-        clip = self.clips[request.clip]
-        try:
-            return read_window(
-                clip.path,
-                clip_start_in_s=clip.start_in_s,
-                start_in_s=request.start_in_s,
-                duration_in_s=request.duration_in_s,
-            )
-        except (ValueError, OSError) as error:
-            return str(error)
 
 
 def cut_batches(lengths_in_s: Sequence[float], batch_seconds: float) -> list[range]:

@@ -1,0 +1,1 @@
+"""How well predictions agree with ratings: figures, tables, pictures, and what has to be beaten."""

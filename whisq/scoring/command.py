@@ -1,0 +1,90 @@
+"""What `whisq score` does: finds the clips, shares them out to the processes, and reports."""
+
+from __future__ import annotations
+
+import argparse
+import os
+import sys
+from collections import Counter
+from contextlib import ExitStack
+from datetime import timedelta
+
+import torch
+from accelerate import PartialState
+from accelerate.utils import gather_object
+
+from whisq.scorer import WhisQScorer
+from whisq.scoring.clips import list_clips, probe_durations
+from whisq.scoring.collection import append_rows, row_key, scoring_order
+from whisq.scoring.rows import check_settings, list_errors, merge_rows, open_keyed_rows
+
+
+NUM_LISTED_ERRORS = 20
+
+
+def score(arguments: argparse.Namespace) -> int:
+    """Runs the command with the parsed arguments and returns its exit status."""
+    out, processes = arguments.out, find_processes()
+    is_main = processes is None or processes.is_main_process
+    clips, faults = list_clips(arguments.inputs, prompts=arguments.prompts)
+    clips = probe_durations(clips)
+    scorer = WhisQScorer.from_pretrained(
+        arguments.model, revision=arguments.revision, device=arguments.device or choose_device(processes)
+    )
+    settings = scorer.describe(reads_prompts=any(clip.has_words for clip in clips))
+    keys = [row_key(clip, settings) for clip in clips]
+    out.parent.mkdir(parents=True, exist_ok=True)
+    check_settings(out, settings)
+    rows = open_keyed_rows(out)
+    index, num_processes = (0, 1) if processes is None else (processes.process_index, processes.num_processes)
+    with ExitStack() as stack:
+        if is_main:
+            stack.enter_context(rows)  # keeps other jobs away until all parts are merged
+        part = rows if processes is None else stack.enter_context(open_keyed_rows(out, index, num_processes))
+        counts = append_rows(
+            part,
+            clips,
+            keys,
+            scorer,
+            batch_seconds=arguments.batch_seconds,
+            num_workers=arguments.num_workers,
+            retry_errors=arguments.retry_errors,
+            process_index=index,
+            num_processes=num_processes,
+        )
+        if processes is not None:
+            part.close()
+            counts = sum(gather_object([counts]), Counter())  # of all processes, once the last is done
+        if is_main:
+            merge_rows(rows, {clips[index].id: keys[index] for index in scoring_order(clips)})
+    if not is_main:
+        return 0
+    errors = list_errors(out, {clip.id for clip in clips})
+    print(
+        f"{len(clips) - len(errors)} of {len(clips)} clips have scores in {out}: {counts['kept']} kept, "
+        f"{counts['again']} scored again, {counts['new']} new."
+    )
+    for clip_id, error in errors[:NUM_LISTED_ERRORS]:
+        print(f"  {clip_id}: {error}", file=sys.stderr)
+    if errors:
+        print(f"{len(errors)} clips could not be scored; `status` is error in their rows.", file=sys.stderr)
+    for fault in faults[:NUM_LISTED_ERRORS]:
+        print(f"  {fault}", file=sys.stderr)
+    if faults:
+        print(f"{len(faults)} lines describe no clip and were passed over.", file=sys.stderr)
+    return int(bool(errors or faults))
+
+
+def find_processes() -> PartialState | None:
+    """The processes that `accelerate launch` or `torchrun` started; `None` for a process on its own."""
+    if int(os.environ.get("WORLD_SIZE", "1")) == 1:
+        return None
+    # The first to finish waits for the last; without `cpu=True`, processes without a GPU do not find each other.
+    return PartialState(cpu=not torch.accelerator.is_available(), timeout=timedelta(days=7))
+
+
+def choose_device(processes: PartialState | None) -> torch.device:
+    """The GPU of this process, or the CPU where there is none."""
+    if processes is not None:
+        return processes.device
+    return torch.accelerator.current_accelerator(check_available=True) or torch.device("cpu")

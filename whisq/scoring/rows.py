@@ -1,0 +1,150 @@
+"""Score files: JSON Lines with a row for every clip, appended while scoring, in one file or in parts.
+
+    scores.jsonl                        the rows
+    scores-00002-of-00004.jsonl         rows of the third of four processes, until they are merged
+    scores.meta.json                    which scorer made them
+
+A row has `id`, `key`, `status` ("ok" or "error"), `error`, `flags`, `overall_quality`, `scorer`, and what
+`collection.make_row` adds. The key stands for all that the row depends on (`qamdt.keyed_rows`); of several rows of one id
+the last one counts. Files of earlier versions, whose rows have no key, can be read, but no longer completed.
+"""
+
+from __future__ import annotations
+
+import json
+from array import array
+from collections.abc import Collection, Iterator, Mapping, Sequence
+from glob import escape
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from qamdt.files import iterate_lines, write_json, write_json_lines
+from qamdt.keyed_rows import KeyedRows, make_key
+
+
+FORMAT = 2
+_ROW_KEYS = {"id", "status", "error", "flags", "overall_quality", "scorer"}
+_OFFSET_BITS = 48  # of a row's place; the bits above number its file
+
+
+class ScoreRows:
+    """The rows of score files, of each clip the last one; 16 bytes of memory for each row.
+
+    Args:
+        paths: The score files; a clip may have rows in one of them alone.
+    """
+
+    def __init__(self, paths: Sequence[str | Path]):
+        self._files = [_open(Path(path)) for path in paths]
+        ids, places = array("Q"), array("Q")
+        for number, path in enumerate(paths):
+            for offset, row in _parse_file(Path(path)):
+                ids.append(make_key(row["id"]))
+                places.append(number << _OFFSET_BITS | offset)
+        all_ids, all_places = np.array(ids, np.uint64), np.array(places, np.uint64)
+        self._ids, first = np.unique(all_ids, return_index=True)
+        _, last = np.unique(all_ids[::-1], return_index=True)
+        self._places = all_places[::-1][last]
+        in_two_files = all_places[first] >> _OFFSET_BITS != self._places >> _OFFSET_BITS
+        if in_two_files.any():
+            clip_id = self._read(self._places[in_two_files][0])["id"]
+            raise ValueError(f"clip {clip_id!r} has rows in two score files; give each file once.")
+
+    def __len__(self) -> int:
+        return len(self._places)
+
+    def __iter__(self) -> Iterator[dict[str, Any]]:
+        """Yields the rows in the order of the files."""
+        return map(self._read, np.sort(self._places))
+
+    def read(self, clip_id: str) -> dict[str, Any] | None:
+        """Returns the row of a clip, `None` when there is none."""
+        clip = np.uint64(make_key(clip_id))
+        place = int(np.searchsorted(self._ids, clip))
+        return self._read(self._places[place]) if place < len(self) and self._ids[place] == clip else None
+
+    def _read(self, place: np.uint64) -> dict[str, Any]:
+        number, offset = divmod(int(place), 1 << _OFFSET_BITS)
+        self._files[number].seek(offset)
+        return json.loads(self._files[number].readline())
+
+
+def open_keyed_rows(out: Path, process_index: int = 0, num_processes: int = 1) -> KeyedRows:
+    """Finds the rows of a score file and of its parts; as a context, they are this process's to append to.
+
+    Args:
+        out: The score file, which ends in .jsonl.
+        process_index: Number of this process.
+        num_processes: How many write parts; one writes `out` itself.
+
+    Raises:
+        ValueError: There are rows without key.
+    """
+    shard = None if num_processes == 1 else (process_index, num_processes)
+    return KeyedRows(out.parent, out.stem, shard, done="ok")
+
+
+def merge_rows(rows: KeyedRows, keys: Mapping[str, int]) -> None:
+    """Leaves the file that one process writes at one go: no parts, and no row that another one has replaced.
+
+    Args:
+        rows: All rows of the file, held by this process; nothing happens where they are so already.
+        keys: Keys of the job's clips by their ids, in the order in which one process scores them.
+    """
+    rows.refresh()
+    found = [(row["id"], int(row["key"], 16)) for row in rows.history()]
+    wanted = {clip_id: key for clip_id, key in found if clip_id not in keys} | dict(keys)
+    parts = list(rows.folder.glob(f"{escape(rows.name)}-[0-9]*-of-[0-9]*.jsonl"))
+    if parts or found != list(wanted.items()):
+        write_json_lines(rows.path, map(rows.read, wanted.values()))
+    for part in parts:
+        part.unlink()
+
+
+def list_errors(out: Path, clip_ids: Collection[str]) -> list[tuple[str, str]]:
+    """Lists id and error of those of the clips that have no score."""
+    return [(row["id"], row["error"]) for row in ScoreRows([out]) if row["status"] != "ok" and row["id"] in clip_ids]
+
+
+def read_settings(out: Path) -> dict[str, Any] | None:
+    """What made a score file: scorer, encoders, frames; `None` when the note beside it is missing."""
+    path = out.with_suffix(".meta.json")
+    return json.loads(path.read_text(encoding="utf-8")) if path.is_file() else None
+
+
+def check_settings(out: Path, settings: dict[str, Any]) -> None:
+    """Notes beside the scores what made them, and refuses to add scores of something else."""
+    found = read_settings(out) or {"format": FORMAT}
+    if found.get("format") != FORMAT:
+        raise ValueError(
+            f"{str(out)!r} was written by another version, whose rows do not say what they depend on. Give another "
+            "`--out`; the old file can still be read."
+        )
+    differing = {key: value for key, value in settings.items() if found.get(key, value) != value}
+    if differing:
+        raise ValueError(
+            f"{str(out)!r} holds scores made with { {key: found[key] for key in differing} }, now it would be "
+            f"{differing}; scores of different scorers do not mix. Give another `--out`."
+        )
+    if not settings.items() <= found.items():
+        write_json(out.with_suffix(".meta.json"), found | settings)
+
+
+def _open(path: Path):
+    if not path.is_file():
+        raise FileNotFoundError(f"there is no score file {str(path)!r}.")
+    return path.open("rb")
+
+
+def _parse_file(path: Path) -> Iterator[tuple[int, dict[str, Any]]]:
+    """Yields where each whole line begins, and its row."""
+    for number, (offset, line) in enumerate(iterate_lines(path), start=1):
+        try:
+            row = json.loads(line)
+            if not isinstance(row, dict) or not _ROW_KEYS <= row.keys():
+                raise ValueError(f"this is no row of `whisq score`: {line[:60]!r}")
+        except ValueError as error:
+            raise ValueError(f"{path}, line {number}: {error}.") from error
+        yield offset, row

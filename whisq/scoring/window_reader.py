@@ -1,0 +1,52 @@
+"""Reads the windows of many clips, batch by batch, in worker processes if wanted."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from torch.utils.data import Dataset
+
+from whisq.scoring.clips import Clip
+from whisq.windows import Window, read_window
+
+
+@dataclass(frozen=True, kw_only=True)
+class WindowRequest:
+    """One window to read: of clip number `clip`, from `start_in_s` in the clip."""
+
+    clip: int
+    start_in_s: float
+    duration_in_s: float | None
+
+
+class WindowReader(Dataset):
+    """Reads batches of windows; `DataLoader` runs it in worker processes.
+
+    Args:
+        clips: The clips of the job.
+        batches: The windows of each batch.
+    """
+
+    def __init__(self, clips: Sequence[Clip], batches: Sequence[Sequence[WindowRequest]]):
+        self.clips = clips
+        self.batches = batches
+
+    def __len__(self) -> int:
+        return len(self.batches)
+
+    def __getitem__(self, index: int) -> list[Window | str]:
+        """Returns the windows of a batch, each of which may be an error message instead."""
+        return [self._read(request) for request in self.batches[index]]
+
+    def _read(self, request: WindowRequest) -> Window | str:
+        clip = self.clips[request.clip]
+        try:
+            return read_window(
+                clip.path,
+                clip_start_in_s=clip.start_in_s,
+                start_in_s=request.start_in_s,
+                duration_in_s=request.duration_in_s,
+            )
+        except (ValueError, OSError) as error:
+            return str(error)

@@ -1,0 +1,1 @@
+"""What the scorer and the CLAP are trained with: data, encoders' cached states, losses, settings."""
