@@ -82,21 +82,12 @@ def pipe_dir(pipe, tmp_path):
 @pytest.fixture(scope="session")
 def encoders_dir(tmp_path_factory):
     """A folder with `vae`, an autoencoder that makes 25 latent frames a second, and `text`, which knows few words."""
-    from diffusers import AutoencoderKL
     from transformers import BertConfig, BertModel, BertTokenizerFast
 
+    from tests.tiny_autoencoders import build_autoencoder_kl
+
     folder = tmp_path_factory.mktemp("encoders")
-    torch.manual_seed(0)
-    AutoencoderKL(
-        in_channels=1,
-        out_channels=1,
-        latent_channels=2,
-        down_block_types=("DownEncoderBlock2D",) * 3,
-        up_block_types=("UpDecoderBlock2D",) * 3,
-        block_out_channels=(4, 4, 4),
-        norm_num_groups=2,
-        mid_block_add_attention=False,
-    ).save_pretrained(folder / "vae")
+    build_autoencoder_kl(mid_block_add_attention=False).save_pretrained(folder / "vae")
     words = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "song", "quality", "low", "high", "medium", ","]
     BertTokenizerFast(vocab={word: i for i, word in enumerate(words)}).save_pretrained(folder / "text")
     config = BertConfig(
@@ -139,6 +130,37 @@ def write_latents():
         )
 
     return write
+
+
+@pytest.fixture(scope="session")
+def write_noise(write_latents):
+    """Writes a folder of clips of noise as long as told, in latent frames, with the captions "song 0", "song 1", ..."""
+    from qamdt.manifest import Record
+
+    def write(folder, lengths, *, caption="song", clips_per_shard=512, **description):
+        generator = torch.Generator().manual_seed(0)
+        names = [f"{i}" for i in range(len(lengths))]
+        captions = [f"{caption} {name}" for name in names]
+        records = [
+            Record(id=name, path=f"{name}.wav", duration_in_s=1.0, captions=(text,))
+            for name, text in zip(names, captions, strict=True)
+        ]
+        means = [torch.randn(2, length, 4, generator=generator) for length in lengths]
+        stds = [mean.abs() / 10 for mean in means]
+        texts = {text: torch.randn(3, 8, generator=generator) for text in ("", *captions)}
+        write_latents(folder, records, means, stds, texts, clips_per_shard=clips_per_shard, **description)
+
+    return write
+
+
+@pytest.fixture
+def fresh_accelerator():
+    """Lets a test choose its precision and processes, which accelerate fixes once a process."""
+    from accelerate.state import AcceleratorState
+
+    AcceleratorState._reset_state(reset_partial_state=True)
+    yield
+    AcceleratorState._reset_state(reset_partial_state=True)
 
 
 def build_text_encoder():

@@ -8,19 +8,12 @@ import torch
 from qamdt.decoders.spectral_losses import fine_frequency_error
 from qamdt.decoders.train_autoencoder import AutoencoderLoss, measure_latents, pitch_class_filters
 from qamdt.models.autoencoder_waveform import AutoencoderWaveform
+from tests.tiny_autoencoders import build_autoencoder_waveform
 
 
 @pytest.fixture
 def autoencoder() -> AutoencoderWaveform:
-    torch.manual_seed(0)
-    return AutoencoderWaveform(
-        latent_channels=8,
-        encoder_mel_bins=(40, 16),
-        encoder_dims=(16, 24),
-        encoder_layers=(1, 1),
-        decoder_dims=(24, 16, 16),
-        decoder_layers=(1, 1, 1),
-    ).eval()
+    return build_autoencoder_waveform(8)
 
 
 def sine(frequency_hz: float, num_samples: int = 20_480) -> torch.Tensor:

@@ -2,13 +2,13 @@
 
 import pytest
 import torch
-from diffusers import AutoencoderKL
 from transformers import SpeechT5HifiGan, SpeechT5HifiGanConfig
 
 from qamdt.audio import LogMel
 from qamdt.decoders.spectral_losses import multi_resolution_stft_distance
 from qamdt.decoding import decode_latents, mel_to_waveform, vae_scale_factor
 from qamdt.models.vocoder_istft import ISTFTVocoder, inverse_stft, overlap_add
+from tests.tiny_autoencoders import build_autoencoder_kl
 
 
 @pytest.fixture
@@ -95,16 +95,7 @@ def test_hifigan_is_a_vocoder_too():
 
 
 def test_latents_decode_to_the_frames_they_stand_for():
-    torch.manual_seed(0)
-    vae = AutoencoderKL(
-        in_channels=1,
-        out_channels=1,
-        down_block_types=("DownEncoderBlock2D",) * 3,
-        up_block_types=("UpDecoderBlock2D",) * 3,
-        block_out_channels=(4, 4, 4),
-        latent_channels=2,
-        norm_num_groups=2,
-    ).eval()
+    vae = build_autoencoder_kl()
     assert vae_scale_factor(vae) == 4
     latents = noise(1, 2, 40, 16)
     whole = decode_latents(vae, latents)

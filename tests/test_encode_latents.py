@@ -12,11 +12,11 @@ from data_prep.latent_index import list_training_texts, resample_scores
 from qamdt.audio import LogMel, normalize_waveform, read_audio, write_audio
 from qamdt.latent_folder import LatentReader, TextReader, open_folder, read_texts
 from qamdt.manifest import Record, write_manifest
-from qamdt.models.autoencoder_waveform import AutoencoderWaveform
 from qamdt.quality import QualityStats
 from qamdt.shards import list_shards
 from qamdt.training.config import DataConfig
 from qamdt.training.dataset import LatentDataset
+from tests.tiny_autoencoders import build_fast_autoencoder_waveform
 
 
 STATS = QualityStats(mean=3, std=1, edges=(2, 2.5, 3, 4), prefix_edges=(2.2, 3.8), scorer="test", num_clips=7)
@@ -73,21 +73,8 @@ def test_latents_are_the_posterior_of_the_clip(manifest, encoders_dir, tmp_path)
 
 
 def test_an_autoencoder_of_waveforms_encodes_too(manifest, encoders_dir, tmp_path):
-    torch.manual_seed(0)
-    autoencoder = AutoencoderWaveform(
-        hop_length=160,
-        n_fft=320,
-        latent_channels=2,
-        encoder_windows=(512,),
-        encoder_mel_bins=(16,),
-        encoder_hop_length=320,
-        encoder_dims=(8, 8),
-        encoder_layers=(1, 1),
-        decoder_dims=(8, 8, 8),
-        decoder_layers=(1, 1, 1),
-        decoder_factors=(2, 2),
-    )
-    autoencoder.eval().save_pretrained(tmp_path / "vae")
+    autoencoder = build_fast_autoencoder_waveform()
+    autoencoder.save_pretrained(tmp_path / "vae")
     assert run(manifest, encoders_dir, tmp_path / "latents", "--vae", str(tmp_path / "vae")) == 0
     index = open_folder(tmp_path / "latents").index
     assert (index["latent_frames_per_second"], index["latent_channels"], index["latent_bins"]) == (25.0, 2, 1)

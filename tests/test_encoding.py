@@ -2,50 +2,21 @@
 
 import pytest
 import torch
-from diffusers import AutoencoderKL
 
 from qamdt.audio import LogMel
 from qamdt.decoding import decode_latents
 from qamdt.encoding import encode_waveforms, samples_per_latent_frame
-from qamdt.models.autoencoder_waveform import AutoencoderWaveform
+from tests.tiny_autoencoders import build_autoencoder_kl, build_fast_autoencoder_waveform
 
 
 @pytest.fixture(params=["spectrogram", "waveform"])
 def parts(request):
     """An autoencoder of each kind, and what it hears spectrograms with."""
-    return (build_autoencoder_kl(), LogMel()) if request.param == "spectrogram" else (build_waveform(), None)
-
-
-def build_waveform():
-    torch.manual_seed(0)
-    autoencoder = AutoencoderWaveform(
-        hop_length=160,
-        n_fft=320,
-        latent_channels=2,
-        encoder_windows=(512,),
-        encoder_mel_bins=(16,),
-        encoder_hop_length=320,
-        encoder_dims=(8, 8),
-        encoder_layers=(1, 1),
-        decoder_dims=(8, 8, 8),
-        decoder_layers=(1, 1, 1),
-        decoder_factors=(2, 2),
+    return (
+        (build_autoencoder_kl(), LogMel())
+        if request.param == "spectrogram"
+        else (build_fast_autoencoder_waveform(), None)
     )
-    return autoencoder.eval()
-
-
-def build_autoencoder_kl():
-    torch.manual_seed(0)
-    autoencoder = AutoencoderKL(
-        in_channels=1,
-        out_channels=1,
-        down_block_types=("DownEncoderBlock2D",) * 3,
-        up_block_types=("UpDecoderBlock2D",) * 3,
-        block_out_channels=(4, 4, 4),
-        latent_channels=2,
-        norm_num_groups=2,
-    )
-    return autoencoder.eval()
 
 
 def noise(num_samples, batch_size=2):

@@ -6,22 +6,12 @@ import torch
 
 from pipelines.pipeline_qamdt import QAMDTPipeline
 from qamdt.decoding import latents_to_waveform
-from qamdt.models.autoencoder_waveform import AutoencoderWaveform
+from tests.tiny_autoencoders import build_autoencoder_waveform
 
 
 @pytest.fixture
 def autoencoder():
-    torch.manual_seed(0)
-    return AutoencoderWaveform(
-        latent_channels=4,
-        encoder_mel_bins=(40, 16),
-        encoder_dims=(16, 16),
-        encoder_layers=(1, 1),
-        decoder_dims=(16, 16, 16),
-        decoder_layers=(1, 1, 1),
-        latents_mean=(0.1, 0.2, 0.3, 0.4),
-        latents_std=(1.0, 2.0, 3.0, 4.0),
-    ).eval()
+    return build_autoencoder_waveform(4, latents_mean=(0.1, 0.2, 0.3, 0.4), latents_std=(1.0, 2.0, 3.0, 4.0))
 
 
 @pytest.fixture

@@ -1,7 +1,6 @@
 """Averages whose length is chosen after the training, from the snapshots of a run."""
 
 import json
-import math
 import multiprocessing
 import re
 import shutil
@@ -17,38 +16,24 @@ from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import fully_shard
 
 import train_qamdt
-from qamdt.manifest import Record
 from qamdt.models.transformer_qamdt import QAMDTTransformer2DModel
 from qamdt.settings import build
 from qamdt.training import post_hoc_ema
 from qamdt.training.checkpoints import list_checkpoints
 from qamdt.training.config import OptimConfig, TrainConfig
 from qamdt.training.ema_snapshots import PowerAverage, SnapshotAverages, power_of_length
+from tests.tiny_training import PLAIN_MODEL, StopAfter
 
 
-MODEL = {
-    "sample_size": [16, 4],
-    "patch_size": [2, 4],
-    "in_channels": 2,
-    "num_layers": 3,
-    "num_decoder_layers": 1,
-    "num_attention_heads": 2,
-    "attention_head_dim": 16,
-    "cross_attention_dim": 8,
-}
+pytestmark = pytest.mark.usefixtures("fresh_accelerator")
 WEIGHTS = "transformer/diffusion_pytorch_model.safetensors"
 
 
 @pytest.fixture(scope="module")
-def latents(tmp_path_factory, write_latents):
+def latents(tmp_path_factory, write_noise):
     """Four random clips."""
     folder = tmp_path_factory.mktemp("latents")
-    generator = torch.Generator().manual_seed(0)
-    records = [Record(id=f"{i}", path=f"{i}.wav", duration_in_s=1.0, captions=(f"song {i}",)) for i in range(4)]
-    means = [torch.randn(2, 16, 4, generator=generator) for _ in records]
-    texts = {text: torch.randn(3, 8, generator=generator) for text in ("", *(f"song {i}" for i in range(4)))}
-    stds = [mean.abs() / 10 for mean in means]
-    write_latents(folder, records, means, stds, texts, scaling_factor=0.5, vae_scaling_factor=0.5)
+    write_noise(folder, [16] * 4, scaling_factor=0.5, vae_scaling_factor=0.5)
     return folder
 
 
@@ -67,29 +52,11 @@ def copied_run(run, tmp_path):
     return shutil.copytree(run, tmp_path / "copied", ignore=shutil.ignore_patterns("checkpoints"))
 
 
-@pytest.fixture(autouse=True)
-def _fresh_accelerator():
-    yield
-    AcceleratorState._reset_state(reset_partial_state=True)
-
-
-class StopAfter:
-    """Asks a run to stop after so many updates, as a signal would."""
-
-    def __init__(self, num_steps=math.inf):
-        self.num_steps = num_steps
-
-    @property
-    def is_requested(self):
-        self.num_steps -= 1
-        return self.num_steps < 0
-
-
 def make_config(latents, output_dir, lengths, snapshot_steps=5, run=None, **groups):
     optim = {"learning_rate": 0.003, "warmup_steps": 2, "ema_decay": 0.9, "ema_snapshot_steps": snapshot_steps}
     values = {
         "data": {"latents": str(latents), "crop_in_frames": 16},
-        "model": MODEL,
+        "model": PLAIN_MODEL,
         "loss": {"passes": "full"},
         "optim": {**optim, "ema_snapshot_lengths": lengths},
         "run": {"output_dir": str(output_dir), "batch_size": 4, "max_steps": 60, "num_checkpoints": 1, **(run or {})},

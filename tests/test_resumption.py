@@ -13,64 +13,30 @@ from safetensors.torch import load_file
 import train_qamdt
 from qamdt.files import write_json
 from qamdt.latent_folder import INDEX_NAME
-from qamdt.manifest import Record
 from qamdt.settings import build, override
 from qamdt.training.checkpoints import list_checkpoints
 from qamdt.training.config import TrainConfig, load_config
 from qamdt.training.resumption import FREE_SETTINGS
+from tests.tiny_training import PLAIN_MODEL, StopAfter
 
 
-MODEL = {
-    "sample_size": [16, 4],
-    "patch_size": [2, 4],
-    "in_channels": 2,
-    "num_layers": 3,
-    "num_decoder_layers": 1,
-    "num_attention_heads": 2,
-    "attention_head_dim": 16,
-    "cross_attention_dim": 8,
-}
-
-
-class NeverStop:
-    is_requested = False
-
-
-@pytest.fixture(autouse=True)
-def _fresh_accelerator():
-    yield
-    AcceleratorState._reset_state(reset_partial_state=True)
+pytestmark = pytest.mark.usefixtures("fresh_accelerator")
+LENGTHS = [16] * 4  # of the clips, in latent frames
 
 
 @pytest.fixture(scope="module")
-def write_clips(write_latents):
-    """Writes a folder with four clips of noise."""
-
-    def write(folder, caption="song", **description):
-        generator = torch.Generator().manual_seed(0)
-        records = [
-            Record(id=f"{i}", path=f"{i}.wav", duration_in_s=1.0, captions=(f"{caption} {i}",)) for i in range(4)
-        ]
-        means = [torch.randn(2, 16, 4, generator=generator) for _ in records]
-        texts = {text: torch.randn(3, 8, generator=generator) for text in ("", *(f"{caption} {i}" for i in range(4)))}
-        write_latents(folder, records, means, [mean.abs() / 10 for mean in means], texts, **description)
-
-    return write
-
-
-@pytest.fixture(scope="module")
-def run(tmp_path_factory, write_clips):
+def run(tmp_path_factory, write_noise):
     """A run of two updates."""
     folder = tmp_path_factory.mktemp("run")
-    write_clips(folder / "latents")
+    write_noise(folder / "latents", LENGTHS)
     values = {
         "data": {"latents": str(folder / "latents"), "crop_in_frames": 16},
-        "model": MODEL,
+        "model": PLAIN_MODEL,
         "optim": {"learning_rate": 0.003, "warmup_steps": 0},
         "run": {"output_dir": str(folder / "out"), "batch_size": 2, "max_steps": 2, "log_steps": 1},
     }
     config = build(TrainConfig, values)
-    train_qamdt.train(config, NeverStop())
+    train_qamdt.train(config, StopAfter())
     AcceleratorState._reset_state(reset_partial_state=True)
     return config
 
@@ -106,7 +72,7 @@ def test_what_gives_the_weights_another_meaning_is_refused(run, changes, words):
     folder = Path(run.run.output_dir)
     before = {path: path.read_bytes() for path in folder.rglob("*") if path.is_file()}
     with pytest.raises(ValueError, match=f"cannot be resumed with other settings: .*{words}"):
-        train_qamdt.train(override(run, changes), NeverStop())
+        train_qamdt.train(override(run, changes), StopAfter())
     assert {path: path.read_bytes() for path in folder.rglob("*") if path.is_file()} == before
 
 
@@ -116,7 +82,7 @@ def test_how_a_run_goes_on_may_change_and_is_said(copied_run, capsys):
     shutil.copytree(slow.run.output_dir, fast.run.output_dir)
     weights = []
     for config in (slow, fast):
-        train_qamdt.train(config, NeverStop())
+        train_qamdt.train(config, StopAfter())
         AcceleratorState._reset_state(reset_partial_state=True)
         (newest, *_) = list_checkpoints(Path(config.run.output_dir) / "checkpoints")
         weights.append(load_file(newest / "resume" / "model.safetensors"))
@@ -128,31 +94,31 @@ def test_how_a_run_goes_on_may_change_and_is_said(copied_run, capsys):
     assert load_config(Path(fast.run.output_dir) / "config.yaml") == fast
 
 
-def test_other_data_is_refused_and_the_same_data_elsewhere_is_not(copied_run, tmp_path, write_clips, capsys):
-    write_clips(tmp_path / "moved")
+def test_other_data_is_refused_and_the_same_data_elsewhere_is_not(copied_run, tmp_path, write_noise, capsys):
+    write_noise(tmp_path / "moved", LENGTHS)
     moved = override(copied_run, {"data.latents": str(tmp_path / "moved"), "run.max_steps": 3})
-    assert train_qamdt.train(moved, NeverStop())["step"] == 3
+    assert train_qamdt.train(moved, StopAfter())["step"] == 3
     assert "`data.latents` was" in capsys.readouterr().err
     AcceleratorState._reset_state(reset_partial_state=True)
     for name, changes in {"captions": {"caption": "tune"}, "vae": {"vae_sha256": "other"}}.items():
-        write_clips(tmp_path / name, **changes)
+        write_noise(tmp_path / name, LENGTHS, **changes)
         other = override(moved, {"data.latents": str(tmp_path / name), "run.max_steps": 4})
         with pytest.raises(ValueError, match=f"was 4 clips in .*moved, now it is 4 clips in .*{name}, with other"):
-            train_qamdt.train(other, NeverStop())
+            train_qamdt.train(other, StopAfter())
         AcceleratorState._reset_state(reset_partial_state=True)
 
 
-def test_a_run_of_an_earlier_version_knows_its_data_by_the_settings(copied_run, tmp_path, write_clips):
+def test_a_run_of_an_earlier_version_knows_its_data_by_the_settings(copied_run, tmp_path, write_noise):
     (checkpoint,) = list_checkpoints(tmp_path / "out" / "checkpoints")
     state = json.loads((checkpoint / "state.json").read_text())
     del state["data"]
     (checkpoint / "state.json").write_text(json.dumps(state))
-    write_clips(tmp_path / "other")
+    write_noise(tmp_path / "other", LENGTHS)
     with pytest.raises(ValueError, match="was started on other data: .* was .*/latents, now it is .*/other"):
-        train_qamdt.train(override(copied_run, {"data.latents": str(tmp_path / "other")}), NeverStop())
+        train_qamdt.train(override(copied_run, {"data.latents": str(tmp_path / "other")}), StopAfter())
     AcceleratorState._reset_state(reset_partial_state=True)
     longer = override(copied_run, {"run.max_steps": 3})
-    assert train_qamdt.train(longer, NeverStop())["data"]["num_clips"] == 4
+    assert train_qamdt.train(longer, StopAfter())["data"]["num_clips"] == 4
 
 
 def test_latents_that_the_autoencoder_scales_otherwise_are_refused(copied_run, tmp_path):
@@ -160,7 +126,7 @@ def test_latents_that_the_autoencoder_scales_otherwise_are_refused(copied_run, t
     index = json.loads((folder / INDEX_NAME).read_text())
     write_json(folder / INDEX_NAME, index | {"vae_scaling_factor": 1.1})
     with pytest.raises(ValueError, match=r"scaled by 1\.0, now `data.latents` says 1\.1"):
-        train_qamdt.train(override(copied_run, {"data.latents": str(folder)}), NeverStop())
+        train_qamdt.train(override(copied_run, {"data.latents": str(folder)}), StopAfter())
 
 
 def test_every_free_setting_is_a_setting(run):

@@ -12,21 +12,10 @@ from qamdt.manifest import Record
 from qamdt.run_control import StopSignal
 from qamdt.settings import build
 from qamdt.training.config import TrainConfig
+from tests.tiny_training import MODEL
 
 
-MODEL = {
-    "sample_size": [16, 4],
-    "patch_size": [2, 4],
-    "in_channels": 2,
-    "num_layers": 1,
-    "num_decoder_layers": 1,
-    "num_attention_heads": 2,
-    "attention_head_dim": 8,
-    "cross_attention_dim": 8,
-    "use_frame_quality": True,
-    "use_global_quality": True,
-    "pool_text": True,
-}
+SMALL_MODEL = MODEL | {"num_layers": 1, "attention_head_dim": 8}
 
 
 @pytest.fixture
@@ -50,7 +39,7 @@ def test_compiled_blocks_give_the_same_losses_and_gradients(latents, tmp_path):
         AcceleratorState._reset_state(reset_partial_state=True)
         values = {
             "data": {"latents": str(latents), "crop_in_frames": [8, 16]},
-            "model": MODEL,
+            "model": SMALL_MODEL,
             # With a decay of 0 the first moment of AdamW is the gradient.
             "optim": {"learning_rate": 0.01, "warmup_steps": 0, "beta1": 0.0},
             "loss": {"passes": "both"},

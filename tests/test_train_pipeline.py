@@ -8,7 +8,6 @@ import numpy as np
 import pytest
 import soundfile
 import torch
-from accelerate.state import AcceleratorState
 from safetensors.torch import load_file
 
 import train_qamdt
@@ -22,31 +21,11 @@ from qamdt.quality import PUBLISHED_QUALITY_STATS
 from qamdt.settings import build
 from qamdt.training import post_hoc_ema
 from qamdt.training.config import TrainConfig
+from tests.tiny_training import StopAfter
 
 
+pytestmark = pytest.mark.usefixtures("fresh_accelerator")
 PREVIEW = {"prompts": ["piano", "calm drums"], "steps": 2, "audio_length_in_s": 0.1, "num_inference_steps": 2}
-
-
-class NeverStop:
-    is_requested = False
-
-
-class StopAtOnce(NeverStop):
-    """Lets two updates pass."""
-
-    def __init__(self):
-        self.num_looks = 0
-
-    @property
-    def is_requested(self):
-        self.num_looks += 1
-        return self.num_looks > 2
-
-
-@pytest.fixture(autouse=True)
-def _fresh_accelerator():
-    yield
-    AcceleratorState._reset_state(reset_partial_state=True)
 
 
 @pytest.fixture
@@ -98,7 +77,7 @@ def play(pipe):
 
 def test_previews_are_what_the_checkpoint_plays(latents, pipe_dir, tmp_path):
     config = make_config(latents, pipe_dir, tmp_path / "run", {"log_with": "tensorboard"}, preview=PREVIEW)
-    train_qamdt.train(config, NeverStop())
+    train_qamdt.train(config, StopAfter())
     for step in (2, 4):
         waveforms = play(QAMDTPipeline.from_pretrained(tmp_path / "run" / "checkpoints" / f"step-{step:08d}"))
         folder = tmp_path / "run" / "previews" / f"step-{step:08d}"
@@ -115,7 +94,7 @@ def test_previews_are_what_the_checkpoint_plays(latents, pipe_dir, tmp_path):
     assert [event.step for event in events.Images("preview/spectrograms")] == [2, 4]
 
     quiet = dataclasses.replace(config, run=dataclasses.replace(config.run, output_dir=str(tmp_path / "quiet")))
-    train_qamdt.train(dataclasses.replace(quiet, preview=type(config.preview)()), NeverStop())
+    train_qamdt.train(dataclasses.replace(quiet, preview=type(config.preview)()), StopAfter())
     weights = "checkpoints/step-00000004/resume/model.safetensors"
     watched, unwatched = load_file(tmp_path / "run" / weights), load_file(tmp_path / "quiet" / weights)
     assert all(torch.equal(tensor, unwatched[name]) for name, tensor in watched.items())
@@ -126,18 +105,18 @@ def test_previews_without_matplotlib_are_refused_before_the_training(latents, pi
     monkeypatch.setattr("importlib.util.find_spec", lambda name: None if name == "matplotlib" else find_spec(name))
     config = make_config(latents, pipe_dir, tmp_path / "run", preview=PREVIEW)
     with pytest.raises(ImportError, match=r"`preview.prompts` needs matplotlib; install it with"):
-        train_qamdt.train(config, NeverStop())
+        train_qamdt.train(config, StopAfter())
     assert not (tmp_path / "run" / "loss.jsonl").exists()
 
 
 def test_an_adapter_is_resumed_exactly_and_read_by_the_pipeline(latents, pipe_dir, tmp_path):
     lora = {"rank": 2, "dropout": 0.1}
     config = make_config(latents, pipe_dir, tmp_path / "run", lora=lora, preview=PREVIEW)
-    train_qamdt.train(config, StopAtOnce())
+    train_qamdt.train(config, StopAfter(2))
     torch.manual_seed(12345)
-    train_qamdt.train(config, NeverStop())
+    train_qamdt.train(config, StopAfter())
     straight = make_config(latents, pipe_dir, tmp_path / "straight", lora=lora)
-    train_qamdt.train(straight, NeverStop())
+    train_qamdt.train(straight, StopAfter())
     name = "checkpoints/step-00000004/resume/model.safetensors"
     trained, expected = load_file(tmp_path / "run" / name), load_file(tmp_path / "straight" / name)
     assert trained
@@ -155,7 +134,7 @@ def test_an_adapter_is_resumed_exactly_and_read_by_the_pipeline(latents, pipe_di
 
 def test_an_average_made_after_the_training_is_opened_by_the_pipeline_and_assembled(latents, pipe_dir, tmp_path):
     optim = {"learning_rate": 0.01, "warmup_steps": 0, "ema_snapshot_lengths": [0.05, 0.1], "ema_snapshot_steps": 2}
-    train_qamdt.train(make_config(latents, pipe_dir, tmp_path / "run", optim=optim), NeverStop())
+    train_qamdt.train(make_config(latents, pipe_dir, tmp_path / "run", optim=optim), StopAfter())
     out = tmp_path / "out"
     assert post_hoc_ema.main([str(tmp_path / "run"), "--length", "0.08", "--out", str(out)]) == 0
     played = play(QAMDTPipeline.from_pretrained(out))
@@ -172,7 +151,7 @@ def test_a_flow_plays_through_the_pipeline_with_several_samplers(latents, pipe_d
     from pipelines.samplers import make_scheduler
 
     config = make_config(latents, pipe_dir, tmp_path, loss={"prediction_type": "flow_prediction", "flow_shift": 2.0})
-    train_qamdt.train(config, NeverStop())
+    train_qamdt.train(config, StopAfter())
     pipe = QAMDTPipeline.from_pretrained(tmp_path / "export")
     assert type(pipe.scheduler).__name__ == "FlowMatchEulerDiscreteScheduler"
     assert np.isfinite(play(pipe)).all()
@@ -187,7 +166,7 @@ def test_latents_of_another_autoencoder_or_size_are_refused(latents, pipe_dir, t
     index = json.loads((latents / INDEX_NAME).read_text())
     write_json(latents / INDEX_NAME, index | {"vae_sha256": "another"})
     with pytest.raises(ValueError, match="were made by another autoencoder"):
-        train_qamdt.train(make_config(latents, pipe_dir, tmp_path / "run"), NeverStop())
+        train_qamdt.train(make_config(latents, pipe_dir, tmp_path / "run"), StopAfter())
     config = make_config(latents, pipe_dir, tmp_path / "run", model={"in_channels": 8, "sample_size": [16, 4]})
     with pytest.raises(ValueError, match="which `model` contradicts"):
-        train_qamdt.train(config, NeverStop())
+        train_qamdt.train(config, StopAfter())

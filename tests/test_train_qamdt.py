@@ -11,7 +11,6 @@ import time
 import pytest
 import torch
 import yaml
-from accelerate.state import AcceleratorState
 from safetensors.torch import load_file
 
 import train_qamdt
@@ -23,21 +22,10 @@ from qamdt.training.checkpoints import list_checkpoints
 from qamdt.training.config import TrainConfig
 from qamdt.training.loss import make_scheduler
 from qamdt.training.optimizers import build_optimizers, learning_rate_factor, split_parameters
+from tests.tiny_training import MODEL, StopAfter
 
 
-MODEL = {
-    "sample_size": [16, 4],
-    "patch_size": [2, 4],
-    "in_channels": 2,
-    "num_layers": 3,
-    "num_decoder_layers": 1,
-    "num_attention_heads": 2,
-    "attention_head_dim": 16,
-    "cross_attention_dim": 8,
-    "use_frame_quality": True,
-    "use_global_quality": True,
-    "pool_text": True,
-}
+pytestmark = pytest.mark.usefixtures("fresh_accelerator")
 
 
 @pytest.fixture(scope="module")
@@ -62,25 +50,6 @@ def make_config(latents, output_dir, run=None, **groups):
         **groups,
     }
     return build(TrainConfig, values)
-
-
-@pytest.fixture(autouse=True)
-def _fresh_accelerator():
-    """Lets each test choose its precision, which accelerate fixes once a process."""
-    yield
-    AcceleratorState._reset_state(reset_partial_state=True)
-
-
-class StopAfter:
-    """Asks a run to stop after so many updates, as a signal would."""
-
-    def __init__(self, num_steps=math.inf):
-        self.num_steps = num_steps
-
-    @property
-    def is_requested(self):
-        self.num_steps -= 1
-        return self.num_steps < 0
 
 
 def read_losses(folder):

@@ -10,28 +10,15 @@ from pathlib import Path
 import pytest
 import torch
 import yaml
-from accelerate.state import AcceleratorState
 from safetensors.torch import load_file
 
 import train_qamdt
-from qamdt.manifest import Record
 from qamdt.models.transformer_qamdt import QAMDTTransformer2DModel
+from tests.tiny_training import MODEL
 
 
 ROOT = Path(__file__).resolve().parent.parent
-MODEL = {
-    "sample_size": [16, 4],
-    "patch_size": [2, 4],
-    "in_channels": 2,
-    "num_layers": 3,
-    "num_decoder_layers": 1,
-    "num_attention_heads": 2,
-    "attention_head_dim": 16,
-    "cross_attention_dim": 8,
-    "use_frame_quality": True,
-    "use_global_quality": True,
-    "pool_text": True,
-}
+pytestmark = pytest.mark.usefixtures("fresh_accelerator")
 WEIGHTS = "transformer/diffusion_pytorch_model.safetensors"
 # Trains again and again in each rank, as imports take longer than training. Accelerate knows FSDP and DeepSpeed on GPUs
 # alone, so from the second run on the processes say that they have some; PyTorch and DeepSpeed shard on CPUs all the same.
@@ -78,25 +65,12 @@ assert dtypes_of_times == {torch.int64, torch.float32}, dtypes_of_times
 """
 
 
-@pytest.fixture(autouse=True)
-def _fresh_accelerator():
-    AcceleratorState._reset_state(reset_partial_state=True)
-    yield
-    AcceleratorState._reset_state(reset_partial_state=True)
-
-
 @pytest.fixture
-def config(tmp_path, write_latents):
+def config(tmp_path, write_noise):
     """The settings of a run over twelve clips, as a file."""
-    folder = tmp_path / "latents"
-    generator = torch.Generator().manual_seed(0)
-    names = [f"{i}" for i in range(12)]
-    records = [Record(id=name, path=name, duration_in_s=1.0, captions=(f"song {name}",)) for name in names]
-    means = [torch.randn(2, 16, 4, generator=generator) for _ in names]
-    texts = {text: torch.randn(3, 8, generator=generator) for text in ("", *(f"song {name}" for name in names))}
-    write_latents(folder, records, means, [mean.abs() / 10 for mean in means], texts)
+    write_noise(tmp_path / "latents", [16] * 12)
     values = {
-        "data": {"latents": str(folder), "crop_in_frames": 16},
+        "data": {"latents": str(tmp_path / "latents"), "crop_in_frames": 16},
         "model": MODEL,
         "optim": {
             "learning_rate": 0.001,

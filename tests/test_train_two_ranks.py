@@ -21,22 +21,11 @@ from qamdt.manifest import Record, write_manifest
 from qamdt.training.config import DataConfig
 from qamdt.training.dataset import LatentDataset, collate
 from qamdt.training.sampling import EpochSampler
+from tests.tiny_training import MODEL
 
 
 ROOT = Path(__file__).resolve().parent.parent
-MODEL = {
-    "sample_size": [16, 4],
-    "patch_size": [2, 4],
-    "in_channels": 2,
-    "num_layers": 3,
-    "num_decoder_layers": 1,
-    "num_attention_heads": 2,
-    "attention_head_dim": 16,
-    "cross_attention_dim": 8,
-    "use_frame_quality": True,
-    "use_global_quality": True,
-    "pool_text": True,
-}
+pytestmark = pytest.mark.usefixtures("fresh_accelerator")
 # Runs commands of ours one after the other in each rank, as the imports take longer than the work.
 RUN_ALL = """
 import json, sys
@@ -47,22 +36,11 @@ for module, arguments in json.loads(sys.argv[1]):
 """
 
 
-@pytest.fixture(autouse=True)
-def _fresh_accelerator():
-    yield
-    AcceleratorState._reset_state(reset_partial_state=True)
-
-
 @pytest.fixture
-def latents(tmp_path, write_latents):
+def latents(tmp_path, write_noise):
     """Twelve clips of two lengths in three shards."""
-    folder = tmp_path / "latents"
-    generator = torch.Generator().manual_seed(0)
-    records = [Record(id=f"{i}", path=f"{i}.wav", duration_in_s=1.0, captions=(f"song {i}",)) for i in range(12)]
-    means = [torch.randn(2, 16 if i % 3 else 8, 4, generator=generator) for i in range(12)]
-    texts = {text: torch.randn(3, 8, generator=generator) for text in ("", *(f"song {i}" for i in range(12)))}
-    write_latents(folder, records, means, [mean.abs() / 10 for mean in means], texts, clips_per_shard=4)
-    return folder
+    write_noise(tmp_path / "latents", [16 if i % 3 else 8 for i in range(12)], clips_per_shard=4)
+    return tmp_path / "latents"
 
 
 def write_config(path, latents, output_dir, batch_size):

@@ -1,7 +1,6 @@
 """Encoders that learn with the heads: they change, are saved beside them, and score as they were trained."""
 
 import json
-import math
 from pathlib import Path
 
 import numpy as np
@@ -13,6 +12,7 @@ from safetensors.torch import load_file
 
 from benchmarks.whisq_phase1 import write_phase1
 from qamdt.settings import build, override
+from tests.tiny_training import StopAfter
 from whisq.ablation import VARIANTS, run_variants
 from whisq.audio import PEAK
 from whisq.encoders import fingerprint, load_audio_encoder, load_text_encoder
@@ -24,18 +24,6 @@ from whisq.training.config import WhisQConfig
 from whisq.training.finetuning import start_finetuning
 from whisq.training.objective import WhisQObjective, build_optimizer
 from whisq.training.preparation import prepare
-
-
-class StopAfter:
-    """Asks a run to stop after so many updates, as a signal would."""
-
-    def __init__(self, num_steps=math.inf):
-        self.num_steps = num_steps
-
-    @property
-    def is_requested(self):
-        self.num_steps -= 1
-        return self.num_steps < 0
 
 
 @pytest.fixture(scope="module")

@@ -1,6 +1,5 @@
 import dataclasses
 import json
-import math
 
 import numpy as np
 import pytest
@@ -10,6 +9,7 @@ from accelerate import Accelerator
 
 from benchmarks.whisq_phase1 import write_encoder, write_phase1
 from qamdt.settings import build, override
+from tests.tiny_training import StopAfter
 from whisq.ablation import VARIANTS, list_sweep, run_variants
 from whisq.ablation import main as ablation_main
 from whisq.evaluate import evaluate, evaluate_unheard_systems, load_models
@@ -27,18 +27,6 @@ from whisq.training.preparation import PreparedMusic
 
 
 NUM_SYSTEMS, CLIPS_PER_SYSTEM, NUM_PROMPTS = 12, 20, 4
-
-
-class StopAfter:
-    """Asks a run to stop after so many updates, as a signal would."""
-
-    def __init__(self, num_steps=math.inf):
-        self.num_steps = num_steps
-
-    @property
-    def is_requested(self):
-        self.num_steps -= 1
-        return self.num_steps < 0
 
 
 @pytest.fixture(scope="module")
