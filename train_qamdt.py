@@ -38,7 +38,6 @@ from pipelines.checkpoint_model import check_autoencoder, render_previews, save_
 from pipelines.spectrogram import check_matplotlib
 from qamdt.files import cut_log, replace_folder, write_text
 from qamdt.models.transformer_qamdt import QAMDTTransformer2DModel
-from qamdt.precision import training_precision
 from qamdt.run_control import Clock, StopSignal, agree, peak_memory_in_gib, run_progress
 from qamdt.settings import format_settings
 from qamdt.training.averages import ExponentialAverage, save_weights
@@ -54,7 +53,7 @@ from qamdt.training.checkpoints import (
 from qamdt.training.config import TrainConfig, load_config
 from qamdt.training.dataset import LatentDataset, collate
 from qamdt.training.ema_snapshots import SNAPSHOT_FOLDER, SnapshotAverages, cut_snapshots
-from qamdt.training.launch import attention_kernel, make_accelerator, prepare
+from qamdt.training.launch import attention_kernel, choose_precision, make_accelerator, prepare
 from qamdt.training.loss import NoiseSchedule, diffusion_loss, draw, make_scheduler, passes_of_step
 from qamdt.training.network import build_model, check_fit
 from qamdt.training.optimizers import build_optimizers, learning_rate_factor
@@ -71,9 +70,11 @@ def train(config: TrainConfig, stop: StopSignal) -> dict:
         config: The settings of the run.
         stop: Looked at after every update; once it is requested, the run saves and ends.
     """
+    config, reason = choose_precision(config)
     run = config.run
     output_dir = Path(run.output_dir)
     accelerator = make_accelerator(config)
+    say(accelerator, f"Precision: {run.mixed_precision}, {reason}.")
     set_seed(run.seed)
 
     # Data.
@@ -359,14 +360,6 @@ def prepare_latents(config: TrainConfig) -> TrainConfig:
     return dataclasses.replace(config, data=dataclasses.replace(config.data, latents=latents))
 
 
-def choose_precision(config: TrainConfig) -> TrainConfig:
-    """Returns the settings with `run.mixed_precision=auto` decided for this machine."""
-    precision, reason = training_precision(config.run.mixed_precision)
-    if config.run.mixed_precision == "auto":
-        print(f"Precision: {precision} ({reason}).", file=sys.stderr)
-    return dataclasses.replace(config, run=dataclasses.replace(config.run, mixed_precision=precision))
-
-
 def sync_gradients(
     accelerator: Accelerator, transformer: torch.nn.Module, is_last: bool
 ) -> contextlib.AbstractContextManager:
@@ -393,7 +386,7 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("overrides", nargs="*", metavar="key=value", help="settings that replace those of the file")
     arguments = parser.parse_args(argv)
     try:
-        config = choose_precision(load_config(arguments.config, arguments.overrides))
+        config = load_config(arguments.config, arguments.overrides)
         if arguments.dry_run:
             print(format_settings(config))
             print(describe_run(config))

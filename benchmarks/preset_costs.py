@@ -30,6 +30,7 @@ from qamdt.models.transformer_qamdt import QAMDTTransformer2DModel
 from qamdt.quality import PUBLISHED_QUALITY_STATS
 from qamdt.shards import find_entries, write_latent_shard, write_text_shard
 from qamdt.training.config import load_config
+from qamdt.training.launch import choose_precision
 from qamdt.training.run_estimate import TEXT_TOKENS, describe_run
 
 
@@ -115,7 +116,7 @@ def measure(preset: str, num_steps: int, overrides: list[str]) -> dict:
     """Trains a preset for a few steps and returns what they took."""
     with tempfile.TemporaryDirectory() as temporary:
         settings = run_settings(preset, Path(temporary), overrides)
-        config = load_config(settings[1], settings[2:])
+        config, _ = choose_precision(load_config(settings[1], settings[2:]))
         estimate = describe_run(config)
         lines = train_until(settings, Path(temporary) / "run", num_steps)
     seconds = {"full": [], "masked": []}

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from qamdt.decoders.spectral_losses import fine_frequency_error
-from qamdt.decoders.train_autoencoder import AutoencoderLoss, measure_latents, pitch_class_filters
+from qamdt.decoders.train_autoencoder import AutoencoderLoss, export_autoencoder, pitch_class_filters
 from qamdt.models.autoencoder_waveform import AutoencoderWaveform
 from tests.tiny_autoencoders import build_autoencoder_waveform
 
@@ -48,15 +48,19 @@ def test_it_is_saved_and_loaded(autoencoder, tmp_path):
     torch.testing.assert_close(loaded(waveforms).sample, autoencoder(waveforms).sample)
 
 
-def test_latents_have_unit_variance_in_every_channel_and_sound_the_same(autoencoder):
+def test_exported_latents_have_unit_variance_in_every_channel_and_sound_the_same(autoencoder, tmp_path):
     waveforms = torch.randn(4, 25_600) * 0.1
     before = autoencoder(waveforms).sample
-    mean, std = measure_latents(autoencoder, waveforms)
-    autoencoder.register_to_config(latents_mean=mean, latents_std=std)
-    latents = autoencoder.encode(waveforms).latent_dist.sample(torch.Generator().manual_seed(0))
+    own_latents = autoencoder.encode(waveforms).latent_dist.mode()
+    export_autoencoder(autoencoder, waveforms, tmp_path)
+    # The one that trains goes on as it was: its loss is of its own latents.
+    torch.testing.assert_close(autoencoder.encode(waveforms).latent_dist.mode(), own_latents)
+
+    exported = AutoencoderWaveform.from_pretrained(tmp_path)
+    latents = exported.encode(waveforms).latent_dist.sample(torch.Generator().manual_seed(0))
     torch.testing.assert_close(latents.mean(dim=(0, 2, 3)), torch.zeros(8), atol=1e-4, rtol=0)
     torch.testing.assert_close(latents.std(dim=(0, 2, 3)), torch.ones(8), atol=1e-4, rtol=0)
-    torch.testing.assert_close(autoencoder(waveforms).sample, before, atol=1e-5, rtol=1e-4)
+    torch.testing.assert_close(exported(waveforms).sample, before, atol=1e-5, rtol=1e-4)
 
 
 @pytest.mark.parametrize("shape", [(1, 7, 10, 1), (1, 8, 10), (1, 8, 10, 2)])

@@ -20,6 +20,7 @@ from data_prep.render_corpus import CorpusSettings, main, render_corpus
 from data_prep.synthesis import DEFAULT_SOUNDFONT, Synthesizer, check_soundfont, import_fluidsynth
 from qamdt.keyed_rows import KeyedRows
 from qamdt.manifest import read_manifest
+from qamdt.music import parse_chord
 
 
 DURATION_IN_S = 10.24
@@ -195,6 +196,41 @@ def test_captions_vary_in_length_and_wording(pieces):
     assert max(len(caption.split()) for caption in captions) >= 15
     alone = {c for c in captions if re.fullmatch(r"solo [a-z ]+|[a-z]+ quartet|techno|funk|waltz", c)}
     assert len(alone) > 8
+
+
+def test_chords_of_a_clip_are_those_of_its_bars(pieces):
+    for piece in pieces[:100]:
+        if piece.key is None:
+            assert piece.chords == []
+            continue
+        beats = 60 / piece.tempo_bpm
+        for second, symbol in piece.chords:
+            style = piece.style
+            steps = round(second / beats * style.steps_per_beat)
+            bar, step = divmod(steps, style.beats_per_bar * style.steps_per_beat)
+            spans = piece.bars[piece.start_bar + bar]
+            sounding = next(span.chord for span in reversed(spans) if span.step <= step)
+            tones, bass = parse_chord(symbol)
+            assert set(tones) == set(sounding.pitch_classes[:4])
+            assert bass == sounding.root
+        assert piece.chords[0][0] == 0.0
+
+
+def test_free_tempi_leave_the_range_of_the_style_and_change_nothing_when_not_asked_for():
+    def tempi(share):
+        generators = (np.random.default_rng([5, index]) for index in range(200))
+        return [
+            (piece.tempo_bpm, piece.style.tempo) for piece in (compose(g, free_tempo_share=share) for g in generators)
+        ]
+
+    outside = {
+        share: np.mean([not low <= bpm <= high for bpm, (low, high) in tempi(share)]) for share in (0.0, 0.3, 1.0)
+    }
+    assert outside[0.0] == 0
+    assert 0.05 < outside[0.3] < 0.35
+    assert outside[1.0] > 0.5
+    assert min(bpm for bpm, _ in tempi(1.0)) < 55
+    assert max(bpm for bpm, _ in tempi(1.0)) > 170
 
 
 def test_longer_clips_are_composed_to_their_end():

@@ -1,8 +1,13 @@
+import pytest
 import torch
 
 from pipelines.cli import main
+from qamdt import precision as precision_module
 from qamdt.audio import read_audio
-from qamdt.precision import has_bf16_instructions, preferred_dtype
+from qamdt.precision import has_bf16_instructions, preferred_dtype, training_precision
+from qamdt.training import optimizers
+from qamdt.training.config import OptimConfig
+from qamdt.training.muon import Float32Muon
 
 
 def test_a_cpu_computes_in_bfloat16_only_with_instructions_for_it(monkeypatch):
@@ -12,6 +17,18 @@ def test_a_cpu_computes_in_bfloat16_only_with_instructions_for_it(monkeypatch):
     assert preferred_dtype("cpu") == torch.float32
     monkeypatch.setattr(torch.cpu, "_is_amx_tile_supported", lambda: True, raising=False)
     assert preferred_dtype("cpu") == torch.bfloat16
+
+
+@pytest.mark.skipif(torch.accelerator.is_available(), reason="an accelerator decides for itself")
+@pytest.mark.parametrize(("has_instructions", "precision"), [(True, "bf16"), (False, "no")])
+def test_training_takes_the_faster_precision_inside_muon_too(monkeypatch, has_instructions, precision):
+    for module in (precision_module, optimizers):
+        monkeypatch.setattr(module, "has_bf16_instructions", lambda: has_instructions)
+    assert training_precision("auto")[0] == precision
+    assert training_precision("bf16")[0] == "bf16"
+    network = torch.nn.ModuleDict({"blocks": torch.nn.ModuleList([torch.nn.Linear(4, 4)])})
+    muon, _ = optimizers.build_optimizers(network, OptimConfig(optimizer="muon"))
+    assert isinstance(muon, Float32Muon) != has_instructions
 
 
 def test_precision_changes_the_sound_less_than_the_seed(tmp_path):

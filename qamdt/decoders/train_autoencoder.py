@@ -128,11 +128,19 @@ def pitch_class_filters(sampling_rate: int, n_fft: int) -> torch.Tensor:
 
 
 @torch.no_grad()
-def measure_latents(autoencoder: AutoencoderWaveform, waveforms: torch.Tensor) -> tuple[list[float], list[float]]:
-    """Returns mean and standard deviation of each channel, as the network has it, over waveforms `(batch, samples)`."""
-    autoencoder.register_to_config(latents_mean=None, latents_std=None)
+def export_autoencoder(autoencoder: AutoencoderWaveform, waveforms: torch.Tensor, folder: Path) -> None:
+    """Writes an autoencoder whose latents have unit variance in every channel; the one that trains stays as it is.
+
+    Args:
+        autoencoder: The network, with latents as it has them itself.
+        waveforms: Music to measure the channels on, `(batch, samples)`.
+        folder: Where the model goes.
+    """
     latents = autoencoder.encode(waveforms).latent_dist.sample(torch.Generator().manual_seed(0))
-    return latents.mean(dim=(0, 2, 3)).tolist(), latents.std(dim=(0, 2, 3)).tolist()
+    mean, std = latents.mean(dim=(0, 2, 3)).tolist(), latents.std(dim=(0, 2, 3)).tolist()
+    autoencoder.register_to_config(latents_mean=mean, latents_std=std)
+    autoencoder.save_pretrained(folder)
+    autoencoder.register_to_config(latents_mean=None, latents_std=None)
 
 
 def main(argv: list[str] | None = None) -> None:
@@ -151,6 +159,7 @@ def main(argv: list[str] | None = None) -> None:
 
     crops = RandomCrops(arguments.manifest, arguments.batch_size, arguments.crop_in_s)
     autoencoder = AutoencoderWaveform.from_pretrained(arguments.init) if arguments.init else AutoencoderWaveform()
+    autoencoder.register_to_config(latents_mean=None, latents_std=None)  # the loss is of latents as they are
     loss_module = AutoencoderLoss(
         autoencoder,
         kl_target=arguments.kl_target,
@@ -162,11 +171,9 @@ def main(argv: list[str] | None = None) -> None:
     generator = torch.Generator().manual_seed(arguments.seed)
     sample = torch.cat([crops.draw(generator) for _ in range(4)])
 
-    def export(averaged: nn.Module) -> None:
-        trained = averaged.autoencoder
-        mean, std = measure_latents(trained, sample.to(trained.device))
-        trained.register_to_config(latents_mean=mean, latents_std=std)
-        trained.save_pretrained(arguments.output_dir / "autoencoder")
+    def export(trained: AutoencoderLoss) -> None:
+        folder = arguments.output_dir / "autoencoder"
+        export_autoencoder(trained.autoencoder, sample.to(trained.autoencoder.device), folder)
 
     fit(loss_module, crops, fit_options(arguments, crops), export)
 

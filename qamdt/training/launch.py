@@ -12,8 +12,15 @@ from torch import nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from qamdt.cpu_memory import keep_freed_memory
+from qamdt.precision import training_precision
 from qamdt.training.checkpoints import store_trained_weights_alone
 from qamdt.training.config import TrainConfig
+
+
+def choose_precision(config: TrainConfig) -> tuple[TrainConfig, str]:
+    """Decides `run.mixed_precision=auto` for this machine; returns the settings, and why, for people to read."""
+    precision, reason = training_precision(config.run.mixed_precision)
+    return dataclasses.replace(config, run=dataclasses.replace(config.run, mixed_precision=precision)), reason
 
 
 def make_accelerator(config: TrainConfig) -> Accelerator:

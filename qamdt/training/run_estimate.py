@@ -11,7 +11,7 @@ import torch
 
 from qamdt.models.transformer_qamdt import QAMDTBlock, QAMDTTransformer2DModel
 from qamdt.training.config import OptimConfig, TrainConfig
-from qamdt.training.launch import attention_kernel
+from qamdt.training.launch import attention_kernel, choose_precision
 from qamdt.training.network import add_adapter, read_model_config
 from qamdt.training.optimizers import split_parameters
 
@@ -23,6 +23,7 @@ DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16}
 
 def describe_run(config: TrainConfig) -> str:
     """Returns the lines that `--dry-run` prints below the settings."""
+    config, reason = choose_precision(config)
     with torch.device("meta"):
         model = QAMDTTransformer2DModel(**read_model_config(config))
         if config.lora is not None:
@@ -42,6 +43,7 @@ def describe_run(config: TrainConfig) -> str:
     return (
         f"{num_parameters / 1e6:.2f} M parameters, {num_trained / 1e6:.2f} M of them train; "
         f"{num_tokens} tokens a crop.\n"
+        f"Precision: {config.run.mixed_precision}, {reason}.\n"
         f"Memory of each process, estimated for batches of {config.run.batch_size}:\n{parts}\n"
         f"  {'together':<34}{sum(memory.values()) / 2**30:8.2f} GiB\n"
         f"About {tokens_per_s:.0f} tokens or {tokens_per_s / num_tokens:.2f} crops a second on this machine's "
