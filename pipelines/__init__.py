@@ -8,10 +8,15 @@ from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from pipelines.pipeline_audio_to_audio import QAMDTAudioToAudioPipeline
+    from pipelines.pipeline_inpaint import QAMDTInpaintPipeline
     from pipelines.pipeline_qamdt import QAMDTPipeline
 
-__all__ = ["QAMDTAudioToAudioPipeline", "QAMDTPipeline"]
-_MODULES = {"QAMDTAudioToAudioPipeline": "pipeline_audio_to_audio", "QAMDTPipeline": "pipeline_qamdt"}
+__all__ = ["QAMDTAudioToAudioPipeline", "QAMDTInpaintPipeline", "QAMDTPipeline"]
+_MODULES = {
+    "QAMDTAudioToAudioPipeline": "pipeline_audio_to_audio",
+    "QAMDTInpaintPipeline": "pipeline_inpaint",
+    "QAMDTPipeline": "pipeline_qamdt",
+}
 
 
 def __getattr__(name: str) -> object:

@@ -116,10 +116,10 @@ class QAMDTAudioToAudioPipeline(QAMDTPipelineBase):
         self.check_inputs(call)
         recordings = self.prepare_recordings(audio, sampling_rate, call)  # (B, samples)
         audio_length_in_s = recordings.shape[1] / self.sampling_rate
+        levelled, gain = level_recordings(recordings)
         if strength == 1:
             latents, music = self.generate_latents(call, audio_length_in_s)
             return self.finish(call, latents, audio_length_in_s, music)
-        recordings, gain = level_recordings(recordings)
-        known = self.encode(recordings, self.num_latent_frames(audio_length_in_s))  # (B, C, T, F)
+        known = self.encode(levelled, self.num_latent_frames(audio_length_in_s))  # (B, C, T, F)
         latents, music = self.generate_latents(call, audio_length_in_s, known=known, strength=strength)
         return self.finish(call, latents, audio_length_in_s, music, change=lambda waveforms: waveforms * gain)

@@ -265,13 +265,15 @@ class QAMDTPipelineBase(LoadingMixin, ConditioningMixin, DiffusionPipeline, QAMD
         noise = self.prepare_noise(call, self.num_latent_frames(audio_length_in_s))
         # A flow begins at noise of variance one, and its scheduler says nothing about that.
         latents = noise * getattr(self.scheduler, "init_noise_sigma", 1.0)
-        if strength < 1:
-            latents = known if len(timesteps) == 0 else add_noise(self.scheduler, known, noise, timesteps[0])
+
+        def known_at(step: int) -> torch.Tensor:
+            return add_noise(self.scheduler, known, noise, timesteps[step]) if step < len(timesteps) else known
 
         def keep(latents: torch.Tensor, step: int, timestep: torch.Tensor) -> torch.Tensor:
-            is_last = step + 1 == len(timesteps)
-            kept = known if is_last else add_noise(self.scheduler, known, noise, timesteps[step + 1])
-            return torch.where(is_kept[:, None], kept, latents)
+            return torch.where(is_kept[:, None], known_at(step + 1), latents)
+
+        if strength < 1:
+            latents = known_at(0)
 
         latents = self.denoise(
             latents,  # (B, C, T, F)

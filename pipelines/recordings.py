@@ -13,7 +13,7 @@ import torch
 from diffusers.utils import logging
 from torch import nn
 
-from qamdt.audio import LogMel, normalize_waveform, read_audio
+from qamdt.audio import LogMel, read_audio
 from qamdt.decoding import samples_per_frame
 from whisq.audio import SILENT_PEAK
 
@@ -44,7 +44,7 @@ def read_recordings(
 
     Raises:
         FileNotFoundError: There is no such file.
-        ValueError: There is no sound in it, or too little or too much of it.
+        ValueError: It is no sound, too short or too long.
     """
     if isinstance(audio, str | os.PathLike):
         if sampling_rate is not None:
@@ -60,21 +60,32 @@ def read_recordings(
     if sampling_rate != model_rate:
         resampled = soxr.resample(recordings.T.numpy(), sampling_rate, model_rate)
         recordings = torch.from_numpy(np.ascontiguousarray(resampled.T))
-    return _check_sound(recordings)
+    return _check_finite(recordings)
 
 
-def level_recordings(recordings: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-    """Makes recordings `(batch, samples)` as loud as the autoencoder knows music.
+def level_recordings(
+    recordings: torch.Tensor, is_heard: torch.Tensor | None = None
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Makes recordings `(batch, samples)` as loud as the autoencoder knows music (`qamdt.audio.normalize_waveform`).
+
+    Args:
+        recordings: The recordings.
+        is_heard: Samples `(samples,)` that say how loud a recording is; all of them when `None`.
 
     Returns:
-        The same recordings, and what to multiply the music with that is made from them so that it is as loud as they
-        were, `(batch, 1)`.
+        The levelled recordings, and what music that is made from each of them is multiplied with to be as loud as it
+        was, `(batch, 1)`.
+
+    Raises:
+        ValueError: Nothing is to be heard.
     """
-    levelled = normalize_waveform(recordings)
-    gain = (recordings - recordings.mean(dim=1, keepdim=True)).norm(dim=1, keepdim=True) / levelled.norm(
-        dim=1, keepdim=True
-    )
-    return levelled, gain
+    heard = recordings if is_heard is None else recordings[:, is_heard]
+    mean = heard.mean(dim=1, keepdim=True)
+    peaks = (heard - mean).abs().amax(dim=1, keepdim=True)
+    if (peaks < SILENT_PEAK).any():
+        where = "" if is_heard is None else " outside the spans"
+        raise ValueError(f"`audio` must be audible{where}, got silence; `QAMDTPipeline` plays without a recording.")
+    return (recordings - mean) / (2 * peaks), 2 * peaks
 
 
 def log_mel_of(vocoder: nn.Module) -> LogMel:
@@ -93,7 +104,7 @@ def _read_file(path: Path, model_rate: int, max_length_in_s: float) -> torch.Ten
         else:
             _check_length(info.duration, max_length_in_s)  # before hours of it are read
             _say_what_changes(info.samplerate, info.channels, model_rate)
-    return _check_sound(read_audio(path, model_rate)[None])
+    return _check_finite(read_audio(path, model_rate)[None])
 
 
 def _check_samples(audio: np.ndarray | torch.Tensor) -> torch.Tensor:
@@ -119,14 +130,9 @@ def _check_length(seconds: float, max_length_in_s: float) -> None:
         raise ValueError(f"`audio` must last from {MIN_LENGTH_IN_S:g} to {max_length_in_s:g} s, got {seconds:.5g} s.")
 
 
-def _check_sound(recordings: torch.Tensor) -> torch.Tensor:
+def _check_finite(recordings: torch.Tensor) -> torch.Tensor:
     if not recordings.isfinite().all():
         raise ValueError("`audio` must be finite, got NaN or infinity among its samples.")
-    peaks = (recordings - recordings.mean(dim=1, keepdim=True)).abs().amax(dim=1)
-    if (peaks < SILENT_PEAK).any():
-        raise ValueError(
-            "`audio` must be audible, got silence: there is nothing to begin with. `QAMDTPipeline` plays without it."
-        )
     return recordings
 
 
