@@ -10,6 +10,7 @@ from diffusers import DiffusionPipeline
 
 from pipelines.music_conditioning import Chords
 from pipelines.quality_argument import Quality
+from pipelines.selection import RankBy, Selection
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -33,6 +34,9 @@ class Call:
     quality_guidance_scale: float | None
     guidance_interval: tuple[float, float]
     num_waveforms_per_prompt: int
+    keep: int | None
+    rank_by: RankBy | None
+    return_scores: bool
     eta: float
     generator: torch.Generator | list[torch.Generator] | None
     latents: torch.Tensor | None
@@ -68,3 +72,17 @@ class Call:
         if isinstance(self.negative_prompt, list):
             return self.negative_prompt
         return [self.negative_prompt] * self.num_prompts
+
+    def selection(self) -> Selection:
+        """What is kept of the waveforms, and whether they are scored.
+
+        Raises:
+            ValueError: That does not go together.
+        """
+        return Selection(
+            prompts=self.prompt if isinstance(self.prompt, list) else [self.prompt] * self.num_prompts,
+            num_waveforms_per_prompt=self.num_waveforms_per_prompt,
+            keep=self.keep,
+            rank_by=self.rank_by,
+            return_scores=self.return_scores,
+        )

@@ -24,6 +24,7 @@ from pipelines.pipeline_base import QAMDTPipelineBase
 from pipelines.pipeline_output import QAMDTPipelineOutput
 from pipelines.quality_argument import Quality
 from pipelines.recordings import level_recordings
+from pipelines.selection import RankBy
 
 
 class QAMDTAudioToAudioPipeline(QAMDTPipelineBase):
@@ -53,6 +54,9 @@ class QAMDTAudioToAudioPipeline(QAMDTPipelineBase):
         quality_guidance_scale: float | None = None,
         guidance_interval: tuple[float, float] = (0.0, 1.0),
         num_waveforms_per_prompt: int = 1,
+        keep: int | None = None,
+        rank_by: RankBy | None = None,
+        return_scores: bool = False,
         eta: float = 0.0,
         generator: torch.Generator | list[torch.Generator] | None = None,
         latents: torch.Tensor | None = None,
@@ -64,7 +68,7 @@ class QAMDTAudioToAudioPipeline(QAMDTPipelineBase):
         callback_on_step_end_tensor_inputs: tuple[str, ...] | list[str] = ("latents",),
         output_type: str = "np",
         return_dict: bool = True,
-    ) -> QAMDTPipelineOutput | tuple[np.ndarray | torch.Tensor]:
+    ) -> QAMDTPipelineOutput | tuple:
         """Generates music from recordings.
 
         What is not explained here means the same as in `QAMDTPipeline.__call__`. The music is as long as the recording.
@@ -101,6 +105,9 @@ class QAMDTAudioToAudioPipeline(QAMDTPipelineBase):
             quality_guidance_scale=quality_guidance_scale,
             guidance_interval=guidance_interval,
             num_waveforms_per_prompt=num_waveforms_per_prompt,
+            keep=keep,
+            rank_by=rank_by,
+            return_scores=return_scores,
             eta=eta,
             generator=generator,
             latents=latents,

@@ -8,7 +8,7 @@ from __future__ import annotations
 import math
 import os
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
@@ -41,6 +41,10 @@ from qamdt.models.transformer_qamdt import QAMDTTransformer2DModel
 from qamdt.models.vocoder_istft import ISTFTVocoder
 from qamdt.music import Music
 from qamdt.quality import QualityStats
+
+
+if TYPE_CHECKING:
+    from whisq.scorer import WhisQScorer
 
 
 class QAMDTPipelineBase(LoadingMixin, ConditioningMixin, DiffusionPipeline, QAMDTLoraLoaderMixin):
@@ -98,6 +102,7 @@ class QAMDTPipelineBase(LoadingMixin, ConditioningMixin, DiffusionPipeline, QAMD
             max_audio_length_in_s=max_audio_length_in_s,
         )
         self._quality_stats = None if quality_stats is None else QualityStats.from_dict(dict(quality_stats))
+        self._scorer = None
         self._guidance_scales = []
         self._num_timesteps = 0
         self._interrupt = False
@@ -111,6 +116,19 @@ class QAMDTPipelineBase(LoadingMixin, ConditioningMixin, DiffusionPipeline, QAMD
     def quality_stats(self) -> QualityStats | None:
         """Where the quality levels of the model begin; `None` if unknown."""
         return self._quality_stats
+
+    @property
+    def scorer(self) -> WhisQScorer:
+        """What scores and ranks waveforms: the embedded scorer, unless another was assigned."""
+        if self._scorer is not None:
+            return self._scorer
+        from pipelines.best_of import load_scorer
+
+        return load_scorer(str(self._execution_device))
+
+    @scorer.setter
+    def scorer(self, scorer: WhisQScorer) -> None:
+        self._scorer = scorer
 
     @property
     def native_audio_length_in_s(self) -> float:
@@ -183,6 +201,7 @@ class QAMDTPipelineBase(LoadingMixin, ConditioningMixin, DiffusionPipeline, QAMD
                 f"`eta` must be 0 for {type(self.scheduler).__name__}, got {call.eta!r}; DDIMScheduler takes it."
             )
         check_generator(call.generator, call.batch_size)
+        call.selection()  # refuses what does not go together
         check_choices("output_type", [call.output_type], ["np", "pt", "latent"])
         check_choices(
             "callback_on_step_end_tensor_inputs", call.callback_on_step_end_tensor_inputs, self._callback_tensor_inputs
@@ -368,7 +387,7 @@ class QAMDTPipelineBase(LoadingMixin, ConditioningMixin, DiffusionPipeline, QAMD
         music: list[Music] | None,
         *,
         change: Callable[[torch.Tensor], torch.Tensor] | None = None,
-    ) -> QAMDTPipelineOutput | tuple[np.ndarray | torch.Tensor]:
+    ) -> QAMDTPipelineOutput | tuple:
         """Ends a call: returns latents in the form that is asked for, and lets go of the parts that are offloaded.
 
         Args:
@@ -376,16 +395,25 @@ class QAMDTPipelineBase(LoadingMixin, ConditioningMixin, DiffusionPipeline, QAMD
             latents: Latents `(batch, channels, latent_frames, latent_bins)`.
             audio_length_in_s: Length of the clips.
             music: What is played in them.
-            change: What is done to waveforms `(batch, samples)` before they are returned.
+            change: What is done to waveforms `(batch, samples)` before they are heard.
         """
-        if call.output_type == "latent":
-            audios = latents
-        else:
+        selection = call.selection()
+        audios = latents
+        if call.output_type != "latent" or selection.listens:
             audios = self.decode(latents)[:, : round(audio_length_in_s * self.sampling_rate)]  # (B, samples)
             audios = audios if change is None else change(audios)
-            audios = audios.cpu().numpy() if call.output_type == "np" else audios
         self.maybe_free_model_hooks()
-        return QAMDTPipelineOutput(audios=audios, music=music) if call.return_dict else (audios,)
+        scores = choices = None
+        if selection.listens:
+            from pipelines.best_of import select  # brings what listens
+
+            places, scores, choices = select(selection, audios, self.sampling_rate, self.scorer)
+            audios = (latents if call.output_type == "latent" else audios)[places]
+            music = None if music is None else [music[place] for place in places]
+        audios = audios.cpu().numpy() if call.output_type == "np" else audios
+        if call.return_dict:
+            return QAMDTPipelineOutput(audios=audios, music=music, scores=scores, choices=choices)
+        return (audios,) if scores is None else (audios, scores)
 
     def _predict(
         self, model_input: torch.Tensor, timestep: torch.Tensor, branches: Sequence[Conditions]

@@ -26,6 +26,7 @@ from pipelines.pipeline_base import QAMDTPipelineBase
 from pipelines.pipeline_output import QAMDTPipelineOutput
 from pipelines.quality_argument import Quality
 from pipelines.recordings import level_recordings
+from pipelines.selection import RankBy
 from pipelines.spans import cross_fade, find_made, lay_out_recordings
 
 
@@ -60,6 +61,9 @@ class QAMDTInpaintPipeline(QAMDTPipelineBase):
         quality_guidance_scale: float | None = None,
         guidance_interval: tuple[float, float] = (0.0, 1.0),
         num_waveforms_per_prompt: int = 1,
+        keep: int | None = None,
+        rank_by: RankBy | None = None,
+        return_scores: bool = False,
         eta: float = 0.0,
         generator: torch.Generator | list[torch.Generator] | None = None,
         latents: torch.Tensor | None = None,
@@ -71,7 +75,7 @@ class QAMDTInpaintPipeline(QAMDTPipelineBase):
         callback_on_step_end_tensor_inputs: tuple[str, ...] | list[str] = ("latents",),
         output_type: str = "np",
         return_dict: bool = True,
-    ) -> QAMDTPipelineOutput | tuple[np.ndarray | torch.Tensor]:
+    ) -> QAMDTPipelineOutput | tuple:
         """Generates music for the spans of a clip, and leaves the rest as it is.
 
         What is not explained here means the same as in `QAMDTPipeline.__call__`.
@@ -112,6 +116,9 @@ class QAMDTInpaintPipeline(QAMDTPipelineBase):
             quality_guidance_scale=quality_guidance_scale,
             guidance_interval=guidance_interval,
             num_waveforms_per_prompt=num_waveforms_per_prompt,
+            keep=keep,
+            rank_by=rank_by,
+            return_scores=return_scores,
             eta=eta,
             generator=generator,
             latents=latents,
