@@ -22,8 +22,15 @@ from qamdt.audio import LogMel
 from qamdt.models.vocoder_istft import ConvNeXtBlock, inverse_stft
 
 
+CONTRAST_BANDS = 9  # a band and its neighbours
+CONTRAST_GAIN = 3.0  # brings contrasts to the size of the bands
+
+
 class ConvNeXtStage(nn.Module):
     """ConvNeXt blocks of one width at one frame rate.
+
+    Frames are normalised first: what a linear map makes of the frames before may be many times larger than what a block
+    adds, and the blocks would then change nothing.
 
     Args:
         dim: Width of the frame features.
@@ -32,12 +39,14 @@ class ConvNeXtStage(nn.Module):
 
     def __init__(self, dim: int, num_layers: int):
         super().__init__()
+        self.norm = nn.LayerNorm(dim, eps=1e-6)
         self.blocks = nn.ModuleList(
             ConvNeXtBlock(dim, hidden_dim=3 * dim, layer_scale=1 / num_layers) for _ in range(num_layers)
         )
 
     def forward(self, hidden_states: torch.Tensor) -> torch.Tensor:
         """Maps `(batch, frames, dim)` to the same shape."""
+        hidden_states = self.norm(hidden_states)
         for block in self.blocks:
             hidden_states = block(hidden_states)
         return hidden_states
@@ -73,8 +82,7 @@ class WaveformEncoder(nn.Module):
             LogMel(sampling_rate, n_fft, hop_length, bins, max_frequency_hz=sampling_rate / 2)
             for n_fft, bins in zip(windows, num_mel_bins, strict=True)
         )
-        self.embed = nn.Conv1d(sum(num_mel_bins), dims[0], kernel_size=7, padding=3)
-        self.embed_norm = nn.LayerNorm(dims[0], eps=1e-6)
+        self.embed = nn.Conv1d(2 * sum(num_mel_bins), dims[0], kernel_size=7, padding=3)
         self.stage_in = ConvNeXtStage(dims[0], num_layers[0])
         self.reduce = nn.Linear(stride * dims[0], dims[1])
         self.stage_out = ConvNeXtStage(dims[1], num_layers[1])
@@ -84,12 +92,22 @@ class WaveformEncoder(nn.Module):
 
     def forward(self, waveforms: torch.Tensor, mel_mean: float, mel_std: float) -> torch.Tensor:
         """Maps waveforms `(batch, samples)` to means and log variances `(batch, 2 * channels, latent_frames)`."""
-        bands = torch.cat([spectrum(waveforms.float()).squeeze(1) for spectrum in self.spectra], dim=-1)
-        bands = ((bands - mel_mean) / mel_std).to(self.head.weight.dtype)  # (B, spectral frames, bands)
-        hidden_states = self.embed_norm(self.embed(bands.transpose(1, 2)).transpose(1, 2))
-        hidden_states = self.stage_in(hidden_states)
+        spectra = [(spectrum(waveforms.float()).squeeze(1) - mel_mean) / mel_std for spectrum in self.spectra]
+        bands = torch.cat([*spectra, *map(_contrast, spectra)], dim=-1).to(
+            self.head.weight.dtype
+        )  # (B, frames, bands)
+        hidden_states = self.stage_in(self.embed(bands.transpose(1, 2)).transpose(1, 2))
         hidden_states = self.reduce(hidden_states.unflatten(1, (-1, self.stride)).flatten(2))  # (B, T, D)
         return self.head(self.norm(self.stage_out(hidden_states))).transpose(1, 2)
+
+
+def _contrast(bands: torch.Tensor) -> torch.Tensor:
+    """How far each band of `(batch, frames, bands)` stands out from its neighbours: partials, without the loudness.
+
+    In the bands themselves notes are a hundredth of the variance; here they are most of it.
+    """
+    neighbours = nn.functional.avg_pool1d(bands, CONTRAST_BANDS, 1, CONTRAST_BANDS // 2, count_include_pad=False)
+    return CONTRAST_GAIN * (bands - neighbours)
 
 
 class WaveformDecoder(nn.Module):
@@ -108,7 +126,6 @@ class WaveformDecoder(nn.Module):
     ):
         super().__init__()
         self.embed = nn.Conv1d(latent_channels, dims[0], kernel_size=7, padding=3)
-        self.embed_norm = nn.LayerNorm(dims[0], eps=1e-6)
         self.stages = nn.ModuleList(ConvNeXtStage(dim, layers) for dim, layers in zip(dims, num_layers, strict=True))
         self.expands = nn.ModuleList(
             nn.Linear(dim, factor * next_dim) for dim, next_dim, factor in zip(dims, dims[1:], factors, strict=False)
@@ -119,8 +136,7 @@ class WaveformDecoder(nn.Module):
 
     def forward(self, latents: torch.Tensor) -> torch.Tensor:
         """Maps latents `(batch, channels, latent_frames)` to a complex spectrum `(batch, K, frames)`."""
-        hidden_states = self.embed_norm(self.embed(latents).transpose(1, 2))
-        hidden_states = self.stages[0](hidden_states)
+        hidden_states = self.stages[0](self.embed(latents).transpose(1, 2))
         for stage, expand, factor in zip(self.stages[1:], self.expands, self.factors, strict=True):
             hidden_states = expand(hidden_states).unflatten(2, (factor, -1)).flatten(1, 2)
             hidden_states = stage(hidden_states)
