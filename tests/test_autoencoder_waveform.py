@@ -6,8 +6,13 @@ import pytest
 import torch
 
 from qamdt.decoders.spectral_losses import fine_frequency_error
-from qamdt.decoders.train_autoencoder import AutoencoderLoss, export_autoencoder, pitch_class_filters
-from qamdt.models.autoencoder_waveform import AutoencoderWaveform
+from qamdt.decoders.train_autoencoder import (
+    AutoencoderLoss,
+    effective_rank,
+    export_autoencoder,
+    pitch_class_filters,
+)
+from qamdt.models.autoencoder_waveform import AutoencoderWaveform, ConvNeXtStage
 from tests.tiny_autoencoders import build_autoencoder_waveform
 
 
@@ -81,6 +86,22 @@ def test_each_pitch_lies_in_its_class():
         frequency = 440 * 2 ** ((pitch - 69) / 12)
         weights = filters[:, round(frequency * 4096 / 16_000)]
         assert int(weights.argmax()) == pitch % 12
+
+
+def test_the_effective_rank_counts_directions_and_not_channels():
+    directions = torch.randn(4000, 4)
+    directions = torch.linalg.qr(directions - directions.mean(dim=0))[0]  # uncorrelated, alike in size
+    repeated = directions @ torch.linalg.qr(torch.randn(4, 4))[0] @ torch.eye(4).repeat(1, 3)  # twelve channels
+    torch.testing.assert_close(effective_rank(directions), torch.tensor(4.0), atol=1e-3, rtol=0)
+    torch.testing.assert_close(effective_rank(repeated), torch.tensor(4.0), atol=1e-3, rtol=0)
+    assert effective_rank(directions[:, :1].repeat(1, 5)) < 1.001
+
+
+def test_blocks_of_a_stage_count_whatever_the_size_of_what_comes_in():
+    torch.manual_seed(0)
+    stage, frames = ConvNeXtStage(16, 3), torch.randn(2, 20, 16)
+    with torch.no_grad():
+        torch.testing.assert_close(stage(100 * frames), stage(frames), atol=1e-4, rtol=1e-4)
 
 
 def test_the_loss_trains_every_weight_and_repeats(autoencoder):

@@ -86,6 +86,7 @@ class AutoencoderLoss(nn.Module):
             "fine": fine_frequency_error(predicted, waveforms, self.autoencoder.config.sampling_rate),
             "pitch": self._pitch_error(mean, waveforms),
             "kl": 0.5 * (mean.square() + log_variance.exp() - 1 - log_variance).mean(),
+            "rank": effective_rank(mean.detach().squeeze(-1).transpose(1, 2).flatten(0, 1)),
         }
         loss = (
             parts["mel"]
@@ -116,6 +117,17 @@ class AutoencoderLoss(nn.Module):
         num_frames = min(chroma.shape[2], mean.shape[2])
         found = self.pitch_head(mean.squeeze(-1).transpose(1, 2)[:, :num_frames]).transpose(1, 2)
         return nn.functional.cross_entropy(found, chroma[..., :num_frames])
+
+
+def effective_rank(columns: torch.Tensor) -> torch.Tensor:
+    """In how many directions latent columns `(columns, channels)` spread, a scalar (Roy and Vetterli, 2007).
+
+    The exponential of the entropy of how their variance is shared out: the number of channels where all directions are
+    alike, and far less where channels repeat each other, which no loss shows.
+    """
+    shares = torch.linalg.eigvalsh(torch.cov(columns.T)).clamp(min=0)
+    shares = shares / shares.sum()
+    return torch.special.entr(shares).sum().exp()
 
 
 def pitch_class_filters(sampling_rate: int, n_fft: int) -> torch.Tensor:
