@@ -108,6 +108,7 @@ class LoadingMixin:
         made = cls(**parts | kwargs)
         if pipeline.config.get("_name_or_path") is not None:
             made.register_to_config(_name_or_path=pipeline.config["_name_or_path"])
+        made._scorer = pipeline._scorer
         return made if dtype is None else made.to(dtype)
 
     @classmethod
