@@ -55,7 +55,7 @@ def _add_generate(commands: argparse._SubParsersAction) -> None:
         argument_default=argparse.SUPPRESS,  # so that a request from a file is changed only by what is given
     )
     files = dict.fromkeys(("output", "prompts", "out_dir", "request", "spectrogram"))
-    parser.set_defaults(run=_generate, num=1, device=None, **files)
+    parser.set_defaults(run=_generate, num=1, device=None, quiet=False, **files)
     parser.add_argument("prompt", nargs="?", help='what to play, such as "calm piano ballad, slow"')
     parser.add_argument("-o", "--output", type=Path, help="sound file to write: wav, flac, ogg or mp3 (music.wav)")
     parser.add_argument("--prompts", type=Path, metavar="FILE", help="text file with one prompt per line")
@@ -68,6 +68,7 @@ def _add_generate(commands: argparse._SubParsersAction) -> None:
     )
     parser.add_argument("--num", type=int, help="takes of each prompt, seeds counting up (1)")
     parser.add_argument("--spectrogram", type=Path, metavar="PNG", help="also draw what was made")
+    parser.add_argument("-q", "--quiet", action="store_true", help="print nothing but errors")
     parser.add_argument("--device", help='such as "cpu" or "cuda:1" (a GPU where there is one)')
     _add_request_options(parser)
 
@@ -110,6 +111,13 @@ def _add_request_options(parser: argparse.ArgumentParser) -> None:
         "--eta", type=float, help="share of fresh noise in every step, for --sampler ddim and paper (0; 1 for paper)"
     )
     parser.add_argument("--model", help="folder or Hub id (QAMDT_MODEL, or the embedded model)")
+    parser.add_argument(
+        "--lora",
+        action="append",
+        type=parse_lora,
+        metavar="PATH[:SCALE]",
+        help="folder or Hub id of an adapter on top of the model, and how strong it is (1); may be given several times",
+    )
     parser.add_argument(
         "--dtype",
         choices=DTYPES,
@@ -160,10 +168,16 @@ def _generate(arguments: argparse.Namespace) -> None:
             num_takes=arguments.num,
             spectrogram=arguments.spectrogram,
             device=arguments.device,
+            is_quiet=arguments.quiet,
         )
     else:
         generate_prompts(
-            request, arguments.prompts, arguments.out_dir, num_takes=arguments.num, device=arguments.device
+            request,
+            arguments.prompts,
+            arguments.out_dir,
+            num_takes=arguments.num,
+            device=arguments.device,
+            is_quiet=arguments.quiet,
         )
 
 
@@ -247,6 +261,17 @@ def parse_quality(text: str) -> str | float | list[float] | list[tuple[float, fl
         return points
     scores = [score for (score,) in points]
     return scores[0] if len(scores) == 1 else scores
+
+
+def parse_lora(text: str) -> tuple[str, float]:
+    """Reads `--lora`: a folder or Hub id, and behind a colon its scale; without one it is 1."""
+    name, colon, scale = text.rpartition(":")
+    if not colon or Path(text).exists():
+        return text, 1.0
+    try:
+        return name, float(scale)
+    except ValueError:
+        return text, 1.0  # such as a Windows drive
 
 
 def _report(command: str, error: object, *, status: int) -> int:

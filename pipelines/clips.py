@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 import json
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
@@ -34,6 +35,7 @@ class Clip:
         choice: Which of several candidates it is, and what they were rated; empty if there was one.
         music: What is played, for a model that knows tempo, key and chords.
         models: What `identify_models` said before they were loaded.
+        warnings: What the prompt asks for that the model cannot do.
     """
 
     request: GenerationRequest
@@ -42,13 +44,15 @@ class Clip:
     choice: dict[str, Any]
     music: Music | None
     models: dict[str, str | None]
+    warnings: tuple[str, ...] = ()
 
     def record(self) -> dict[str, Any]:
         """How the clip was made, as JSON has it; `GenerationRequest.load` reads the request from it."""
         sound = {"sampling_rate": self.sampling_rate, "seconds": len(self.waveform) / self.sampling_rate}
         choice = {"best_of": self.choice} if self.choice else {}
         music = {} if self.music is None else {"music": asdict(self.music)}
-        facts = {"settings": self.request.to_dict(), "sound": sound, **choice, **music}
+        warnings = {"warnings": list(self.warnings)} if self.warnings else {}
+        facts = {"settings": self.request.to_dict(), "sound": sound, **choice, **music, **warnings}
         return {**facts, "models": self.models, "versions": versions()}
 
     def save(self, path: Path) -> None:
@@ -82,6 +86,7 @@ def identify_models(request: GenerationRequest) -> dict[str, str | None]:
         from whisq.embedded import CLAP_DIR, SCORER_DIR  # transformers is imported only for who asks for the best
 
         folders |= {"scorer": SCORER_DIR if request.scorer is None else Path(request.scorer), "clap": CLAP_DIR}
+    folders |= {f"lora {name}": Path(name) for name, _ in request.lora}
     return {name: _digest_files(folder) for name, folder in folders.items()}
 
 
@@ -128,7 +133,24 @@ def load_pipeline(request: GenerationRequest, device: str) -> QAMDTPipeline:
         pipe.scheduler = paper_scheduler(pipe.scheduler)
     elif request.sampler is not None:
         pipe.scheduler = make_scheduler(request.sampler, pipe.scheduler)
+    _load_adapters(pipe, request)
     return pipe.to(device)
+
+
+def _load_adapters(pipe: QAMDTPipeline, request: GenerationRequest) -> None:
+    if not request.lora:
+        return
+    if importlib.util.find_spec("peft") is None:
+        raise ImportError("`lora` needs peft; install it with `pip install 'qamdt[lora]'`.")
+    names = [f"lora-{number}" for number in range(len(request.lora))]
+    for adapter_name, (folder_or_id, _) in zip(names, request.lora, strict=True):
+        try:
+            pipe.load_lora_weights(folder_or_id, adapter_name=adapter_name)
+        except (OSError, ValueError, RuntimeError) as error:
+            raise ValueError(
+                f"`lora` must name adapters of the model {request.model!r}, got {folder_or_id!r}: {error}"
+            ) from error
+    pipe.set_adapters(names, [scale for _, scale in request.lora])
 
 
 class ClipMaker:
@@ -218,9 +240,10 @@ class ClipMaker:
             choice=choice,
             music=music,
             models=self.models,
+            warnings=tuple(self.pipe.list_warnings(request.prompt, request.seconds)),
         )
 
 
 def _models_of(request: GenerationRequest) -> dict[str, Any]:
     """The part of a request that decides what is loaded."""
-    return {name: getattr(request, name) for name in ("model", "dtype", "sampler", "best_by", "scorer")}
+    return {name: getattr(request, name) for name in ("model", "lora", "dtype", "sampler", "best_by", "scorer")}

@@ -21,7 +21,9 @@ from pipelines.guidance import Guidance
 from pipelines.input_checks import check_choices, check_count, check_embeds, check_interval, check_number, check_texts
 from pipelines.loading import LoadingMixin
 from pipelines.lora import QAMDTLoraLoaderMixin
+from pipelines.model_limits import ModelLimits
 from pipelines.pipeline_output import QAMDTPipelineOutput
+from pipelines.sharing import SharingMixin
 from qamdt.conditions import Conditions
 from qamdt.decoding import decode_latents, latents_to_waveform, mel_to_waveform, samples_per_frame, vae_scale_factor
 from qamdt.models.autoencoder_waveform import AutoencoderWaveform
@@ -31,7 +33,7 @@ from qamdt.music import Music
 from qamdt.quality import QualityStats
 
 
-class QAMDTPipelineBase(LoadingMixin, ConditioningMixin, DiffusionPipeline, QAMDTLoraLoaderMixin):
+class QAMDTPipelineBase(LoadingMixin, SharingMixin, ConditioningMixin, DiffusionPipeline, QAMDTLoraLoaderMixin):
     """The parts of a pipeline, and the steps that a call is made of.
 
     Args:
@@ -86,6 +88,8 @@ class QAMDTPipelineBase(LoadingMixin, ConditioningMixin, DiffusionPipeline, QAMD
             max_audio_length_in_s=max_audio_length_in_s,
         )
         self._quality_stats = None if quality_stats is None else QualityStats.from_dict(dict(quality_stats))
+        self.model_limits = ModelLimits()  # `from_pretrained` reads them from the model card
+        self._origin = None
         self._guidance_scales = []
         self._num_timesteps = 0
         self._interrupt = False
@@ -137,6 +141,16 @@ class QAMDTPipelineBase(LoadingMixin, ConditioningMixin, DiffusionPipeline, QAMD
         patch_size, overlap = self.transformer.config.patch_size[0], self.transformer.config.patch_overlap[0]
         num_patches = max(1, math.ceil((num_frames - overlap) / (patch_size - overlap)))
         return num_patches * (patch_size - overlap) + overlap
+
+    def list_warnings(self, prompt: str, audio_length_in_s: float | None = None) -> list[str]:
+        """Lists what a prompt and a length ask for that the model cannot do, a sentence each."""
+        native = self.native_audio_length_in_s
+        return self.model_limits.warn(
+            prompt,
+            native if audio_length_in_s is None else audio_length_in_s,
+            native_audio_length_in_s=native,
+            tokenizer=self.tokenizer,
+        )
 
     def check_inputs(
         self,
@@ -283,7 +297,8 @@ class QAMDTPipelineBase(LoadingMixin, ConditioningMixin, DiffusionPipeline, QAMD
             audios = self.decode(latents)[:, : round(audio_length_in_s * self.sampling_rate)]  # (B, samples)
             audios = audios.cpu().numpy() if output_type == "np" else audios
         self.maybe_free_model_hooks()
-        return QAMDTPipelineOutput(audios=audios, music=music) if return_dict else (audios,)
+        output = QAMDTPipelineOutput(audios=audios, music=music, sampling_rate=self.sampling_rate)
+        return output if return_dict else (audios,)
 
     def _predict(
         self, model_input: torch.Tensor, timestep: torch.Tensor, branches: Sequence[Conditions]

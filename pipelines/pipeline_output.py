@@ -17,6 +17,8 @@ class QAMDTPipelineOutput(AudioPipelineOutput):
         audios: Waveforms `(batch, samples)`, or latents `(batch, channels, latent_frames, latent_bins)`.
         music: For each of them the tempo, metre, key and chords that the network was told, as asked for, read from
             the prompt or planned; `None` for a network that knows nothing of music.
+        sampling_rate: Samples per second, in Hz.
     """
 
     music: list[Music] | None = None
+    sampling_rate: int | None = None

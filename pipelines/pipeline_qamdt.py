@@ -1,6 +1,6 @@
 """Music from text with QA-MDT, at the quality asked for.
 
-    from pipelines.pipeline_qamdt import QAMDTPipeline
+    from qamdt import QAMDTPipeline
 
     QAMDTPipeline("a calm piano ballad", quality="high").audios[0]  # the default model, loaded once
 
@@ -19,7 +19,9 @@ from collections.abc import Callable
 import numpy as np
 import torch
 from diffusers import DiffusionPipeline
+from diffusers.utils import logging
 
+from pipelines.auto_pipeline import register_for_text_to_audio
 from pipelines.conditioning import count_prompts
 from pipelines.input_checks import check_generator
 from pipelines.loading import GenerateWhenCalledWithPrompt
@@ -27,6 +29,9 @@ from pipelines.music_conditioning import Chords
 from pipelines.pipeline_base import QAMDTPipelineBase
 from pipelines.pipeline_output import QAMDTPipelineOutput
 from pipelines.quality_argument import Quality
+
+
+logger = logging.get_logger(__name__)
 
 
 class QAMDTPipeline(QAMDTPipelineBase, metaclass=GenerateWhenCalledWithPrompt):
@@ -109,7 +114,8 @@ class QAMDTPipeline(QAMDTPipelineBase, metaclass=GenerateWhenCalledWithPrompt):
             return_dict: Whether to return an output object rather than a tuple.
 
         Returns:
-            `QAMDTPipelineOutput` with `audios`, and with the `music` that is played, or a tuple with the audios.
+            `QAMDTPipelineOutput` with `audios`, their `sampling_rate`, and the `music` that is played, or a tuple with the
+            audios.
         """
         if audio_length_in_s is None:
             audio_length_in_s = self.native_audio_length_in_s
@@ -130,6 +136,9 @@ class QAMDTPipeline(QAMDTPipelineBase, metaclass=GenerateWhenCalledWithPrompt):
             callback_on_step_end_tensor_inputs=callback_on_step_end_tensor_inputs,
             output_type=output_type,
         )
+        for text in [prompt] if isinstance(prompt, str) else prompt or []:
+            for warning in self.list_warnings(text, audio_length_in_s):
+                logger.warning(warning)
         batch_size = count_prompts(prompt, prompt_embeds) * num_waveforms_per_prompt
         check_generator(generator, batch_size)
         music = self.prepare_music(
@@ -178,3 +187,6 @@ class QAMDTPipeline(QAMDTPipelineBase, metaclass=GenerateWhenCalledWithPrompt):
             callback_on_step_end_tensor_inputs=callback_on_step_end_tensor_inputs,
         )
         return self.finish(latents, audio_length_in_s, music, output_type=output_type, return_dict=return_dict)
+
+
+register_for_text_to_audio("qamdt", QAMDTPipeline)
