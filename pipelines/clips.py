@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import importlib.util
 import json
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -22,6 +22,9 @@ from qamdt.keyed_rows import file_identity, make_key
 from qamdt.music import Music
 from qamdt.precision import preferred_dtype
 from qamdt.quality_words import asks_for_best
+
+
+OnStep = Callable[[int, int], None]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -165,14 +168,23 @@ class ClipMaker:
         self.models = identify_models(request)
         self.loaded_for = _models_of(request)
         self.pipe = load_pipeline(request, device)
+        self._on_step: OnStep | None = None
         self.judge = None
         if request.best_of > 1:
             from pipelines.best_of import Judge
 
             self.judge = Judge(request.best_by, scorer=request.scorer, device=device)
 
-    def make(self, requests: Sequence[GenerationRequest]) -> list[Clip]:
+    def answers(self, request: GenerationRequest) -> bool:
+        """Whether a decided request is for the models that are loaded."""
+        return _models_of(request) == self.loaded_for
+
+    def make(self, requests: Sequence[GenerationRequest], *, on_step: OnStep | None = None) -> list[Clip]:
         """Makes the clips of decided requests that differ in nothing but their seeds; none depends on the others.
+
+        Args:
+            requests: What to make.
+            on_step: Called after every denoising step as `on_step(steps_done, all_steps)`; what it raises ends the call.
 
         Raises:
             ValueError: The model cannot do what is asked; the requests differ in more, or are for other models.
@@ -180,8 +192,9 @@ class ClipMaker:
         request, *others = requests
         if any(replace(other, seed=request.seed) != request for other in others):
             raise ValueError(f"`requests` must differ in their seeds alone, got {list(requests)}.")
-        if _models_of(request) != self.loaded_for:
+        if not self.answers(request):
             raise ValueError(f"`requests` must be for {self.loaded_for}, which is loaded, got {_models_of(request)}.")
+        self._on_step = on_step
         if self.judge is not None:
             return [self._make_best(request) for request in requests]
         waveforms, musics = self._generate(request, [request.seed for request in requests])
@@ -226,9 +239,14 @@ class ClipMaker:
             eta=request.eta,
             num_waveforms_per_prompt=len(seeds),
             generator=[torch.Generator().manual_seed(seed) for seed in seeds],
+            callback_on_step_end=None if self._on_step is None else self._call_back,
             output_type="pt",
         )
         return output.audios.cpu(), output.music or [None] * len(seeds)
+
+    def _call_back(self, pipe: QAMDTPipeline, step: int, timestep: torch.Tensor, tensors: dict) -> dict:
+        self._on_step(step + 1, pipe.num_timesteps)
+        return {}
 
     def _clip(
         self, request: GenerationRequest, waveform: torch.Tensor, music: Music | None, *, choice: dict[str, Any]

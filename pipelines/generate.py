@@ -4,16 +4,17 @@ from __future__ import annotations
 
 import argparse
 import re
+import sys
 import unicodedata
 from dataclasses import replace
 from pathlib import Path
 
 import torch
-from diffusers.utils import logging
 from tqdm import tqdm
 
 from pipelines.clips import ClipMaker, choose_device, decide, identify_models, is_made
 from pipelines.request import GenerationRequest
+from pipelines.silence import loading_bars, request_warnings
 from pipelines.spectrogram import check_matplotlib, draw_spectrograms
 from qamdt.cpu_memory import keep_freed_memory
 
@@ -92,13 +93,13 @@ def _make(batches: list[list[Take]], device: str, *, spectrogram: Path | None = 
     """Makes takes, prompt by prompt, and writes them."""
     keep_freed_memory()
     _, request = batches[0][0]
-    maker = ClipMaker(request, device)
-    if is_quiet:
-        logging.set_verbosity_error()
+    with loading_bars(shown=sys.stderr.isatty() and not is_quiet):
+        maker = ClipMaker(request, device)
     maker.pipe.set_progress_bar_config(desc="denoising", leave=False, disable=is_quiet or None)
     for takes in tqdm(batches, desc="prompts", disable=is_quiet or len(batches) == 1 or None):
         try:
-            clips = maker.make([request for _, request in takes])
+            with request_warnings(shown=not is_quiet):
+                clips = maker.make([request for _, request in takes])
         except ValueError as error:  # what only the model can refuse
             raise argparse.ArgumentTypeError(str(error)) from error
         for (path, _), clip in zip(takes, clips, strict=True):

@@ -64,17 +64,18 @@ PARAMETERS: dict[str, dict[str, Any]] = {
 }
 
 
-def model_manifest(model_id: str, *, seconds: float) -> dict[str, Any]:
+def model_manifest(model_id: str, *, seconds: float | None) -> dict[str, Any]:
     """The manifest of a model.
 
     Args:
         model_id: What the model is called.
-        seconds: The length that it was built for.
+        seconds: The length that it was built for, if that is known.
     """
     parameters = {
         name: {key: value for key, value in spec.items() if key != "schema"} for name, spec in PARAMETERS.items()
     }
-    parameters["duration"] = {**parameters["duration"], "default": seconds}
+    if seconds is not None:
+        parameters["duration"] = {**parameters["duration"], "default": seconds}
     task = {"inputs": INPUTS, "outputs": {"audio": {"type": "audio"}}, "parameters": parameters}
     return {"id": model_id, "modalities": {"in": ["text"], "out": ["audio"]}, "tasks": {TASK: task}}
 

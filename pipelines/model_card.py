@@ -2,44 +2,40 @@
 
 from __future__ import annotations
 
-from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from collections.abc import Mapping
+from typing import Any
 
 import yaml
 
-from pipelines.model_limits import read_front_matter
 
-
-if TYPE_CHECKING:
-    from pipelines.pipeline_base import QAMDTPipelineBase
-
-
-def write_card(pipe: QAMDTPipelineBase, folder: Path, *, name: str, origin: Path | None) -> None:
-    """Writes `README.md` into a model folder; a card that lies there stays as it is.
+def model_card(
+    name: str,
+    components: Mapping[str, Any],
+    *,
+    sampling_rate: int,
+    seconds: float,
+    scorer: str | None,
+    known: Mapping[str, Any],
+) -> str:
+    """Returns the text of a card.
 
     Args:
-        pipe: The pipeline that was saved there.
-        folder: The model folder.
-        name: What the model is called: its Hub id, or the name of the folder.
-        origin: The folder that the pipeline came from, whose card says what the model cannot do.
+        name: What the model is called: its Hub id, or the name of its folder.
+        components: The parts of the pipeline.
+        sampling_rate: Samples per second, in Hz.
+        seconds: The length that the model was built for.
+        scorer: Whose scores the model takes; `None` if it knows none.
+        known: Front matter of the card of the model that this one came from; what is still true of it stays.
     """
-    if not (folder / "README.md").exists():
-        facts = {} if origin is None else read_front_matter(origin / "README.md")
-        (folder / "README.md").write_text(describe(pipe, name, facts), encoding="utf-8")
-
-
-def describe(pipe: QAMDTPipelineBase, name: str, known: dict[str, Any]) -> str:
-    """The text of the card; of `known`, the front matter of an earlier one, stays what is still true."""
     facts: dict[str, Any] = {"library_name": "diffusers", "pipeline_tag": "text-to-audio"}
     facts |= {key: known[key] for key in ("license", "language", "cannot") if key in known}
     facts["tags"] = ["text-to-audio", "music", "diffusers", "qa-mdt"]
-    parts = [(part, component) for part, component in pipe.components.items() if hasattr(component, "parameters")]
+    parts = [(part, component) for part, component in components.items() if hasattr(component, "parameters")]
     rows = [f"| `{part}` | `{type(component).__name__}` | {_size(component)} |" for part, component in parts]
-    stats = pipe.quality_stats
     quality = (
         "Quality is asked for in words."
-        if stats is None
-        else f"Quality is asked for in words or as a score of {stats.scorer}, from 1 to 5."
+        if scorer is None
+        else f"Quality is asked for in words or as a score of {scorer}, from 1 to 5."
     )
     lines = [
         "---",
@@ -51,7 +47,7 @@ def describe(pipe: QAMDTPipelineBase, name: str, known: dict[str, Any]) -> str:
         "Music from text, at the quality that is asked for: a quality-aware masked diffusion transformer "
         "([QA-MDT](https://arxiv.org/abs/2405.15863)).",
         "",
-        f"{pipe.sampling_rate} Hz mono, {pipe.native_audio_length_in_s:g} s unless asked otherwise. {quality}",
+        f"{sampling_rate} Hz mono, {seconds:g} s unless asked otherwise. {quality}",
         "",
         "| part | class | parameters |",
         "|---|---|---|",

@@ -27,6 +27,7 @@ import yaml
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
+CARD_NAME = "README.md"
 _LENGTH = re.compile(r"\b(\d+(?:\.\d+)?)[ -]?(seconds?|secs?|minutes?|mins?)\b", re.IGNORECASE)
 
 
@@ -95,7 +96,7 @@ class ModelLimits:
         words = re.findall(r"\w+", prompt)
         unread = [word for word in words if tokenizer is not None and _is_unknown(word, tokenizer)]
         if unread:
-            return [f"The model's tokenizer cannot read {', '.join(map(repr, unread[:3]))}: they have no effect."]
+            return [f"The model cannot read {', '.join(map(repr, unread[:3]))}, which has no effect."]
         if self.languages == ("en",):
             foreign = [word for word in words if not all(map(_is_latin, word))]
             if foreign:
@@ -105,7 +106,7 @@ class ModelLimits:
 
 def read_limits(folder: Path) -> ModelLimits:
     """Reads what the card in a model folder says; nothing where there is no card, or none that says it."""
-    facts = read_front_matter(folder / "README.md")
+    facts = read_front_matter(folder / CARD_NAME)
     entries = facts.get("cannot", [])
     try:
         limits = tuple(Limit(**entry | {"phrases": tuple(map(str, entry["phrases"]))}) for entry in entries)

@@ -14,12 +14,12 @@ L text tokens, D text width.
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable
 
 import numpy as np
 import torch
 from diffusers import DiffusionPipeline
-from diffusers.utils import logging
 
 from pipelines.auto_pipeline import register_for_text_to_audio
 from pipelines.conditioning import count_prompts
@@ -31,7 +31,7 @@ from pipelines.pipeline_output import QAMDTPipelineOutput
 from pipelines.quality_argument import Quality
 
 
-logger = logging.get_logger(__name__)
+logger = logging.getLogger(__name__)
 
 
 class QAMDTPipeline(QAMDTPipelineBase, metaclass=GenerateWhenCalledWithPrompt):

@@ -79,6 +79,8 @@ class GenerationRequest:
         for name in ("prompt", "negative_prompt"):
             if not isinstance(getattr(self, name), str):
                 raise ValueError(f"`{name}` must be a text, got {getattr(self, name)!r}.")
+            if any("\ud800" <= letter <= "\udfff" for letter in getattr(self, name)):
+                raise ValueError(f"`{name}` must be a text of whole characters, got {getattr(self, name)!r}.")
         for name in ("model", "scorer"):
             if not (getattr(self, name) is None or (isinstance(getattr(self, name), str) and getattr(self, name))):
                 raise ValueError(f"`{name}` must be a folder or a Hub id, got {getattr(self, name)!r}.")

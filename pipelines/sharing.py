@@ -10,8 +10,9 @@ from pathlib import Path
 from huggingface_hub import create_repo, file_exists
 
 from pipelines.media_spec import MANIFEST_NAME, model_manifest
-from pipelines.model_card import write_card
-from qamdt.files import write_json
+from pipelines.model_card import model_card
+from pipelines.model_limits import CARD_NAME, read_front_matter
+from qamdt.files import write_json, write_text
 
 
 # diffusers asks for a Python file for each class that is not its own. These lead to the installed package.
@@ -54,8 +55,18 @@ class SharingMixin:
         folder = Path(save_directory)
         name = repo_id or folder.resolve().name
         super().save_pretrained(folder, safe_serialization, variant, max_shard_size)
-        write_card(self, folder, name=name, origin=self._origin)
-        write_json(folder / MANIFEST_NAME, model_manifest(name, seconds=self.native_audio_length_in_s))
+        seconds = self.native_audio_length_in_s
+        if not (folder / CARD_NAME).exists():
+            card = model_card(
+                name,
+                self.components,
+                sampling_rate=self.sampling_rate,
+                seconds=seconds,
+                scorer=None if self.quality_stats is None else self.quality_stats.scorer,
+                known={} if self._origin is None else read_front_matter(self._origin / CARD_NAME),
+            )
+            write_text(folder / CARD_NAME, card)
+        write_json(folder / MANIFEST_NAME, model_manifest(name, seconds=seconds))
         if push_to_hub:
             self.push_to_hub(name, commit_message, private, token, create_pr, safe_serialization, variant)
 
@@ -77,8 +88,8 @@ class SharingMixin:
         with tempfile.TemporaryDirectory() as folder:
             self.save_pretrained(folder, safe_serialization, variant, repo_id=repo_id)
             write_shims(self, Path(folder))
-            if file_exists(repo_id, "README.md", token=token):
-                (Path(folder) / "README.md").unlink()
+            if file_exists(repo_id, CARD_NAME, token=token):
+                (Path(folder) / CARD_NAME).unlink()
             return self._upload_folder(
                 folder, repo_id, token=token, commit_message=commit_message, create_pr=create_pr
             )

@@ -186,10 +186,10 @@ def test_a_card_that_is_there_stays_and_what_it_cannot_do_is_handed_on(pipe, tmp
     pipe.save_pretrained(tmp_path / "first")
     card = tmp_path / "first" / "README.md"
     assert "16000 Hz mono, 0.32 s unless asked otherwise." in card.read_text()
-    front = "---\nlicense: cc0-1.0\nlanguage: en\ncannot:\n- {phrases: [banjo], because: It knows none.}\n---\nMine.\n"
+    front = "---\nlicense: cc0-1.0\nlanguage: en\ncannot:\n- {phrases: [drums], because: It knows none.}\n---\nMine.\n"
     card.write_text(front)
     loaded = QAMDTPipeline.from_pretrained(tmp_path / "first")
-    assert loaded.list_warnings("a Banjo") == ["The prompt says 'banjo': It knows none."]
+    assert loaded.list_warnings("a drums") == ["The prompt says 'drums': It knows none."]
     loaded.save_pretrained(tmp_path / "first")
     assert card.read_text() == front
     loaded.save_pretrained(tmp_path / "second")
