@@ -24,14 +24,14 @@ COMPARISONS = ("one take", "two seeds", "low and high quality")
 
 @dataclass(frozen=True, kw_only=True)
 class Form:
-    """What stands in the fields of the page, in their order there; empty fields are `None` or empty."""
+    """What stands in the fields of the page, in their order there."""
 
     prompt: str
     seconds: float
     is_curve: bool
     score: float
     curve: str
-    bpm: float | None
+    bpm: str
     key: str
     chords: str
     compare: str
@@ -52,7 +52,7 @@ class Form:
             prompt=self.prompt,
             seconds=self.seconds,
             quality=to_quality(self.curve, self.seconds) if self.is_curve else self.score,
-            bpm=self.bpm or None,
+            bpm=_read_tempo(self.bpm),
             key=self.key or None,
             chords=self.chords or None,
             steps=int(self.steps),
@@ -65,6 +65,13 @@ class Form:
         if self.compare == "low and high quality":
             return [replace(request, quality="low"), replace(request, quality="high")]
         return [request]
+
+
+def _read_tempo(text: str) -> float | None:
+    try:
+        return float(text) if text.strip() else None
+    except ValueError as error:
+        raise ValueError(f"The tempo must be a number of beats a minute, got {text!r}.") from error
 
 
 def submit(requests: list[GenerationRequest], queue: GenerationQueue, settings: ServiceSettings) -> list[Job]:

@@ -20,11 +20,15 @@ from pipelines.studio.quality_curve import SCRIPT, START, STYLE, TEMPLATE, from_
 from qamdt.quality_words import MAX_SCORE, MIN_SCORE
 
 
+# The curve and the slider take turns; whether the curve is drawn is a class of the page, set by `DRAW_OR_SLIDE`.
 CSS = """
+#quality-curve, .draws-quality #quality-score { display: none; }
+.draws-quality #quality-curve { display: block; }
 .qamdt-status progress { width: 100%; display: block; margin-top: 6px; }
 @media (max-width: 500px) { .gradio-container { padding: 8px !important; } }
 """
-HELP = "16 kHz mono, ten seconds at a time. Instruments, styles, tempo, key and chords; no singing, no artists."
+DRAW_OR_SLIDE = "drawn => { document.body.classList.toggle('draws-quality', drawn); return []; }"
+HELP = "Instruments, style, mood. What the model cannot do, it says beside the result."
 
 
 def mount_studio(app):
@@ -101,14 +105,19 @@ class Studio:
                 )
                 is_curve = gr.Checkbox(label="Quality changes over the clip: draw it")
                 score = gr.Slider(
-                    MIN_SCORE, MAX_SCORE, value=4.5, step=0.1, label="Quality", info="1 is damaged, 5 is clean"
+                    MIN_SCORE,
+                    MAX_SCORE,
+                    value=4.5,
+                    step=0.1,
+                    label="Quality",
+                    info="1 is damaged, 5 is clean",
+                    elem_id="quality-score",
                 )
                 curve = gr.HTML(
-                    json.dumps(START), html_template=TEMPLATE, css_template=STYLE, js_on_load=SCRIPT, visible="hidden",
-                    elem_id="quality-curve",
+                    json.dumps(START), html_template=TEMPLATE, css_template=STYLE, js_on_load=SCRIPT, elem_id="quality-curve",
                 )  # fmt: skip
                 with gr.Row(visible=knows_music):
-                    bpm = gr.Number(label="Tempo in bpm", info="40 to 220, or empty", value=None, min_width=100)
+                    bpm = gr.Textbox(label="Tempo in bpm", placeholder="90", min_width=100)
                     key = gr.Textbox(label="Key", placeholder="A minor", min_width=100)
                     chords = gr.Textbox(label="Chords", placeholder="Am F C G", min_width=140)
                 compare = gr.Radio(COMPARISONS, value=COMPARISONS[0], label="Make")
@@ -127,13 +136,7 @@ class Studio:
             prompt, seconds, is_curve, score, curve, bpm, key, chords, compare, steps, guidance, seed, negative_prompt
         ]  # fmt: skip
         self.running = gr.State([])
-        is_curve.change(
-            lambda drawn: (gr.update(visible=not drawn), gr.update(visible=True if drawn else "hidden")),
-            is_curve,
-            [score, curve],
-            show_progress="hidden",
-            queue=False,
-        )
+        is_curve.change(None, is_curve, None, js=DRAW_OR_SLIDE)
 
     def _build_history(self, gr) -> None:
         self.takes = gr.Dropdown(label="Takes, newest first", choices=[], interactive=True)
@@ -229,7 +232,7 @@ class Studio:
             is_curve,
             gr.update() if is_curve else score,
             from_quality(request.quality, played) if is_curve else gr.update(),
-            request.bpm,
+            "" if request.bpm is None else f"{request.bpm:g}",
             request.key or "",
             chords or "",
             COMPARISONS[0],
@@ -267,8 +270,7 @@ class Studio:
 
 def _build_result(gr, name: str, *, visible: bool) -> tuple:
     """The parts of a result: a player, what there is to say, a picture, and files to take away."""
-    with gr.Group(visible=visible):
-        player = gr.Audio(label=f"Take {name}", interactive=False, buttons=["download"], visible=visible)
+    player = gr.Audio(label=f"Take {name}", interactive=False, buttons=["download"], visible=visible)
     text = gr.Markdown()
     picture = gr.Plot(label=f"Take {name}: waveform, spectrogram and quality", visible=False)
     downloads = gr.Files(label=f"Take {name}: sound and how it was made", visible=False)
