@@ -9,7 +9,8 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from pipelines.request import CRITERIA, SAMPLER_NAMES, GenerationRequest
+from pipelines.request import CRITERIA, SAMPLER_NAMES, SHORT_CRITERIA, GenerationRequest
+from qamdt.audio_formats import MAX_SAMPLING_RATE, MIN_SAMPLING_RATE
 
 
 SPEC_VERSION = "gms/0.1"
@@ -60,7 +61,10 @@ PARAMETERS: dict[str, dict[str, Any]] = {
     "seed": {"type": "integer", "min": 0, "max": 2**63 - 1},
     "num_outputs": {"type": "integer", "default": 1, "min": 1},
     "best_of": {"type": "integer", "default": _DEFAULT.best_of, "min": 1},
-    "best_by": {"type": "array", "items": {"type": "string", "enum": list(CRITERIA)}},
+    "best_by": {"type": "array", "items": {"type": "string", "enum": [*CRITERIA, *SHORT_CRITERIA]}},
+    "sampling_rate": {"type": "integer", "min": MIN_SAMPLING_RATE, "max": MAX_SAMPLING_RATE},
+    "loudness": {"type": "number", "max": 0, "description": "In LUFS; players expect about -14."},
+    "fade_ms": {"type": "number", "default": _DEFAULT.fade_ms, "min": 0},
 }
 
 

@@ -17,7 +17,6 @@ from __future__ import annotations
 import logging
 from collections.abc import Callable
 
-import numpy as np
 import torch
 from diffusers import DiffusionPipeline
 
@@ -29,6 +28,7 @@ from pipelines.music_conditioning import Chords
 from pipelines.pipeline_base import QAMDTPipelineBase
 from pipelines.pipeline_output import QAMDTPipelineOutput
 from pipelines.quality_argument import Quality
+from pipelines.selection import RankBy, Selection
 
 
 logger = logging.getLogger(__name__)
@@ -60,6 +60,9 @@ class QAMDTPipeline(QAMDTPipelineBase, metaclass=GenerateWhenCalledWithPrompt):
         quality_guidance_scale: float | None = None,
         guidance_interval: tuple[float, float] = (0.0, 1.0),
         num_waveforms_per_prompt: int = 1,
+        keep: int | None = None,
+        rank_by: RankBy | None = None,
+        return_scores: bool = False,
         eta: float = 0.0,
         generator: torch.Generator | list[torch.Generator] | None = None,
         latents: torch.Tensor | None = None,
@@ -71,7 +74,7 @@ class QAMDTPipeline(QAMDTPipelineBase, metaclass=GenerateWhenCalledWithPrompt):
         callback_on_step_end_tensor_inputs: tuple[str, ...] | list[str] = ("latents",),
         output_type: str = "np",
         return_dict: bool = True,
-    ) -> QAMDTPipelineOutput | tuple[np.ndarray | torch.Tensor]:
+    ) -> QAMDTPipelineOutput | tuple:
         """Generates music.
 
         Args:
@@ -99,6 +102,12 @@ class QAMDTPipeline(QAMDTPipelineBase, metaclass=GenerateWhenCalledWithPrompt):
             guidance_interval: First and last part of the schedule that is guided, as fractions from 0 (pure noise)
                 to 1; the other steps cost half.
             num_waveforms_per_prompt: Waveforms for each prompt, in a row in the result.
+            keep: How many of these are kept, the best first; all when `None`.
+            rank_by: What is best: `"overall_quality"` (how good it sounds to WhisQ), `"text_alignment"` or `"clap"` (how
+                well it follows the prompt, to WhisQ and to CLAP); several of these, of which the least sum of ranks
+                wins; or a function `rank_by(waveform, sampling_rate, prompt)`, which returns a greater number for what
+                is better.
+            return_scores: Whether WhisQ scores what is kept; its curve over the clip is in the scores.
             eta: Share of fresh noise in every step, for `DDIMScheduler` only.
             generator: Source of all randomness; a list gives each waveform its own.
             latents: Initial noise of shape `(batch, channels, latent_frames, latent_bins)` instead of drawn noise.
@@ -114,8 +123,8 @@ class QAMDTPipeline(QAMDTPipelineBase, metaclass=GenerateWhenCalledWithPrompt):
             return_dict: Whether to return an output object rather than a tuple.
 
         Returns:
-            `QAMDTPipelineOutput` with `audios`, their `sampling_rate`, and the `music` that is played, or a tuple with the
-            audios.
+            `QAMDTPipelineOutput` with `audios`, their `sampling_rate`, the `music` that is played, and the `scores` and
+            `choices` that are asked for; or a tuple with the audios and, with `return_scores`, the scores.
         """
         if audio_length_in_s is None:
             audio_length_in_s = self.native_audio_length_in_s
@@ -139,11 +148,19 @@ class QAMDTPipeline(QAMDTPipelineBase, metaclass=GenerateWhenCalledWithPrompt):
         for text in [prompt] if isinstance(prompt, str) else prompt or []:
             for warning in self.list_warnings(text, audio_length_in_s):
                 logger.warning(warning)
-        batch_size = count_prompts(prompt, prompt_embeds) * num_waveforms_per_prompt
+        num_prompts = count_prompts(prompt, prompt_embeds)
+        selection = Selection(
+            prompts=prompt if isinstance(prompt, list) else [prompt] * num_prompts,
+            num_waveforms_per_prompt=num_waveforms_per_prompt,
+            keep=keep,
+            rank_by=rank_by,
+            return_scores=return_scores,
+        )
+        batch_size = num_prompts * num_waveforms_per_prompt
         check_generator(generator, batch_size)
         music = self.prepare_music(
             prompt=prompt,
-            num_prompts=batch_size // num_waveforms_per_prompt,
+            num_prompts=num_prompts,
             bpm=bpm,
             key=key,
             chords=chords,
@@ -186,7 +203,9 @@ class QAMDTPipeline(QAMDTPipelineBase, metaclass=GenerateWhenCalledWithPrompt):
             callback_on_step_end=callback_on_step_end,
             callback_on_step_end_tensor_inputs=callback_on_step_end_tensor_inputs,
         )
-        return self.finish(latents, audio_length_in_s, music, output_type=output_type, return_dict=return_dict)
+        return self.finish(
+            latents, audio_length_in_s, music, selection, output_type=output_type, return_dict=return_dict
+        )
 
 
 register_for_text_to_audio("qamdt", QAMDTPipeline)

@@ -97,7 +97,7 @@ class Studio:
         with gr.Row():
             with gr.Column(scale=5, min_width=320):
                 prompt = gr.Textbox(
-                    label="Describe the music", info=HELP, lines=2, max_length=self.settings.max_prompt, autofocus=True,
+                    value="", label="Describe the music", info=HELP, lines=2, max_length=self.settings.max_prompt, autofocus=True,
                     placeholder="calm solo piano ballad in C major, slow tempo",
                 )  # fmt: skip
                 seconds = gr.Slider(
@@ -117,15 +117,15 @@ class Studio:
                     json.dumps(START), html_template=TEMPLATE, css_template=STYLE, js_on_load=SCRIPT, elem_id="quality-curve",
                 )  # fmt: skip
                 with gr.Row(visible=knows_music):
-                    bpm = gr.Textbox(label="Tempo in bpm", placeholder="90", min_width=100)
-                    key = gr.Textbox(label="Key", placeholder="A minor", min_width=100)
-                    chords = gr.Textbox(label="Chords", placeholder="Am F C G", min_width=140)
+                    bpm = gr.Textbox("", label="Tempo in bpm", placeholder="90", min_width=100)
+                    key = gr.Textbox("", label="Key", placeholder="A minor", min_width=100)
+                    chords = gr.Textbox("", label="Chords", placeholder="Am F C G", min_width=140)
                 compare = gr.Radio(COMPARISONS, value=COMPARISONS[0], label="Make")
                 with gr.Accordion("More", open=False):
                     steps = gr.Slider(1, self.settings.max_steps, value=25, step=1, label="Steps")
                     guidance = gr.Slider(1, 10, value=3.5, step=0.1, label="Guidance")
                     seed = gr.Number(label="Seed", value=0, precision=0, minimum=0, maximum=2**53 - 2)
-                    negative_prompt = gr.Textbox(label="Move away from", max_length=self.settings.max_prompt)
+                    negative_prompt = gr.Textbox("", label="Move away from", max_length=self.settings.max_prompt)
                 with gr.Row():
                     self.go = gr.Button("Generate", variant="primary", elem_id="generate")
                     self.stop = gr.Button("Cancel")
@@ -150,7 +150,7 @@ class Studio:
         gr.Markdown("How good a recording sounds, as a whole and over time. The file stays on this machine.")
         self.upload = gr.Audio(label="Sound file", type="filepath", sources=["upload"])
         self.upload_prompt = gr.Textbox(
-            label="What it should follow, if anything", max_length=self.settings.max_prompt
+            value="", label="What it should follow, if anything", max_length=self.settings.max_prompt
         )
         self.score_button = gr.Button("Score", variant="primary")
         self.score_text = gr.Markdown()
