@@ -240,7 +240,7 @@ def _serve(arguments: argparse.Namespace) -> None:
             max_waiting=arguments.max_waiting,
             max_seconds=arguments.max_seconds,
             keep_hours=arguments.keep_hours,
-            api_key=os.environ.get("QAMDT_API_KEY"),
+            api_key=os.environ.get("QAMDT_API_KEY") or None,
             hosts=allowed_hosts(arguments.host),
         )
     except ValueError as error:

@@ -15,6 +15,7 @@ from pipelines.service.errors import ServiceError
 from pipelines.service.generation_queue import GenerationQueue
 from pipelines.service.jobs import Job
 from pipelines.service.settings import ServiceSettings
+from pipelines.studio.history import describe_quality
 from pipelines.studio.quality_curve import to_quality
 
 
@@ -111,7 +112,7 @@ def describe_progress(jobs: list[Job], queue: GenerationQueue) -> str:
     name = f"Take {'AB'[jobs.index(job)]}: " if len(jobs) > 1 else ""
     position = queue.position(job)
     if position is not None:
-        return status(f"{name}number {position + 1} in the queue" if position else f"{name}next in the queue")
+        return status(f"{name}number {position + 1} in the queue")
     if job.progress is None:
         return status(f"{name}beginning")
     done, total = job.progress
@@ -140,7 +141,9 @@ def sound_of(job: Job, queue: GenerationQueue) -> Path:
 def describe_take(record: dict[str, Any], score: dict[str, Any] | None = None) -> str:
     """What is worth knowing about a clip, as Markdown."""
     settings, music = record["settings"], record.get("music")
-    lines = [f"**Seed** {settings['seed']}, {settings['steps']} steps, guidance {settings['guidance']:g}."]
+    asked = describe_quality(GenerationRequest.from_dict(settings).quality)
+    how = f"seed {settings['seed']}, {settings['steps']} steps, guidance {settings['guidance']:g}"
+    lines = [f"**Quality asked for** {asked}; {how}."]
     if music:
         tempo = f"{music['tempo_bpm']:g} bpm" if music.get("tempo_bpm") else "no set tempo"
         chords = " ".join(symbol for _, symbol in music.get("chords") or [])
@@ -154,7 +157,7 @@ def describe_score(score: dict[str, Any]) -> str:
     """What the scorer says, as Markdown."""
     if score["error"]:
         return f"**No score**: {score['error']}."
-    parts = [f"**Quality** {score['overall_quality']:.2f} of 5"]
+    parts = [f"**Quality heard** {score['overall_quality']:.2f} of 5"]
     if score["text_alignment"] is not None:
         parts.append(f"**follows the prompt** {score['text_alignment']:.2f} of 5")
     flags = f" ({', '.join(score['flags'])})" if score["flags"] else ""

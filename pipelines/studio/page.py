@@ -21,9 +21,11 @@ from qamdt.quality_words import MAX_SCORE, MIN_SCORE
 
 
 # The curve and the slider take turns; whether the curve is drawn is a class of the page, set by `DRAW_OR_SLIDE`.
+# It stands in the head because gradio narrows the selectors of `css` to what lies inside its own container.
+HEAD = """<style>
+body:not(.draws-quality) #quality-curve, body.draws-quality #quality-score { display: none !important; }
+</style>"""
 CSS = """
-#quality-curve, .draws-quality #quality-score { display: none; }
-.draws-quality #quality-curve { display: block; }
 .qamdt-status progress { width: 100%; display: block; margin-top: 6px; }
 @media (max-width: 500px) { .gradio-container { padding: 8px !important; } }
 """
@@ -55,6 +57,7 @@ def mount_studio(app):
         show_error=True,
         theme=gr.themes.Default(font=["system-ui", "sans-serif"], font_mono=["ui-monospace", "monospace"]),
         css=CSS,
+        head=HEAD,
         ssr_mode=False,
         mcp_server=False,
         pwa=False,
@@ -272,8 +275,8 @@ def _build_result(gr, name: str, *, visible: bool) -> tuple:
     """The parts of a result: a player, what there is to say, a picture, and files to take away."""
     player = gr.Audio(label=f"Take {name}", interactive=False, buttons=["download"], visible=visible)
     text = gr.Markdown()
-    picture = gr.Plot(label=f"Take {name}: waveform, spectrogram and quality", visible=False)
-    downloads = gr.Files(label=f"Take {name}: sound and how it was made", visible=False)
+    picture = gr.Plot(label=f"Take {name}: waveform, spectrogram and quality", show_label=False, visible=False)
+    downloads = gr.Files(label=f"Take {name}: sound and how it was made", interactive=False, visible=False)
     return player, text, picture, downloads
 
 
