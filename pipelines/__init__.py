@@ -1,15 +1,28 @@
-"""Inference: the diffusers pipeline, its command line, its service and its page.
+"""Inference: the diffusers pipelines, their command line, service and page."""
 
-`from pipelines import QAMDTPipeline` imports it when it is asked for, so that a command's `--help` does not wait for it.
-"""
+from __future__ import annotations
 
-_HOMES = {"GenerationRequest": "pipelines.request", "QAMDTPipeline": "pipelines.pipeline_qamdt"}
-__all__ = ["GenerationRequest", "QAMDTPipeline"]
+import importlib
+from typing import TYPE_CHECKING
 
 
-def __getattr__(name: str):
-    if name not in _HOMES:
+if TYPE_CHECKING:
+    from pipelines.pipeline_audio_to_audio import QAMDTAudioToAudioPipeline
+    from pipelines.pipeline_inpaint import QAMDTInpaintPipeline
+    from pipelines.pipeline_qamdt import QAMDTPipeline
+    from pipelines.request import GenerationRequest
+
+__all__ = ["GenerationRequest", "QAMDTAudioToAudioPipeline", "QAMDTInpaintPipeline", "QAMDTPipeline"]
+_MODULES = {
+    "GenerationRequest": "request",
+    "QAMDTAudioToAudioPipeline": "pipeline_audio_to_audio",
+    "QAMDTInpaintPipeline": "pipeline_inpaint",
+    "QAMDTPipeline": "pipeline_qamdt",
+}
+
+
+def __getattr__(name: str) -> object:
+    """Imports a pipeline when it is asked for: torch and diffusers take seconds, and the command line reads without."""
+    if name not in _MODULES:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    from importlib import import_module
-
-    return getattr(import_module(_HOMES[name]), name)
+    return getattr(importlib.import_module(f"{__name__}.{_MODULES[name]}"), name)

@@ -26,7 +26,7 @@ def loading_bars(*, shown: bool) -> Iterator[None]:
 @contextmanager
 def request_warnings(*, shown: bool) -> Iterator[None]:
     """Hides what the pipeline has to say about a request; where clips go, the record beside them says it."""
-    logger = logging.getLogger("pipelines.pipeline_qamdt")
+    logger = logging.getLogger("pipelines.pipeline_base")
     level = logger.level
     logger.setLevel(level if shown else logging.ERROR)
     try:

@@ -2,7 +2,7 @@
 
     from qamdt import QAMDTPipeline, WhisQScorer
 
-These two are what most people look for, and are imported when they are asked for: `import qamdt` alone is instant.
+What most people look for is imported when it is asked for: `import qamdt` alone is instant.
 Every name has one home, and that is where the project's own code takes it from:
 
     from pipelines.pipeline_qamdt import QAMDTPipeline
@@ -12,8 +12,13 @@ Every name has one home, and that is where the project's own code takes it from:
 __version__ = "0.1.0"
 
 # A signpost, not a dependency: no module of `qamdt` follows it. `__init__.pyi` tells type checkers the same.
-_HOMES = {"QAMDTPipeline": "pipelines.pipeline_qamdt", "WhisQScorer": "whisq.scorer"}
-__all__ = ["QAMDTPipeline", "WhisQScorer", "__version__"]
+_HOMES = {
+    "QAMDTAudioToAudioPipeline": "pipelines.pipeline_audio_to_audio",
+    "QAMDTInpaintPipeline": "pipelines.pipeline_inpaint",
+    "QAMDTPipeline": "pipelines.pipeline_qamdt",
+    "WhisQScorer": "whisq.scorer",
+}
+__all__ = ["QAMDTAudioToAudioPipeline", "QAMDTInpaintPipeline", "QAMDTPipeline", "WhisQScorer", "__version__"]
 
 
 def __getattr__(name: str):

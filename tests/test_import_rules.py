@@ -82,8 +82,7 @@ def test_no_module_leads_back_to_itself(package):
 
 
 def test_front_doors_import_nothing_until_a_name_is_asked_for():
-    for package in ("qamdt", "pipelines"):
-        assert {name for _, name in imported_names(ROOT / package / "__init__.py")} == {"importlib"}
+    assert {name for _, name in imported_names(ROOT / "qamdt" / "__init__.py")} == {"importlib"}
     code = "import sys, qamdt, pipelines; assert not {'torch', 'numpy', 'whisq'} & set(sys.modules)"
     subprocess.run([sys.executable, "-c", code], check=True, cwd=ROOT)
 
@@ -100,8 +99,9 @@ def test_front_doors_lead_to_the_homes():
     for package in (qamdt, pipelines):
         with pytest.raises(AttributeError, match="has no attribute 'QAMDT'"):
             _ = package.QAMDT
-        stub = (ROOT / package.__name__ / "__init__.pyi").read_text(encoding="utf-8")
-        assert {name for name in package.__all__ if not name.startswith("_")} == set(re.findall(r" as (\w+)", stub))
+        assert all(hasattr(package, name) for name in package.__all__)
+    stub = (ROOT / "qamdt" / "__init__.pyi").read_text(encoding="utf-8")
+    assert set(re.findall(r" as (\w+)", stub)) == {name for name in qamdt.__all__ if not name.startswith("_")}
 
 
 def test_our_own_code_goes_to_the_homes():

@@ -190,6 +190,7 @@ def test_a_card_that_is_there_stays_and_what_it_cannot_do_is_handed_on(pipe, tmp
     card.write_text(front)
     loaded = QAMDTPipeline.from_pretrained(tmp_path / "first")
     assert loaded.list_warnings("a drums") == ["The prompt says 'drums': It knows none."]
+    assert QAMDTPipeline.from_pipe(loaded).model_limits == loaded.model_limits
     loaded.save_pretrained(tmp_path / "first")
     assert card.read_text() == front
     loaded.save_pretrained(tmp_path / "second")
