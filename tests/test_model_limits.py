@@ -58,6 +58,15 @@ def test_what_can_be_done_gets_none(warn, prompt):
     assert warn(prompt, 10.24) == []
 
 
+def test_no_word_of_the_training_captions_gets_a_warning(warn):
+    from data_prep.composer.instruments import INSTRUMENTS
+    from data_prep.composer.moods import MOODS
+    from data_prep.composer.styles import STYLES
+
+    words = {word for things in (INSTRUMENTS, MOODS, STYLES) for thing in things.values() for word in thing.names}
+    assert {word: found for word in words if (found := warn(word))} == {}
+
+
 def test_a_card_that_says_it_wrongly_is_named(tmp_path):
     assert read_limits(tmp_path) == ModelLimits()
     (tmp_path / "README.md").write_text("# No front matter\n")
