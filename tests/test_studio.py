@@ -100,8 +100,9 @@ def test_two_takes_are_made_and_stand_in_the_history(studio, monkeypatch):
     assert "Quality heard** 3.00 of 5" in done[3]
     takes = list_takes(studio.app.state.queue)
     assert [take.request.seed for take in takes] == [8, 7]
-    choices = studio.page.list_choices()["choices"]
-    assert choices[0][1] == takes[0].key
+    choices = studio.page.list_choices(takes[1].key)
+    assert [key for _, key in choices["choices"]] == [take.key for take in takes]
+    assert choices["value"] == takes[1].key
     assert studio.page.show_take(takes[1].key)[0]["value"] == str(takes[1].path)
     *fields, _ = studio.page.restore_take(takes[1].key)
     assert (fields[0], fields[1], fields[3], fields[11]) == ("calm piano", pytest.approx(0.3), 3.5, 7)

@@ -24,7 +24,6 @@ class Metrics:
             self.generations.labels(status)
         self.refused = Counter("refused", "Generations that found the queue full.", **named)
         self.scored = Counter("scored", "Sound files that were scored.", **named)
-        self.audio_seconds = Counter("audio_seconds", "Seconds of audio that were asked for and made.", **named)
         self.generation_seconds = Histogram(
             "generation_seconds", "Time to make a generation.", buckets=(0.5, 1, 2, 5, 10, 30, 60, 300), **named
         )
@@ -35,7 +34,6 @@ class Metrics:
         self.generations.labels(job.status).inc()
         if job.status == "complete":
             self.generation_seconds.observe(job.finished_at - job.started_at)
-            self.audio_seconds.inc(sum(request.seconds or 0 for request in job.requests))
 
     def watch(self, queue: GenerationQueue) -> None:
         """Reads the length of a queue whenever it is asked for."""

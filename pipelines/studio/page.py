@@ -162,11 +162,11 @@ class Studio:
     def _wire(self, gr, page, tabs, history_tab) -> None:
         outputs = [self.status, self.running, *(part for result in self.results for part in result)]
         made = self.go.click(self.make, self.form, outputs, show_progress="hidden")
-        made.then(self.list_choices, None, self.takes, show_progress="hidden")
+        made.then(self.list_choices, self.takes, self.takes, show_progress="hidden")
         self.form[0].submit(self.make, self.form, outputs, show_progress="hidden")
         self.stop.click(self.cancel, self.running, None, queue=False)
         for event in (page.load, history_tab.select, self.refresh.click):
-            event(self.list_choices, None, self.takes, show_progress="hidden")
+            event(self.list_choices, self.takes, self.takes, show_progress="hidden")
         self.takes.change(self.show_take, self.takes, list(self.old), show_progress="hidden")
         self.restore.click(self.restore_take, self.takes, [*self.form, tabs], show_progress="hidden")
         self.reroll.click(self.restore_with_another_seed, self.takes, [*self.form, tabs], show_progress="hidden")
@@ -205,11 +205,13 @@ class Studio:
         for job_id in ids:
             self.queue.cancel(job_id)
 
-    def list_choices(self):
-        """What the history has."""
+    def list_choices(self, chosen: str | None):
+        """What the history has; what was chosen stays so, or else the newest is."""
         import gradio as gr
 
-        return gr.update(choices=[(take.title, take.key) for take in list_takes(self.queue)])
+        choices = [(take.title, take.key) for take in list_takes(self.queue)]
+        keys = [key for _, key in choices]
+        return gr.update(choices=choices, value=chosen if chosen in keys else next(iter(keys), None))
 
     def show_take(self, key: str | None):
         """Shows a take of the history."""

@@ -29,7 +29,7 @@ svg { width: 100%; touch-action: none; display: block; }
 # What the template holds is drawn anew from `points` at every move; `props.value` follows when the move has ended, so
 # that the component is not rendered again under the pointer.
 SCRIPT = """
-const NS = 'http://www.w3.org/2000/svg', LEFT = 60, RIGHT = 585, TOP = 15, BOTTOM = 165;
+const NS = 'http://www.w3.org/2000/svg', LEFT = 74, RIGHT = 585, TOP = 15, BOTTOM = 165;
 const x = share => LEFT + share * (RIGHT - LEFT), y = score => BOTTOM - (score - 1) / 4 * (BOTTOM - TOP);
 let points = JSON.parse(props.value);
 const make = (name, attributes, text) => {
