@@ -17,7 +17,7 @@ from pipelines.service.settings import ServiceSettings
 
 
 # The other convention, of vLLM-Omni: its names, and ours.
-SPEECH_FIELDS = {
+ALIAS_FIELDS = {
     "input": "prompt",
     "audio_length": "seconds",
     "negative_prompt": "negative_prompt",
@@ -92,9 +92,9 @@ def read_alias(body: Mapping[str, Any], engine: Engine, settings: ServiceSetting
         check_choices("response_format", [suffix], suffixes)
         if values.pop("audio_start", 0) != 0:
             raise ValueError("`audio_start` must be 0: clips begin at their beginning.")
-        if unknown := sorted(values.keys() - SPEECH_FIELDS):
-            raise ValueError(f"There is no {', '.join(map(repr, unknown))}; there are {', '.join(SPEECH_FIELDS)}.")
-        request = _read_request({SPEECH_FIELDS[name]: value for name, value in values.items()})
+        if unknown := sorted(values.keys() - ALIAS_FIELDS):
+            raise ValueError(f"There is no {', '.join(map(repr, unknown))}; there are {', '.join(ALIAS_FIELDS)}.")
+        request = _read_request({ALIAS_FIELDS[name]: value for name, value in values.items()})
         check_limits(request, 1, settings)
     except ValueError as error:
         raise ServiceError("invalid_request", str(error)) from error

@@ -151,7 +151,7 @@ class Studio:
 
     def _build_score(self, gr) -> None:
         gr.Markdown("How good a recording sounds, as a whole and over time. The file stays on this machine.")
-        self.upload = gr.Audio(label="Sound file", type="filepath", sources=["upload"])
+        self.upload = gr.Audio(label="Sound file", type="filepath", sources=["upload"], buttons=["download"])
         self.upload_prompt = gr.Textbox(
             value="", label="What it should follow, if anything", max_length=self.settings.max_prompt
         )
