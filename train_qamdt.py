@@ -19,7 +19,6 @@ checkpoint. `--dry-run` prints the settings, and what a run takes of memory and 
 import argparse
 import contextlib
 import dataclasses
-import json
 import math
 import shutil
 import sys
@@ -36,7 +35,7 @@ from tqdm import tqdm
 from data_prep.training_latents import find_latents
 from pipelines.checkpoint_model import check_autoencoder, render_previews, save_components, save_lora
 from pipelines.spectrogram import check_matplotlib
-from qamdt.files import cut_log, replace_folder, write_text
+from qamdt.files import append_json_line, cut_log, replace_folder, write_json, write_text
 from qamdt.models.transformer_qamdt import QAMDTTransformer2DModel
 from qamdt.run_control import Clock, StopSignal, agree, peak_memory_in_gib, run_progress
 from qamdt.settings import format_settings
@@ -213,8 +212,7 @@ def train(config: TrainConfig, stop: StopSignal) -> dict:
                 "peak_memory_gib": peak_memory_in_gib(accelerator.device),
             }
             if accelerator.is_main_process:
-                with (output_dir / "loss.jsonl").open("a") as file:
-                    file.write(json.dumps(line) + "\n")
+                append_json_line(output_dir / "loss.jsonl", line)
             tracker.log(line)
             progress_bar.set_postfix(loss=f"{line['loss']:.4f}", clips_per_s=line["clips_per_s"])
             losses, log_start, log_samples = [], time.monotonic(), num_samples
@@ -320,7 +318,7 @@ def save(
         if config.lora is not None:
             save_lora(model, averages, folder)
         snapshots.save(snapshot_averages, folder)
-        (folder / "training.json").write_text(json.dumps(state, indent=2) + "\n")
+        write_json(folder / "training.json", state)
 
     checkpoint = save_checkpoint(
         accelerator,

@@ -5,7 +5,6 @@ Each function does one process's share; `numbers` are the numbers of the shards 
 
 import hashlib
 import inspect
-import json
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -19,6 +18,7 @@ from transformers import AutoConfig, AutoModel, AutoTokenizer, PreTrainedModel, 
 from qamdt import embedded
 from qamdt.audio import SAMPLING_RATE, LogMel, normalize_waveform, read_audio
 from qamdt.encoding import encode_waveforms, samples_per_latent_frame
+from qamdt.files import read_json
 from qamdt.keyed_rows import digest_weights
 from qamdt.manifest import Record, resolve_clip_path
 from qamdt.models.autoencoder_waveform import AutoencoderWaveform
@@ -50,7 +50,7 @@ def describe_autoencoder(folder: Path, dtype: str) -> dict[str, Any]:
 
 def read_autoencoder_config(folder: Path) -> dict[str, Any]:
     """Returns the config of an autoencoder."""
-    return json.loads((folder / "config.json").read_text(encoding="utf-8"))
+    return read_json(folder / "config.json")
 
 
 def _hears_waveforms(config: dict[str, Any]) -> bool:

@@ -7,7 +7,6 @@ the text encoder. Everything else that training reads, the index with clips, tex
 import contextlib
 import hashlib
 import itertools
-import json
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass, replace
 from datetime import timedelta
@@ -31,7 +30,7 @@ from data_prep.latent_encoders import (
 from data_prep.latent_index import choose_records, choose_stats, list_training_texts, make_curves
 from data_prep.old_latents import take_over_old_latents
 from qamdt import embedded
-from qamdt.files import claim, write_json_lines
+from qamdt.files import claim, read_json, write_json_lines
 from qamdt.keyed_rows import make_key
 from qamdt.latent_folder import (
     INDEX_NAME,
@@ -323,7 +322,7 @@ def _span(record: Record) -> tuple[str, float, float]:
 
 def _read_before(out: Path) -> tuple[list[Clip], QualityStats | None, dict[str, Any] | None]:
     """Returns clips, thresholds and origin of the latents that the index of a folder knows until now."""
-    if not (out / INDEX_NAME).is_file() or json.loads((out / INDEX_NAME).read_text(encoding="utf-8"))["format"] == 1:
+    if not (out / INDEX_NAME).is_file() or read_json(out / INDEX_NAME)["format"] == 1:
         return [], None, None
     folder = LatentFolder(out)
     quality = folder.index["quality"]

@@ -14,6 +14,7 @@ from pipelines.clips import ClipMaker, choose_device, decide, identify_models, i
 from pipelines.request import GenerationRequest
 from pipelines.spectrogram import check_matplotlib, draw_spectrograms
 from qamdt.cpu_memory import keep_freed_memory
+from qamdt.files import read_text_lines
 
 
 Take = tuple[Path, GenerationRequest]  # a sound file, and what it should be
@@ -92,10 +93,9 @@ def _make(batches: list[list[Take]], device: str, spectrogram: Path | None = Non
 def read_prompts(path: Path) -> list[tuple[int, str]]:
     """Line numbers and prompts of a text file; empty lines and lines that begin with # are left out."""
     try:
-        lines = path.read_text(encoding="utf-8").splitlines()
-    except UnicodeDecodeError as error:
-        raise argparse.ArgumentTypeError(f"--prompts must be a UTF-8 text file, got {str(path)!r}: {error}") from error
-    prompts = [(number, line.strip()) for number, line in enumerate(lines, start=1)]
+        prompts = [(number, line.strip()) for number, line in enumerate(read_text_lines(path), start=1)]
+    except ValueError as error:
+        raise argparse.ArgumentTypeError(f"--prompts: {error}") from error
     prompts = [(number, prompt) for number, prompt in prompts if prompt and not prompt.startswith("#")]
     if not prompts:
         raise argparse.ArgumentTypeError(f"--prompts must hold at least one prompt, got {str(path)!r} with none")

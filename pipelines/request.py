@@ -10,11 +10,11 @@ import json
 import os
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, fields, replace
-from pathlib import Path
 from typing import Any
 
 from pipelines.input_checks import check_choices, check_count, check_number
 from pipelines.quality_argument import Quality, check_word, read_curve
+from qamdt.files import read_json
 
 
 SAMPLER_NAMES = ("dpm++", "unipc", "euler", "euler-ancestral", "ddim", "paper")
@@ -144,7 +144,7 @@ class GenerationRequest:
             ValueError: It holds no request.
         """
         try:
-            values = json.loads(Path(path).read_text(encoding="utf-8"))
+            values = read_json(path)
             return cls.from_dict(values["settings"] if isinstance(values, dict) and "settings" in values else values)
         except ValueError as error:  # JSON and UTF-8 errors are such, too
             raise ValueError(f"{str(path)!r} holds no request: {error}") from error

@@ -1,4 +1,8 @@
-"""Files that survive a kill: written whole or not at all, and read without the line that a killed process tore."""
+"""Files that survive a kill: written whole or not at all, and read without the line that a killed process tore.
+
+Text is UTF-8 on every machine, whatever its locale, and a line ends at a line feed alone: captions may hold the other
+characters (U+0085, U+2028, U+2029) at which `str.splitlines` cuts.
+"""
 
 import json
 import os
@@ -13,6 +17,9 @@ try:
     import fcntl
 except ImportError:  # Windows, where a second writer goes unnoticed
     fcntl = None
+
+
+_MOST_LEVELS = 100  # of JSON inside JSON; what is nested deeper comes from nobody who means well
 
 
 def claim(path: str | Path) -> IO[bytes]:
@@ -114,10 +121,75 @@ def read_json_lines(path: str | Path) -> Iterator[Any]:
     """
     for number, (_, line) in enumerate(iterate_lines(path), start=1):
         try:
-            values = json.loads(line)
+            values = parse_json(line)
         except ValueError as error:
             raise ValueError(f"{path}, line {number}: not JSON ({error}); delete this line.") from error
         yield values
+
+
+def parse_json(text: str | bytes) -> Any:
+    """Returns what a JSON text holds.
+
+    Raises:
+        ValueError: It is not JSON, not UTF-8, or nested so deep that not everything could be done with it.
+    """
+    try:
+        values = json.loads(text if isinstance(text, str) else text.decode("utf-8"))
+    except RecursionError:
+        raise ValueError(f"it is nested more than {_MOST_LEVELS} levels deep") from None
+    openings = (text.count("["), text.count("{")) if isinstance(text, str) else (text.count(b"["), text.count(b"{"))
+    if sum(openings) > _MOST_LEVELS:
+        _check_depth(values)
+    return values
+
+
+def _check_depth(values: Any) -> None:
+    level = [values]
+    for _ in range(_MOST_LEVELS):
+        parents = [value for value in level if isinstance(value, dict | list)]
+        level = [child for parent in parents for child in (parent.values() if isinstance(parent, dict) else parent)]
+    if level:
+        raise ValueError(f"it is nested more than {_MOST_LEVELS} levels deep")
+
+
+def read_json(path: str | Path) -> Any:
+    """Returns what a JSON file holds.
+
+    Raises:
+        FileNotFoundError: There is no such file.
+        ValueError: It holds no JSON; the message names it.
+    """
+    try:
+        return parse_json(Path(path).read_bytes())
+    except ValueError as error:
+        raise ValueError(f"{str(path)!r} is no JSON file in UTF-8: {error}.") from error
+
+
+def read_text_lines(path: str | Path) -> list[str]:
+    """Returns the lines of a text file that a person wrote, without their ends and without a byte order mark.
+
+    Raises:
+        ValueError: It is not UTF-8; the message names it.
+    """
+    try:
+        text = Path(path).read_bytes().decode("utf-8-sig")
+    except UnicodeDecodeError as error:
+        raise ValueError(f"{str(path)!r} must be a text file in UTF-8: {error}; save it as UTF-8.") from error
+    return [line.removesuffix("\r") for line in text.split("\n")]
+
+
+def is_text(text: str) -> bool:
+    """Whether every character of a string is one: names of files and JSON can hold halves of surrogate pairs."""
+    try:
+        text.encode("utf-8")
+    except UnicodeEncodeError:
+        return False
+    return True
+
+
+def printable(name: str) -> str:
+    """Returns the name of a file with escapes for the bytes that are not UTF-8."""
+    return name.encode("utf-8", "backslashreplace").decode("utf-8")
 
 
 def cut_torn_line(path: str | Path) -> None:
@@ -153,7 +225,7 @@ def cut_log(path: str | Path, counter: str, last: int) -> None:
         last: Highest value of it to keep.
     """
     if Path(path).is_file():
-        lines = [line for _, line in iterate_lines(path) if json.loads(line)[counter] <= last]
+        lines = [line for _, line in iterate_lines(path) if parse_json(line)[counter] <= last]
         write_atomically(path, lambda file: file.write_bytes(b"".join(lines)))
 
 

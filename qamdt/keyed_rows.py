@@ -17,7 +17,7 @@ from typing import Any
 
 import numpy as np
 
-from qamdt.files import claim, cut_torn_line, encode_json_line, iterate_lines
+from qamdt.files import claim, cut_torn_line, encode_json_line, iterate_lines, parse_json
 
 
 DONE = "done"
@@ -197,7 +197,7 @@ def _read_rows(path: Path) -> Iterator[tuple[int, dict[str, Any]]]:
     """Yields each row with its offset."""
     for number, (offset, line) in enumerate(iterate_lines(path), start=1):
         try:
-            row = json.loads(line)
+            row = parse_json(line)
             int(row["key"], 16), row["status"], row["id"]
         except (ValueError, KeyError, TypeError) as error:
             raise ValueError(

@@ -7,17 +7,16 @@ Level 0 means "quality unknown"; a missing score (`None` or NaN) has it.
 
 from __future__ import annotations
 
-import json
 import math
 import os
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, fields
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 
+from qamdt.files import read_json, write_json
 from qamdt.quality_words import (
     MAX_SCORE,
     MIN_SCORE,
@@ -134,14 +133,14 @@ class QualityStats:
     @classmethod
     def load(cls, path: str | os.PathLike) -> QualityStats:
         try:
-            return cls.from_dict(json.loads(Path(path).read_text(encoding="utf-8")))
-        except (json.JSONDecodeError, TypeError) as error:
+            return cls.from_dict(read_json(path))
+        except (ValueError, TypeError) as error:
             raise ValueError(
                 f"`path` must be a JSON file of quality statistics, got {str(path)!r}: {error}"
             ) from error
 
     def save(self, path: str | os.PathLike) -> None:
-        Path(path).write_text(json.dumps(self.to_dict(), indent=2) + "\n", encoding="utf-8")
+        write_json(path, self.to_dict())
 
     def level(self, mos: Scores | None) -> int | np.ndarray | torch.Tensor:
         """The level 1 to 5 of a score, 0 when it is unknown; arrays and tensors are taken element by element."""

@@ -13,7 +13,7 @@ from typing import Any, Literal, TypeVar, Union, get_args, get_origin, get_type_
 
 import yaml
 
-from qamdt.files import write_json
+from qamdt.files import read_json, write_json
 
 
 Settings = TypeVar("Settings")
@@ -112,7 +112,7 @@ def hold_folder_to(path: Path, settings: Mapping[str, Any], *, remedy: str) -> N
     if not path.is_file():
         write_json(path, dict(settings))
         return
-    found, asked = _flatten(json.loads(path.read_text(encoding="utf-8"))), _flatten(json.loads(json.dumps(settings)))
+    found, asked = _flatten(read_json(path)), _flatten(json.loads(json.dumps(settings)))
     changes = {key: (found.get(key), asked.get(key)) for key in found | asked if found.get(key) != asked.get(key)}
     if changes:
         raise ValueError(f"{str(path.parent)!r} was made with other settings: {_describe(changes)}; {remedy}.")

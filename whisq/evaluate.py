@@ -25,7 +25,7 @@ from pathlib import Path
 import numpy as np
 from accelerate import Accelerator
 
-from qamdt.files import write_json
+from qamdt.files import write_json, write_text
 from qamdt.run_control import StopSignal
 from qamdt.settings import override
 from whisq.evaluation.controls import (
@@ -159,7 +159,7 @@ def write_report(folder: Path, clips: Sequence[RatedClip], predictions: Predicti
     """Writes figures, predictions and pictures."""
     folder.mkdir(parents=True, exist_ok=True)
     write_json(folder / "report.json", rows)
-    (folder / "report.md").write_text(format_tables(rows), encoding="utf-8")
+    write_text(folder / "report.md", format_tables(rows))
     names = ("overall_quality", "text_alignment")
     with (folder / "predictions.csv").open("w", newline="", encoding="utf-8") as file:
         writer = csv.writer(file)
@@ -168,7 +168,7 @@ def write_report(folder: Path, clips: Sequence[RatedClip], predictions: Predicti
             ratings = (clip.overall_quality, clip.text_alignment)
             writer.writerow([clip.id, clip.system, clip.prompt, *ratings, *(f"{value:.4f}" for value in values)])
     answers = zip(clips, predictions.overall_quality, predictions.text_alignment, strict=True)
-    (folder / "answer.txt").write_text("".join(f"{clip.id},{omq:.4f},{ta:.4f}\n" for clip, omq, ta in answers))
+    write_text(folder / "answer.txt", "".join(f"{clip.id},{omq:.4f},{ta:.4f}\n" for clip, omq, ta in answers))
 
     pairs = {"overall quality": ([clip.overall_quality for clip in clips], predictions.overall_quality)}
     rated = [i for i, clip in enumerate(clips) if clip.text_alignment is not None]

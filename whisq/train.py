@@ -20,7 +20,6 @@ same command again resumes; SIGTERM or Ctrl-C ends it earlier, with a checkpoint
 from __future__ import annotations
 
 import argparse
-import json
 import random
 import shutil
 import sys
@@ -33,7 +32,7 @@ from accelerate import Accelerator
 from accelerate.utils import DistributedDataParallelKwargs, set_seed
 from tqdm import tqdm
 
-from qamdt.files import append_json_line, cut_log, replace_folder, write_atomically, write_json, write_text
+from qamdt.files import append_json_line, cut_log, read_json, replace_folder, write_atomically, write_json, write_text
 from qamdt.run_control import StopSignal, agree
 from qamdt.settings import check_resumption, format_settings
 from whisq.evaluation.reports import Summary, format_tables, measure_predictions, summarize
@@ -286,7 +285,7 @@ def check_same_music(path: Path, music: PreparedMusic) -> str | None:
     Returns:
         A line that says so if the run comes from an earlier version, which kept no record.
     """
-    found, key = json.loads(path.read_text()) if path.is_file() else None, music.key()
+    found, key = read_json(path) if path.is_file() else None, music.key()
     if found is not None and found["key"] != key:
         raise ValueError(
             f"{path.parent} holds a run on clips, ratings, prompts or encoders that have changed since; give another "

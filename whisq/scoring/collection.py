@@ -21,6 +21,7 @@ import torch
 from torch.utils.data import DataLoader
 from tqdm import tqdm
 
+from qamdt.files import printable
 from qamdt.keyed_rows import FAILED, KeyedRows, file_identity, make_key
 from whisq.scorer import ClipScore, WhisQScorer
 from whisq.scoring.clips import Clip
@@ -42,7 +43,8 @@ def row_key(clip: Clip, settings: Mapping[str, Any]) -> int:
     if not clip.has_words:
         settings = {name: value for name, value in settings.items() if not name.startswith("text_encoder")}
     span = [clip.start_in_s, clip.duration_in_s]
-    return make_key(clip.id, clip.place, file, span, clip.source, clip.prompt, settings)
+    cut = ["cut"] if clip.missing_in_s else []
+    return make_key(clip.id, clip.place, file, span, clip.source, clip.prompt, settings, *cut)
 
 
 def append_rows(
@@ -153,7 +155,7 @@ def score_group(
             if isinstance(result, str):
                 errors.setdefault(request.clip, result)
                 continue
-            if result.duration_in_s > 0 and result.is_finite:
+            if len(result.waveform) and result.is_finite:
                 heard.append((request.clip, result))
             # Only the measurements are kept: the samples of a long clip need not fit into memory.
             windows[request.clip].append(replace(result, waveform=torch.empty(0)))
@@ -161,17 +163,22 @@ def score_group(
             scored = scorer.score_windows([window for _, window in heard], [clips[index].prompt for index, _ in heard])
             for (index, _), score in zip(heard, scored, strict=True):
                 window_scores[index].append(score)
-    return {
-        index: errors[index]
-        if index in errors
-        else scorer.combine(windows[index], window_scores[index], clips[index].prompt)
-        for index in group
-    }
+    scores: dict[int, ClipScore | str] = dict(errors)
+    for index in windows.keys() - errors.keys():
+        *some, last = windows[index]
+        last = replace(last, missing_in_s=last.missing_in_s + clips[index].missing_in_s)
+        scores[index] = scorer.combine([*some, last], window_scores[index], clips[index].prompt)
+    return scores
 
 
 def make_row(clip: Clip, key: int, score: ClipScore | str, scorer: WhisQScorer) -> dict[str, Any]:
     """Returns the row of a clip; `score` may be the reason why its file could not be read."""
-    row: dict[str, Any] = {"id": clip.id, "key": f"{key:016x}", "path": str(clip.path), "source": clip.source}
+    row: dict[str, Any] = {
+        "id": clip.id,
+        "key": f"{key:016x}",
+        "path": printable(str(clip.path)),
+        "source": clip.source,
+    }
     row |= {"prompt": clip.prompt}
     if isinstance(score, str):
         row |= {"status": "error", "error": score, "flags": ["unreadable"], "overall_quality": None}

@@ -20,7 +20,7 @@ from typing import Any
 
 import numpy as np
 
-from qamdt.files import iterate_lines, write_json, write_json_lines
+from qamdt.files import iterate_lines, parse_json, read_json, write_json, write_json_lines
 from qamdt.keyed_rows import KeyedRows, make_key
 
 
@@ -111,7 +111,7 @@ def list_errors(out: Path, clip_ids: Collection[str]) -> list[tuple[str, str]]:
 def read_settings(out: Path) -> dict[str, Any] | None:
     """What made a score file: scorer, encoders, frames; `None` when the note beside it is missing."""
     path = out.with_suffix(".meta.json")
-    return json.loads(path.read_text(encoding="utf-8")) if path.is_file() else None
+    return read_json(path) if path.is_file() else None
 
 
 def check_settings(out: Path, settings: dict[str, Any]) -> None:
@@ -142,7 +142,7 @@ def _parse_file(path: Path) -> Iterator[tuple[int, dict[str, Any]]]:
     """Yields where each whole line begins, and its row."""
     for number, (offset, line) in enumerate(iterate_lines(path), start=1):
         try:
-            row = json.loads(line)
+            row = parse_json(line)
             if not isinstance(row, dict) or not _ROW_KEYS <= row.keys():
                 raise ValueError(f"this is no row of `whisq score`: {line[:60]!r}")
         except ValueError as error:

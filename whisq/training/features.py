@@ -26,7 +26,7 @@ from torch.nn.utils.rnn import pad_sequence
 from tqdm import tqdm
 
 from qamdt.audio import read_audio
-from qamdt.files import read_json_lines, write_atomically, write_json, write_json_lines
+from qamdt.files import read_json, read_json_lines, write_atomically, write_json, write_json_lines
 from qamdt.keyed_rows import file_identity
 from whisq.audio import level
 from whisq.encoders import AudioEncoder, TextEncoder
@@ -208,7 +208,7 @@ def read_clip(clip: RatedClip, max_seconds: float) -> torch.Tensor:
 
 def _check_settings(path: Path, settings: dict) -> None:
     if path.is_file():
-        found = json.loads(path.read_text(encoding="utf-8"))
+        found = read_json(path)
         if found != settings:
             raise ValueError(
                 f"{str(path.parent)!r} was filled with {found}, now the settings are {settings}; "
