@@ -68,6 +68,11 @@ def score(arguments: argparse.Namespace) -> int:
         print(f"  {clip_id}: {error}", file=sys.stderr)
     if errors:
         print(f"{len(errors)} clips could not be scored; `status` is error in their rows.", file=sys.stderr)
+    cut = [clip.id for clip in clips if clip.missing_in_s]
+    for clip_id in cut[:NUM_LISTED_ERRORS]:
+        print(f"  {clip_id}: its file ends before the clip should", file=sys.stderr)
+    if cut:
+        print(f"{len(cut)} clips are cut off; `flags` names truncated in their rows.", file=sys.stderr)
     for fault in faults[:NUM_LISTED_ERRORS]:
         print(f"  {fault}", file=sys.stderr)
     if faults:
