@@ -30,6 +30,7 @@ from data_prep.music_metadata import Note, describe_tags, read_embedded_tags, re
 from qamdt.files import printable, write_json_lines
 from qamdt.keyed_rows import DONE, KeyedRows, file_identity, make_key, make_row
 from qamdt.manifest import Record, write_manifest
+from qamdt.outputs import check_output
 from qamdt.sound_files import iterate_blocks, list_sound_files, measure_length, open_sound
 
 
@@ -177,6 +178,8 @@ class ManifestBuilder:
                 f"`out` must lie in {str(self.folder)!r} or above it, as paths in a manifest may not leave its folder, "
                 f"got {str(self.out)!r}."
             )
+        if self.out.suffix.lower() != ".jsonl":
+            raise ValueError(f"`out` must be a .jsonl file, got {str(self.out)!r}.")
         if not 0 < min_in_s <= clip_in_s:
             raise ValueError(
                 f"`min_in_s` and `clip_in_s` must satisfy 0 < min <= clip, got {min_in_s} and {clip_in_s}."
@@ -190,6 +193,8 @@ class ManifestBuilder:
 
     def build(self, tables: list[str | Path] = (), *, num_workers: int = 4) -> Path:
         """Writes the manifest and the list of what was left out, and returns the manifest's path."""
+        for path in (self.out, self.bad_path):
+            check_output(path, inputs=tables, is_ours=lambda path: self._scans_path.is_file())
         noted: dict[str, list[Note]] = {}
         for table in tables:
             for path, notes in read_table(
@@ -234,6 +239,10 @@ class ManifestBuilder:
     @property
     def bad_path(self) -> Path:
         return self.out.with_suffix(".bad.jsonl")
+
+    @property
+    def _scans_path(self) -> Path:
+        return self.out.with_name(f".{self.out.stem}.scans.jsonl")
 
     def _make_records(self, name: str, file: Path, scan: Scan, notes: list[Note]) -> list[Record]:
         """Makes the records of one file's clips; a fault leaves out the file."""
@@ -282,7 +291,7 @@ class ManifestBuilder:
 
     def _scan_all(self, names: dict[str, Path], num_workers: int):
         """Yields each file's name with its scan, or with what is wrong with it, in order; remembers scans on disk."""
-        rows = KeyedRows(self.out.parent, f".{self.out.stem}.scans")
+        rows = KeyedRows(self._scans_path.parent, self._scans_path.stem)
 
         def scan(name: str) -> tuple[str, int, Scan | str]:
             try:

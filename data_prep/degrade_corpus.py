@@ -30,6 +30,7 @@ from data_prep.productions import produce
 from qamdt.audio import SAMPLING_RATE, normalize_waveform, read_audio, write_audio
 from qamdt.keyed_rows import KeyedRows, file_identity, make_key, make_row
 from qamdt.manifest import Record, clip_identity, resolve_clip_path, scan_manifest, write_manifest
+from qamdt.outputs import check_output
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -164,6 +165,8 @@ def degrade_corpus(
     settings = settings or DegradeSettings()
     manifest, folder = Path(manifest), Path(folder)
     failures: list[str] = []
+    out = folder / "manifest.jsonl"
+    check_output(out, inputs=[manifest], is_ours=lambda path: (folder / "progress.jsonl").is_file())
     records = _choose_clips(manifest, split, num_clips, failures)
     with KeyedRows(folder, "progress") as rows:
         keys = {
@@ -190,8 +193,8 @@ def degrade_corpus(
             for version, key in enumerate(keys[record.id])
             if _is_made(rows, key, folder)
         ]
-        write_manifest(folder / "manifest.jsonl", versions)
-    return folder / "manifest.jsonl", Counter(kept=len(versions) - num_made, made=num_made), failures
+        write_manifest(out, versions)
+    return out, Counter(kept=len(versions) - num_made, made=num_made), failures
 
 
 def _choose_clips(manifest: Path, split: str | None, num_clips: int | None, failures: list[str]) -> list[Record]:

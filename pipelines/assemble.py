@@ -20,9 +20,11 @@ from qamdt.embedded import TEXT_ENCODER_PACKAGE
 from qamdt.files import read_json, write_json
 from qamdt.models.transformer_qamdt import QAMDTTransformer2DModel
 from qamdt.models.vocoder_istft import ISTFTVocoder
+from qamdt.outputs import check_output_folder, has_fields
 from qamdt.quality import QualityStats
 
 
+PARTS = ("vae", "transformer", "vocoder", "scheduler", "model_index.json")
 DTYPES = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16}
 
 
@@ -37,6 +39,10 @@ def assemble(vae: Path, vocoder: Path, transformer: Path, out: Path, dtype: torc
         out: The folder to write; a model card that lies there stays.
         dtype: What the weights are stored in; loading brings them back to float32.
     """
+    for part in (vae, vocoder, transformer):
+        if part.resolve().is_relative_to(out.resolve()):
+            raise ValueError(f"{str(part)!r} lies in `out` {str(out)!r}, which is written over; give another `out`.")
+    check_output_folder(out, PARTS, is_ours=has_fields(out / "model_index.json", ["_class_name"]))
     training = read_json(transformer / "training.json")
     stats_file = transformer / "quality_stats.json"
     autoencoder = AutoencoderKL.from_pretrained(vae)
@@ -51,7 +57,7 @@ def assemble(vae: Path, vocoder: Path, transformer: Path, out: Path, dtype: torc
         quality_stats=QualityStats.load(stats_file).to_dict() if stats_file.is_file() else None,
         text_encoder_package=TEXT_ENCODER_PACKAGE,
     )
-    for part in ("vae", "transformer", "vocoder", "scheduler"):
+    for part in PARTS[:-1]:
         shutil.rmtree(out / part, ignore_errors=True)
     pipe.to(dtype).save_pretrained(out)
     for part in ("vae", "transformer", "vocoder"):

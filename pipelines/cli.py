@@ -55,7 +55,7 @@ def _add_generate(commands: argparse._SubParsersAction) -> None:
         argument_default=argparse.SUPPRESS,  # so that a request from a file is changed only by what is given
     )
     files = dict.fromkeys(("output", "prompts", "out_dir", "request", "spectrogram"))
-    parser.set_defaults(run=_generate, num=1, device=None, **files)
+    parser.set_defaults(run=_generate, num=1, device=None, overwrite=False, **files)
     parser.add_argument("prompt", nargs="?", help='what to play, such as "calm piano ballad, slow"')
     parser.add_argument("-o", "--output", type=Path, help="sound file to write: wav, flac, ogg or mp3 (music.wav)")
     parser.add_argument("--prompts", type=Path, metavar="FILE", help="text file with one prompt per line")
@@ -69,6 +69,7 @@ def _add_generate(commands: argparse._SubParsersAction) -> None:
     parser.add_argument("--num", type=int, help="takes of each prompt, seeds counting up (1)")
     parser.add_argument("--spectrogram", type=Path, metavar="PNG", help="also draw what was made")
     parser.add_argument("--device", help='such as "cpu" or "cuda:1" (a GPU where there is one)')
+    parser.add_argument("--overwrite", action="store_true", help="replace files that were not made by this command")
     _add_request_options(parser)
 
 
@@ -160,10 +161,18 @@ def _generate(arguments: argparse.Namespace) -> None:
             num_takes=arguments.num,
             spectrogram=arguments.spectrogram,
             device=arguments.device,
+            inputs=(arguments.request,),
+            overwrite=arguments.overwrite,
         )
     else:
         generate_prompts(
-            request, arguments.prompts, arguments.out_dir, num_takes=arguments.num, device=arguments.device
+            request,
+            arguments.prompts,
+            arguments.out_dir,
+            num_takes=arguments.num,
+            device=arguments.device,
+            inputs=(arguments.request,),
+            overwrite=arguments.overwrite,
         )
 
 

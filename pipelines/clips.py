@@ -18,6 +18,7 @@ from qamdt.embedded import EMBEDDED_MODEL_DIR, default_model
 from qamdt.files import read_json, write_json
 from qamdt.keyed_rows import file_identity, make_key
 from qamdt.music import Music
+from qamdt.outputs import has_fields
 from qamdt.precision import preferred_dtype
 from qamdt.quality_words import asks_for_best
 
@@ -59,6 +60,11 @@ class Clip:
 def record_path(path: Path) -> Path:
     """Where the record of a sound file lies."""
     return path.with_suffix(".json")
+
+
+def is_ours(path: Path) -> bool:
+    """Whether a sound file, or the record beside one, was made here: its record says so."""
+    return has_fields(record_path(path), ("settings", "sound", "models", "versions"))
 
 
 def is_made(path: Path, request: GenerationRequest, models: dict[str, str | None]) -> bool:

@@ -4,24 +4,33 @@ from __future__ import annotations
 
 import argparse
 import re
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
 import torch
 from tqdm import tqdm
 
-from pipelines.clips import ClipMaker, choose_device, decide, identify_models, is_made
+from pipelines.clips import ClipMaker, choose_device, decide, identify_models, is_made, is_ours, record_path
 from pipelines.request import GenerationRequest
-from pipelines.spectrogram import check_matplotlib, draw_spectrograms
+from pipelines.spectrogram import check_matplotlib, draw_spectrograms, is_our_picture
 from qamdt.cpu_memory import keep_freed_memory
 from qamdt.files import read_text_lines
+from qamdt.outputs import OVERWRITE_HINT, check_output
 
 
 Take = tuple[Path, GenerationRequest]  # a sound file, and what it should be
 
 
 def generate_one(
-    request: GenerationRequest, output: Path, *, num_takes: int, spectrogram: Path | None, device: str | None
+    request: GenerationRequest,
+    output: Path,
+    *,
+    num_takes: int,
+    spectrogram: Path | None,
+    device: str | None,
+    inputs: Sequence[Path | None] = (),
+    overwrite: bool = False,
 ) -> None:
     """Makes the takes of one prompt.
 
@@ -31,16 +40,30 @@ def generate_one(
         num_takes: How many to make, with seeds that count up.
         spectrogram: PNG file for a picture of them.
         device: Where to compute; a GPU where there is one when `None`.
+        inputs: Files that the request was read from.
+        overwrite: Whether files that were not made here may be replaced.
     """
     if spectrogram is not None:
         check_matplotlib("--spectrogram")
     device = choose_device(device)
     request = decide(request, device)
-    _make([plan_takes(output, request, num_takes)], device, spectrogram)
+    takes = plan_takes(output, request, num_takes)
+    if not overwrite:
+        check_takes(takes, inputs)
+        if spectrogram is not None:
+            check_output(spectrogram, inputs=inputs, is_ours=is_our_picture, hint=OVERWRITE_HINT)
+    _make([takes], device, spectrogram)
 
 
 def generate_prompts(
-    request: GenerationRequest, prompts: Path, out_dir: Path, *, num_takes: int, device: str | None
+    request: GenerationRequest,
+    prompts: Path,
+    out_dir: Path,
+    *,
+    num_takes: int,
+    device: str | None,
+    inputs: Sequence[Path | None] = (),
+    overwrite: bool = False,
 ) -> None:
     """Makes the takes of every prompt of a file that are not made yet.
 
@@ -50,6 +73,8 @@ def generate_prompts(
         out_dir: Folder for the sound files, named by line and prompt.
         num_takes: How many to make of each, with seeds that count up.
         device: Where to compute; a GPU where there is one when `None`.
+        inputs: Files that the request was read from.
+        overwrite: Whether files that were not made here may be replaced.
     """
     out_dir.mkdir(parents=True, exist_ok=True)
     device = choose_device(device)
@@ -61,6 +86,9 @@ def generate_prompts(
     models = identify_models(request)
     num_takes = sum(map(len, batches))
     batches = [missing for takes in batches if (missing := [take for take in takes if not is_made(*take, models)])]
+    if not overwrite:
+        for takes in batches:
+            check_takes(takes, [prompts, *inputs], sound_is_ours=True)
     tqdm.write(f"{num_takes} to make, {num_takes - sum(map(len, batches))} of them done before.")
     if batches:
         _make(batches, device)
@@ -70,6 +98,20 @@ def plan_takes(path: Path, request: GenerationRequest, num_takes: int) -> list[T
     """The takes of one prompt: `path`, or several of it that are numbered from 1."""
     paths = [path] if num_takes == 1 else [path.with_stem(f"{path.stem}-{i + 1}") for i in range(num_takes)]
     return list(zip(paths, request.takes(num_takes), strict=True))
+
+
+def check_takes(takes: list[Take], inputs: Sequence[Path | None], *, sound_is_ours: bool = False) -> None:
+    """Refuses takes that would replace an input, or files that were not made here.
+
+    Args:
+        takes: The takes to make.
+        inputs: Files that are read.
+        sound_is_ours: Whether a sound file without a record is taken for one whose making was interrupted.
+    """
+    for path, _ in takes:
+        for file in (path, record_path(path)):
+            is_torn = sound_is_ours and file == path and not record_path(path).exists()
+            check_output(file, inputs=inputs, is_ours=lambda file: is_torn or is_ours(file), hint=OVERWRITE_HINT)  # noqa: B023
 
 
 def _make(batches: list[list[Take]], device: str, spectrogram: Path | None = None) -> None:

@@ -28,16 +28,35 @@ def claim(path: str | Path) -> IO[bytes]:
     Raises:
         RuntimeError: Another process has claimed it.
     """
-    file = Path(path).open("ab", buffering=0)
-    try:
-        if fcntl is not None:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError as error:
+    while True:
+        file = Path(path).open("ab", buffering=0)
+        try:
+            if fcntl is not None:
+                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError as error:
+            file.close()
+            raise RuntimeError(
+                f"another process is writing {str(path)!r}; wait for it to end, or give this run another folder."
+            ) from error
+        # While it was being claimed, the process before may have put another file in its place.
+        if os.path.exists(path) and os.path.samestat(os.fstat(file.fileno()), os.stat(path)):
+            return file
         file.close()
-        raise RuntimeError(
-            f"another process is writing {str(path)!r}; wait for it to end, or give this run another folder."
-        ) from error
-    return file
+
+
+@contextmanager
+def claim_folder(folder: str | Path, *, is_main_process: bool = True) -> Iterator[None]:
+    """Keeps other processes that claim the folder away; of processes that work together, the main one claims it.
+
+    Raises:
+        RuntimeError: Another process has claimed it.
+    """
+    if not is_main_process:
+        yield
+        return
+    Path(folder).mkdir(parents=True, exist_ok=True)
+    with claim(Path(folder) / ".lock"):
+        yield
 
 
 @contextmanager

@@ -11,12 +11,14 @@ import math
 import os
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, fields
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 
 from qamdt.files import read_json, write_json
+from qamdt.outputs import is_readable_by
 from qamdt.quality_words import (
     MAX_SCORE,
     MIN_SCORE,
@@ -214,3 +216,8 @@ PUBLISHED_QUALITY_STATS = QualityStats(
     num_clips=0,
     words=PUBLISHED_WORDS,
 )
+
+
+def is_quality_file(path: Path) -> bool:
+    """Whether a file holds quality statistics."""
+    return is_readable_by(QualityStats.load, path)

@@ -87,7 +87,11 @@ def _write_shard(
     }
     digest = hashlib.blake2b(key_bytes.tobytes(), digest_size=6).hexdigest()
     contiguous = {name: tensor.contiguous() for name, tensor in tensors.items()}
-    write_atomically(folder / f"{kind}-{number:05d}-{digest}.safetensors", lambda file: save_file(contiguous, file))
+    path = folder / f"{kind}-{number:05d}-{digest}.safetensors"
+    try:
+        write_atomically(path, lambda file: save_file(contiguous, file))
+    except SafetensorError as error:
+        raise OSError(f"{str(path)!r} could not be written: {error}; free disk space and run again.") from error
 
 
 def find_entries(folder: Path, kind: str) -> dict[int, Place]:

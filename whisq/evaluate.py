@@ -26,6 +26,7 @@ import numpy as np
 from accelerate import Accelerator
 
 from qamdt.files import write_json, write_text
+from qamdt.outputs import check_output_folder
 from qamdt.run_control import StopSignal
 from qamdt.settings import override
 from whisq.evaluation.controls import (
@@ -46,6 +47,15 @@ from whisq.training.preparation import PreparedMusic, prepare
 
 
 NUM_PERSON_DRAWS = 5
+REPORTS = (
+    "report.json",
+    "report.md",
+    "predictions.csv",
+    "answer.txt",
+    "scatter.png",
+    "calibration.png",
+    "faults.jsonl",
+)
 
 
 def load_models(config: WhisQConfig) -> list[WhisQModel]:
@@ -198,6 +208,7 @@ def main(argv: list[str] | None = None) -> int:
         config = override(config, {"run.output_dir": str(arguments.run)})  # the run may have been moved
         out = arguments.out or arguments.run / f"evaluation-{arguments.split}"
         accelerator = build_accelerator(config)
+        check_output_folder(out, REPORTS, is_ours=(out / "report.json").is_file())
         with StopSignal() as stop:
             music = prepare(config, accelerator)
             models = [model.to(accelerator.device) for model in load_models(config)]

@@ -32,7 +32,17 @@ from accelerate import Accelerator
 from accelerate.utils import DistributedDataParallelKwargs, set_seed
 from tqdm import tqdm
 
-from qamdt.files import append_json_line, cut_log, read_json, replace_folder, write_atomically, write_json, write_text
+from qamdt.files import (
+    append_json_line,
+    claim_folder,
+    cut_log,
+    read_json,
+    replace_folder,
+    write_atomically,
+    write_json,
+    write_text,
+)
+from qamdt.outputs import check_output_folder
 from qamdt.run_control import StopSignal, agree
 from qamdt.settings import check_resumption, format_settings
 from whisq.evaluation.reports import Summary, format_tables, measure_predictions, summarize
@@ -62,8 +72,18 @@ def train(
         stop: Looked at after every update; once it is requested, the run saves and ends.
     """
     output_dir = Path(config.run.output_dir)
+    names = ("music.json", "faults.jsonl", "results.json", "seed-*")
+    check_output_folder(output_dir, names, is_ours=(output_dir / "config.yaml").is_file())
+    accelerator.wait_for_everyone()
+    with claim_folder(output_dir, is_main_process=accelerator.is_main_process):
+        return _train_all_seeds(config, music, accelerator, stop)
+
+
+def _train_all_seeds(
+    config: WhisQConfig, music: PreparedMusic, accelerator: Accelerator, stop: StopSignal
+) -> dict[str, Summary] | None:
+    output_dir = Path(config.run.output_dir)
     if accelerator.is_main_process:
-        output_dir.mkdir(parents=True, exist_ok=True)
         check_same_run(output_dir / "config.yaml", config)
         if (note := check_same_music(output_dir / "music.json", music)) is not None:
             say(accelerator, note)
@@ -286,7 +306,7 @@ def check_same_music(path: Path, music: PreparedMusic) -> str | None:
         A line that says so if the run comes from an earlier version, which kept no record.
     """
     found, key = read_json(path) if path.is_file() else None, music.key()
-    if found is not None and found["key"] != key:
+    if found is not None and (not isinstance(found, dict) or found.get("key") != key):
         raise ValueError(
             f"{path.parent} holds a run on clips, ratings, prompts or encoders that have changed since; give another "
             "`run.output_dir`."

@@ -12,6 +12,7 @@ that sound in them.
 from __future__ import annotations
 
 import argparse
+import sys
 from pathlib import Path
 
 import torch
@@ -154,6 +155,14 @@ def main(argv: list[str] | None = None) -> None:
     parser.add_argument("--pitch-weight", type=float, default=0.1, help="of linearly readable pitch (%(default)s)")
     parser.add_argument("--init", type=Path, help="folder of an autoencoder to start from, instead of a new one")
     arguments = parser.parse_args(argv)
+    try:
+        train(arguments)
+    except (ValueError, OSError, RuntimeError) as error:
+        sys.exit(f"error: {error}")
+
+
+def train(arguments: argparse.Namespace) -> None:
+    """Trains as the arguments of the command say."""
     keep_freed_memory()
     torch.manual_seed(arguments.seed)
 

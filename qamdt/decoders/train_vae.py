@@ -9,6 +9,7 @@ peaks of a spectrum.
 from __future__ import annotations
 
 import argparse
+import sys
 from pathlib import Path
 
 import torch
@@ -102,6 +103,14 @@ def main(argv: list[str] | None = None) -> None:
     parser.add_argument("--init", type=Path, help="folder of an autoencoder to start from, instead of a new one")
     parser.add_argument("--freeze-encoder", action="store_true", help="train the decoder alone; latents stay valid")
     arguments = parser.parse_args(argv)
+    try:
+        train(arguments)
+    except (ValueError, OSError, RuntimeError) as error:
+        sys.exit(f"error: {error}")
+
+
+def train(arguments: argparse.Namespace) -> None:
+    """Trains as the arguments of the command say."""
     keep_freed_memory()
     torch.manual_seed(arguments.seed)
 

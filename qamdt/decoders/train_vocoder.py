@@ -8,6 +8,7 @@ generation will feed it.
 from __future__ import annotations
 
 import argparse
+import sys
 from pathlib import Path
 
 import torch
@@ -73,6 +74,14 @@ def main(argv: list[str] | None = None) -> None:
     parser.add_argument("--loudness-weight", type=float, default=0.5)
     parser.add_argument("--init", type=Path, help="folder of a vocoder to start from, instead of a new one")
     arguments = parser.parse_args(argv)
+    try:
+        train(arguments)
+    except (ValueError, OSError, RuntimeError) as error:
+        sys.exit(f"error: {error}")
+
+
+def train(arguments: argparse.Namespace) -> None:
+    """Trains as the arguments of the command say."""
     keep_freed_memory()
     torch.manual_seed(arguments.seed)
 
