@@ -103,7 +103,9 @@ def holds_only_lines_of(path: Path, sources: Sequence[Path]) -> bool:
 
 
 def _iterate_keys(path: Path) -> Iterator[int | None]:
-    """Yields what stands for each line of a JSONL file, `None` for one that is no JSON."""
+    """Yields what stands for each line of a JSONL file, `None` for one that is no JSON; nothing of a missing file."""
+    if not path.is_file():
+        return
     with path.open("rb") as file:
         for line in file:
             try:
