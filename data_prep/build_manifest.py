@@ -128,8 +128,10 @@ def make_record(path: str, start: float, length: float, notes: list[Note], defau
 
 
 def find_misfit(note: Note, duration_in_s: float) -> str | None:
-    """Says why a note cannot be about a file of this length; `None` where it can."""
-    start = note.start_in_s or 0.0
+    """Says why a note cannot be about a part of a file of this length; `None` where it can, or is about the whole."""
+    if note.start_in_s is None:
+        return None
+    start = note.start_in_s
     end = duration_in_s if note.duration_in_s is None else start + note.duration_in_s
     if 0 <= start < min(end, duration_in_s) and end <= duration_in_s + 0.1:
         return None
@@ -343,7 +345,7 @@ def main(argv: list[str] | None = None) -> int:
         print(f"error: {error}", file=sys.stderr)
         return 2
     print(
-        f"{builder.counts['clips']} clips in {manifest}, {builder.counts['without caption']} of them without caption; "
+        f"{builder.counts['clips']} clips in {printable(str(manifest))}, {builder.counts['without caption']} of them without caption; "
         f"files read: {builder.counts['read']}, known from before: {builder.counts['known']}."
     )
     if builder.bad:

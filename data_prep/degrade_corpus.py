@@ -18,7 +18,7 @@ from collections import Counter
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import asdict, dataclass, replace
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import Any
 
 import numpy as np
@@ -100,6 +100,8 @@ def _write_version(
     score, frames = degradation_mos(reference, degraded, SAMPLING_RATE)
 
     path = f"audio/{record.id}-v{version}.flac"
+    if ".." in PurePosixPath(path).parts:
+        raise ValueError(f"the id {record.id!r} would name a file outside the folder; rename the clip.")
     (folder / path).parent.mkdir(parents=True, exist_ok=True)  # ids may have slashes
     write_audio(folder / path, degraded, SAMPLING_RATE)
     return {

@@ -69,7 +69,7 @@ def record_path(path: Path) -> Path:
 
 def is_ours(path: Path) -> bool:
     """Whether a sound file, or the record beside one, was made here: its record says so."""
-    return has_fields(record_path(path), ("settings", "sound", "models", "versions"))
+    return has_fields(record_path(path), ("settings", "sound", "versions"))
 
 
 def is_made(path: Path, request: GenerationRequest, models: dict[str, str | None]) -> bool:

@@ -15,7 +15,7 @@ from typing import Any
 from pipelines.input_checks import check_choices, check_count, check_number
 from pipelines.quality_argument import Quality, check_word, read_curve
 from qamdt.audio_formats import MAX_SAMPLING_RATE, MIN_SAMPLING_RATE
-from qamdt.files import read_json
+from qamdt.files import is_text, read_json
 
 
 SAMPLER_NAMES = ("dpm++", "unipc", "euler", "euler-ancestral", "ddim", "paper")
@@ -88,6 +88,8 @@ class GenerationRequest:
         for name in ("prompt", "negative_prompt"):
             if not isinstance(getattr(self, name), str):
                 raise ValueError(f"`{name}` must be a text, got {getattr(self, name)!r}.")
+            if not is_text(getattr(self, name)):
+                raise ValueError(f"`{name}` must be text in UTF-8, got {getattr(self, name)!r}.")
         for name in ("model", "scorer"):
             if not (getattr(self, name) is None or (isinstance(getattr(self, name), str) and getattr(self, name))):
                 raise ValueError(f"`{name}` must be a folder or a Hub id, got {getattr(self, name)!r}.")

@@ -93,6 +93,21 @@ def write_json(path: str | Path, values: Any) -> None:
     write_atomically(path, lambda file: file.write_bytes(_encode(values, indent=2)))
 
 
+def write_tensors(path: str | Path, tensors: dict[str, Any], metadata: dict[str, str] | None = None) -> None:
+    """Writes a safetensors file in one step.
+
+    Raises:
+        OSError: It does not fit onto the disk.
+    """
+    from safetensors import SafetensorError  # here, as they bring torch, which commands need not for `--help`
+    from safetensors.torch import save_file
+
+    try:
+        write_atomically(path, lambda file: save_file(tensors, file, metadata))
+    except SafetensorError as error:
+        raise OSError(f"{str(path)!r} could not be written: {error}; free disk space and run again.") from error
+
+
 def write_json_lines(path: str | Path, rows: Iterable[Any]) -> None:
     """Writes a JSON Lines file in one step; `rows` are taken one by one."""
 
@@ -244,7 +259,10 @@ def cut_log(path: str | Path, counter: str, last: int) -> None:
         last: Highest value of it to keep.
     """
     if Path(path).is_file():
-        lines = [line for _, line in iterate_lines(path) if parse_json(line)[counter] <= last]
+        try:
+            lines = [line for _, line in iterate_lines(path) if parse_json(line)[counter] <= last]
+        except (ValueError, KeyError, TypeError) as error:
+            raise ValueError(f"{str(path)!r} is no log of a run: {error!r}; move it away.") from error
         write_atomically(path, lambda file: file.write_bytes(b"".join(lines)))
 
 

@@ -148,9 +148,10 @@ class LatentFolder:
                 f"{self.name!r} has no {INDEX_NAME}, so it is no finished folder of latents; "
                 "make one with `python -m data_prep.encode_latents`, or run that again to finish it."
             ) from error
-        if index.get("format") != FORMAT:
+        found = index.get("format") if isinstance(index, dict) else None
+        if found != FORMAT:
             raise ValueError(
-                f"{self.name!r} has format {index.get('format')}, and this version reads format {FORMAT}; run `python -m "
+                f"{self.name!r} has format {found}, and this version reads format {FORMAT}; run `python -m "
                 "data_prep.encode_latents` on the folder with the options of before, which takes over latents of format "
                 "1 without encoding them again."
             )

@@ -73,7 +73,7 @@ class Record:
     def __post_init__(self):
         _check_types(self)
         path = PurePosixPath(self.path)
-        if not self.path or path.is_absolute() or ".." in path.parts or "\\" in self.path:
+        if not self.path or path.is_absolute() or ".." in path.parts or "\\" in self.path or "\0" in self.path:
             raise ValueError(
                 f"`path` must be relative and stay inside the manifest's folder, got {self.path!r}; "
                 "move the audio below the manifest and name it from there."
@@ -220,7 +220,7 @@ def clip_identity(manifest_path: str | Path, record: Record) -> list:
     """
     try:
         file = file_identity(os.path.join(os.path.dirname(manifest_path), record.path))
-    except OSError:
+    except (OSError, ValueError):
         file = None
     return [record.path, file, record.start_in_s, record.duration_in_s]
 

@@ -112,7 +112,10 @@ def hold_folder_to(path: Path, settings: Mapping[str, Any], *, remedy: str) -> N
     if not path.is_file():
         write_json(path, dict(settings))
         return
-    found, asked = _flatten(read_json(path)), _flatten(json.loads(json.dumps(settings)))
+    noted = read_json(path)
+    if not isinstance(noted, dict):
+        raise ValueError(f"{str(path)!r} must hold settings, and it holds something else; move it away, or {remedy}.")
+    found, asked = _flatten(noted), _flatten(json.loads(json.dumps(settings)))
     changes = {key: (found.get(key), asked.get(key)) for key in found | asked if found.get(key) != asked.get(key)}
     if changes:
         raise ValueError(f"{str(path.parent)!r} was made with other settings: {_describe(changes)}; {remedy}.")

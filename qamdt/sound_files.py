@@ -66,6 +66,10 @@ def list_sound_files(folder: Path) -> tuple[list[Path], list[tuple[Path, str]]]:
     for path in sorted(folder.rglob("*")):
         suffix = path.suffix.lower()
         is_hidden = any(part.startswith(".") for part in path.relative_to(folder).parts)
+        if not is_hidden and path.is_symlink() and path.is_dir() and _holds_sound(path):
+            refused.append(
+                (path, "it is a link to a folder of sound, which is not followed; name that folder itself.")
+            )
         if is_hidden or suffix not in READABLE_SUFFIXES + UNREADABLE_SUFFIXES or path.is_dir():
             continue
         if suffix in UNREADABLE_SUFFIXES:
@@ -79,6 +83,11 @@ def list_sound_files(folder: Path) -> tuple[list[Path], list[tuple[Path, str]]]:
         else:
             files.append(path)
     return files, refused
+
+
+def _holds_sound(folder: Path) -> bool:
+    names = (name for *_, names in os.walk(folder) for name in names)
+    return any(Path(name).suffix.lower() in READABLE_SUFFIXES for name in names)
 
 
 def open_sound(path: str | os.PathLike) -> soundfile.SoundFile:

@@ -20,7 +20,14 @@ from whisq.modeling_clap import MiniClap
 from whisq.scorer import WhisQScorer
 from whisq.scoring import collection
 from whisq.scoring.clips import list_clips, probe_durations
-from whisq.scoring.collection import append_rows, row_key, scoring_order
+from whisq.scoring.collection import (
+    append_rows,
+    count_windows,
+    load_windows,
+    row_key,
+    score_group,
+    scoring_order,
+)
 from whisq.scoring.rows import merge_rows, open_keyed_rows
 from whisq.windows import cut_batches
 
@@ -81,6 +88,14 @@ def test_rows_hold_the_scores_of_the_clips(music, unbroken, scorer_dir):
         assert row["duration_in_s"] == len(samples) / RATE
     assert [row["duration_in_s"] for row in rows.values()] == sorted(row["duration_in_s"] for row in rows.values())
     assert json.loads(unbroken.with_suffix(".meta.json").read_text())["scorer"] == scorer.name
+
+
+def test_a_long_clip_says_how_far_it_is(music, scorer_dir):
+    clips = [clip for clip in probe_durations(list_clips([music])[0]) if clip.duration_in_s == 46]
+    told = []
+    loaded = load_windows(clips, [[0]], 31.0, 0)
+    score_group(clips, [0], loaded, WhisQScorer.from_pretrained(scorer_dir), on_progress=told.append)
+    assert told == [1] * count_windows(clips[0]) == [1, 1, 1]
 
 
 def test_a_second_run_adds_nothing(music, unbroken, run):

@@ -30,6 +30,7 @@ from pathlib import Path
 import torch
 from accelerate import Accelerator
 from accelerate.utils import DistributedDataParallelKwargs, set_seed
+from safetensors import SafetensorError
 from tqdm import tqdm
 
 from qamdt.files import (
@@ -82,6 +83,7 @@ def train(
 def _train_all_seeds(
     config: WhisQConfig, music: PreparedMusic, accelerator: Accelerator, stop: StopSignal
 ) -> dict[str, Summary] | None:
+    """Does what `train` says, in a folder that no other run writes to."""
     output_dir = Path(config.run.output_dir)
     if accelerator.is_main_process:
         check_same_run(output_dir / "config.yaml", config)
@@ -353,7 +355,7 @@ def main(argv: list[str] | None = None) -> int:
         with StopSignal() as stop:
             music = prepare(config, accelerator)
             results = train(config, music, accelerator, stop)
-    except (ValueError, OSError, RuntimeError) as error:
+    except (ValueError, OSError, RuntimeError, SafetensorError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
     if results is None:

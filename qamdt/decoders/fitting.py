@@ -148,6 +148,7 @@ def _fit(
     export: Callable[[nn.Module], None],
     accelerator: Accelerator,
 ) -> None:
+    """Does what `fit` says, in a folder that no other run writes to."""
     trainable = [parameter for parameter in loss_module.parameters() if parameter.requires_grad]
     optimizer = torch.optim.AdamW(trainable, lr=options.learning_rate, betas=(0.9, 0.99), weight_decay=0.01)
     average = _make_average(loss_module, options.average_decay)

@@ -184,7 +184,7 @@ def identify_file(clip: Clip) -> list[int] | None:
     """Returns by what the file of a clip is known to be the same; `None` where it is not there, as its row will say."""
     try:
         return file_identity(clip.path)
-    except OSError:
+    except (OSError, ValueError):
         return None
 
 
