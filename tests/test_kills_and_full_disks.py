@@ -158,11 +158,13 @@ def test_kills_while_encoding(encode, tmp_path, monkeypatch):
     assert {path.name for path in out.iterdir()} == {path.name for path in (tmp_path / "unbroken").iterdir()}
 
 
-@pytest.mark.parametrize("num_bytes", [100, 2_500])
-def test_a_disk_that_fills_up_while_encoding(encode, tmp_path, capfd, num_bytes):
-    """First no shard fits, then the shards do and the index does not."""
+@pytest.mark.parametrize("fits", ["nothing", "all but the largest file"])
+def test_a_disk_that_fills_up_while_encoding(encode, tmp_path, capfd, fits):
     assert encode(tmp_path / "unbroken") == 0
     out = tmp_path / "latents"
+    num_bytes = (
+        100 if fits == "nothing" else max(path.stat().st_size for path in (tmp_path / "unbroken").iterdir()) - 1
+    )
 
     def encode_on_a_full_disk():
         limit_file_size(num_bytes)
