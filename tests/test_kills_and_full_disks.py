@@ -8,6 +8,7 @@ import multiprocessing
 import os
 import resource
 import signal
+import sys
 
 import numpy as np
 import pytest
@@ -47,10 +48,25 @@ def kill_this_process(*_):
     os.kill(os.getpid(), signal.SIGKILL)
 
 
-def limit_file_size(num_bytes):
-    """Makes the disk full, as far as this process can see: a file takes so many bytes, and a write beyond them fails."""
-    signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
-    resource.setrlimit(resource.RLIMIT_FSIZE, (num_bytes, num_bytes))
+def run_on_a_full_disk(function, num_bytes):
+    """Runs a function in a process whose files take so many bytes, and a write beyond them fails, as on a full disk.
+
+    Returns its exit code and what it said.
+    """
+    end_to_read, end_to_write = os.pipe()
+
+    def run():
+        sys.stdout = sys.stderr = os.fdopen(end_to_write, "w", encoding="utf-8")  # no file, so that all of it fits
+        signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+        resource.setrlimit(resource.RLIMIT_FSIZE, (num_bytes, num_bytes))
+        status = function()
+        sys.stderr.flush()
+        return status
+
+    status = run_in_fork(run)
+    os.close(end_to_write)
+    with os.fdopen(end_to_read, encoding="utf-8") as said:
+        return status, said.read()
 
 
 @pytest.fixture(scope="module")
@@ -94,17 +110,13 @@ def test_kills_between_rows_and_inside_of_them(score, tmp_path, monkeypatch):
     assert out.read_bytes() == (tmp_path / "unbroken.jsonl").read_bytes()
 
 
-def test_a_disk_that_fills_up_while_scoring(score, tmp_path, capfd):
+def test_a_disk_that_fills_up_while_scoring(score, tmp_path):
     assert score(tmp_path / "unbroken.jsonl") == 0
     unbroken = (tmp_path / "unbroken.jsonl").read_bytes()
     out = tmp_path / "scores.jsonl"
-
-    def score_on_a_full_disk():
-        limit_file_size(len(unbroken) // 2)
-        return score(out)
-
-    assert run_in_fork(score_on_a_full_disk) == 1
-    assert "error: " in capfd.readouterr().err
+    status, said = run_on_a_full_disk(lambda: score(out), len(unbroken) // 2)
+    assert status == 1
+    assert "whisq score: error: " in said
     rows = out.read_bytes()
     assert rows
     assert unbroken.startswith(rows)
@@ -159,26 +171,22 @@ def test_kills_while_encoding(encode, tmp_path, monkeypatch):
 
 
 @pytest.mark.parametrize("fits", ["nothing", "all but the largest file"])
-def test_a_disk_that_fills_up_while_encoding(encode, tmp_path, capfd, fits):
+def test_a_disk_that_fills_up_while_encoding(encode, tmp_path, fits):
     assert encode(tmp_path / "unbroken") == 0
     out = tmp_path / "latents"
     num_bytes = (
         100 if fits == "nothing" else max(path.stat().st_size for path in (tmp_path / "unbroken").iterdir()) - 1
     )
-
-    def encode_on_a_full_disk():
-        limit_file_size(num_bytes)
-        return encode(out)
-
-    assert run_in_fork(encode_on_a_full_disk) == 2
-    assert "error: " in capfd.readouterr().err
+    status, said = run_on_a_full_disk(lambda: encode(out), num_bytes)
+    assert status == 2
+    assert "error: " in said
     assert not (out / "index.json").exists()
     assert encode(out) == 0
     assert read_latents(out) == read_latents(tmp_path / "unbroken")
     assert {path.name for path in out.iterdir()} == {path.name for path in (tmp_path / "unbroken").iterdir()}
 
 
-def test_a_disk_that_fills_up_while_a_checkpoint_is_written(write_noise, fresh_accelerator, tmp_path, capfd):
+def test_a_disk_that_fills_up_while_a_checkpoint_is_written(write_noise, fresh_accelerator, tmp_path):
     write_noise(tmp_path / "latents", [16] * 4)
     run = {"output_dir": str(tmp_path / "run"), "batch_size": 2, "max_steps": 4, "log_steps": 1, "checkpoint_steps": 2}
     data = {"latents": str(tmp_path / "latents"), "crop_in_frames": 16}
@@ -186,13 +194,10 @@ def test_a_disk_that_fills_up_while_a_checkpoint_is_written(write_noise, fresh_a
     train_qamdt.train(config, StopAfter(2))
     [checkpoint] = list_checkpoints(tmp_path / "run" / "checkpoints")
     largest = max(path.stat().st_size for path in checkpoint.rglob("*") if path.is_file())
-
-    def train_on_a_full_disk():
-        limit_file_size(largest // 2)
-        return train_qamdt.main([f"--config={tmp_path / 'run' / 'config.yaml'}"])
-
-    assert run_in_fork(train_on_a_full_disk) == 2
-    assert "error: " in capfd.readouterr().err
+    arguments = [f"--config={tmp_path / 'run' / 'config.yaml'}"]
+    status, said = run_on_a_full_disk(lambda: train_qamdt.main(arguments), largest // 2)
+    assert status == 2
+    assert "error: " in said
     assert find_checkpoint(tmp_path / "run" / "checkpoints") == (checkpoint, [], [])
     assert train_qamdt.train(config, StopAfter())["step"] == 4
     steps = [json.loads(line)["step"] for line in (tmp_path / "run" / "loss.jsonl").read_text().splitlines()]
