@@ -16,6 +16,7 @@ from pathlib import Path
 
 import torch
 from accelerate import Accelerator
+from safetensors import SafetensorError
 from torch import nn
 from torch.optim.swa_utils import AveragedModel
 from tqdm import tqdm
@@ -232,6 +233,14 @@ def fit_options(arguments: argparse.Namespace, crops: RandomCrops) -> FitOptions
         average_decay=arguments.average_decay,
         seed=arguments.seed,
     )
+
+
+def run_command(main: Callable[[], None]) -> None:
+    """Runs the command of a training; what is wrong with its arguments or its folder is said in a line."""
+    try:
+        main()
+    except (ValueError, OSError, RuntimeError, SafetensorError) as error:
+        sys.exit(f"error: {error}")
 
 
 def _schedule(step: int, options: FitOptions) -> float:

@@ -8,17 +8,15 @@ generation will feed it.
 from __future__ import annotations
 
 import argparse
-import sys
 from pathlib import Path
 
 import torch
 from diffusers import AutoencoderKL
-from safetensors import SafetensorError
 from torch import nn
 
 from qamdt.audio import LogMel
 from qamdt.cpu_memory import keep_freed_memory
-from qamdt.decoders.fitting import RandomCrops, add_fit_arguments, fit, fit_options
+from qamdt.decoders.fitting import RandomCrops, add_fit_arguments, fit, fit_options, run_command
 from qamdt.decoders.spectral_losses import multi_resolution_stft_distance, waveform_loudness_error
 from qamdt.models.vocoder_istft import ISTFTVocoder
 
@@ -75,14 +73,6 @@ def main(argv: list[str] | None = None) -> None:
     parser.add_argument("--loudness-weight", type=float, default=0.5)
     parser.add_argument("--init", type=Path, help="folder of a vocoder to start from, instead of a new one")
     arguments = parser.parse_args(argv)
-    try:
-        train(arguments)
-    except (ValueError, OSError, RuntimeError, SafetensorError) as error:
-        sys.exit(f"error: {error}")
-
-
-def train(arguments: argparse.Namespace) -> None:
-    """Trains as the arguments of the command say."""
     keep_freed_memory()
     torch.manual_seed(arguments.seed)
 
@@ -107,4 +97,4 @@ def train(arguments: argparse.Namespace) -> None:
 
 
 if __name__ == "__main__":
-    main()
+    run_command(main)
