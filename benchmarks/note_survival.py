@@ -17,8 +17,8 @@ import numpy as np
 import torch
 from tqdm import tqdm
 
-from benchmarks.control_metrics import is_tempo
-from benchmarks.music_measures import chord_match
+from pipelines.evaluation.control import is_tempo
+from pipelines.evaluation.music_measures import chord_match
 from pipelines.pipeline_qamdt import QAMDTPipeline
 from qamdt import tempo_and_key
 from qamdt.audio import SAMPLING_RATE, LogMel, read_audio

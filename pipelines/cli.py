@@ -1,4 +1,4 @@
-"""The `qamdt` command: `generate` music, show `info` about a model, `convert` the published checkpoint.
+"""The `qamdt` command: `generate` music, `evaluate` it, show `info` about a model, `convert` the published checkpoint.
 
 Exit status: 0 when done, 1 when something failed, 2 when the arguments make no sense, 130 when interrupted.
 """
@@ -11,6 +11,7 @@ from collections.abc import Sequence
 from dataclasses import fields
 from pathlib import Path
 
+from pipelines.evaluation import command as evaluation
 from pipelines.input_checks import check_count
 from pipelines.request import CRITERIA, DTYPES, SAMPLER_NAMES, GenerationRequest
 from qamdt import __version__
@@ -41,6 +42,7 @@ def build_parser() -> argparse.ArgumentParser:
     parser.add_argument("--version", action="version", version=f"qamdt {__version__}")
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
     _add_generate(commands)
+    evaluation.add_parser(commands)
     _add_info(commands)
     _add_convert(commands)
     return parser
