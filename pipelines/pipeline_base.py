@@ -7,9 +7,8 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-import numpy as np
 import torch
 from diffusers import AutoencoderKL, DiffusionPipeline, SchedulerMixin
 from diffusers.utils.torch_utils import randn_tensor
@@ -22,6 +21,7 @@ from pipelines.input_checks import check_choices, check_count, check_embeds, che
 from pipelines.loading import LoadingMixin
 from pipelines.lora import QAMDTLoraLoaderMixin
 from pipelines.pipeline_output import QAMDTPipelineOutput
+from pipelines.selection import Selection
 from qamdt.conditions import Conditions
 from qamdt.decoding import decode_latents, latents_to_waveform, mel_to_waveform, samples_per_frame, vae_scale_factor
 from qamdt.models.autoencoder_waveform import AutoencoderWaveform
@@ -29,6 +29,10 @@ from qamdt.models.transformer_qamdt import QAMDTTransformer2DModel
 from qamdt.models.vocoder_istft import ISTFTVocoder
 from qamdt.music import Music
 from qamdt.quality import QualityStats
+
+
+if TYPE_CHECKING:
+    from whisq.scorer import WhisQScorer
 
 
 class QAMDTPipelineBase(LoadingMixin, ConditioningMixin, DiffusionPipeline, QAMDTLoraLoaderMixin):
@@ -86,6 +90,7 @@ class QAMDTPipelineBase(LoadingMixin, ConditioningMixin, DiffusionPipeline, QAMD
             max_audio_length_in_s=max_audio_length_in_s,
         )
         self._quality_stats = None if quality_stats is None else QualityStats.from_dict(dict(quality_stats))
+        self._scorer = None
         self._guidance_scales = []
         self._num_timesteps = 0
         self._interrupt = False
@@ -99,6 +104,19 @@ class QAMDTPipelineBase(LoadingMixin, ConditioningMixin, DiffusionPipeline, QAMD
     def quality_stats(self) -> QualityStats | None:
         """Where the quality levels of the model begin; `None` if unknown."""
         return self._quality_stats
+
+    @property
+    def scorer(self) -> WhisQScorer:
+        """What scores and ranks waveforms: the embedded scorer, unless another was assigned."""
+        if self._scorer is not None:
+            return self._scorer
+        from pipelines.best_of import load_scorer
+
+        return load_scorer(str(self._execution_device))
+
+    @scorer.setter
+    def scorer(self, scorer: WhisQScorer) -> None:
+        self._scorer = scorer
 
     @property
     def native_audio_length_in_s(self) -> float:
@@ -272,18 +290,27 @@ class QAMDTPipelineBase(LoadingMixin, ConditioningMixin, DiffusionPipeline, QAMD
         latents: torch.Tensor,
         audio_length_in_s: float,
         music: list[Music] | None,
+        selection: Selection,
         *,
         output_type: str,
         return_dict: bool,
-    ) -> QAMDTPipelineOutput | tuple[np.ndarray | torch.Tensor]:
+    ) -> QAMDTPipelineOutput | tuple:
         """Ends a call: returns latents in the form that is asked for, and lets go of the parts that are offloaded."""
-        if output_type == "latent":
-            audios = latents
-        else:
+        audios = latents
+        if output_type != "latent" or selection.listens:
             audios = self.decode(latents)[:, : round(audio_length_in_s * self.sampling_rate)]  # (B, samples)
-            audios = audios.cpu().numpy() if output_type == "np" else audios
         self.maybe_free_model_hooks()
-        return QAMDTPipelineOutput(audios=audios, music=music) if return_dict else (audios,)
+        scores = choices = None
+        if selection.listens:
+            from pipelines.best_of import select  # brings what listens
+
+            places, scores, choices = select(selection, audios, self.sampling_rate, self.scorer)
+            audios = (latents if output_type == "latent" else audios)[places]
+            music = None if music is None else [music[place] for place in places]
+        audios = audios.cpu().numpy() if output_type == "np" else audios
+        if return_dict:
+            return QAMDTPipelineOutput(audios=audios, music=music, scores=scores, choices=choices)
+        return (audios,) if scores is None else (audios, scores)
 
     def _predict(
         self, model_input: torch.Tensor, timestep: torch.Tensor, branches: Sequence[Conditions]

@@ -16,7 +16,6 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-import numpy as np
 import torch
 from diffusers import DiffusionPipeline
 
@@ -27,6 +26,7 @@ from pipelines.music_conditioning import Chords
 from pipelines.pipeline_base import QAMDTPipelineBase
 from pipelines.pipeline_output import QAMDTPipelineOutput
 from pipelines.quality_argument import Quality
+from pipelines.selection import RankBy, Selection
 
 
 class QAMDTPipeline(QAMDTPipelineBase, metaclass=GenerateWhenCalledWithPrompt):
@@ -55,6 +55,9 @@ class QAMDTPipeline(QAMDTPipelineBase, metaclass=GenerateWhenCalledWithPrompt):
         quality_guidance_scale: float | None = None,
         guidance_interval: tuple[float, float] = (0.0, 1.0),
         num_waveforms_per_prompt: int = 1,
+        keep: int | None = None,
+        rank_by: RankBy | None = None,
+        return_scores: bool = False,
         eta: float = 0.0,
         generator: torch.Generator | list[torch.Generator] | None = None,
         latents: torch.Tensor | None = None,
@@ -66,7 +69,7 @@ class QAMDTPipeline(QAMDTPipelineBase, metaclass=GenerateWhenCalledWithPrompt):
         callback_on_step_end_tensor_inputs: tuple[str, ...] | list[str] = ("latents",),
         output_type: str = "np",
         return_dict: bool = True,
-    ) -> QAMDTPipelineOutput | tuple[np.ndarray | torch.Tensor]:
+    ) -> QAMDTPipelineOutput | tuple:
         """Generates music.
 
         Args:
@@ -94,6 +97,12 @@ class QAMDTPipeline(QAMDTPipelineBase, metaclass=GenerateWhenCalledWithPrompt):
             guidance_interval: First and last part of the schedule that is guided, as fractions from 0 (pure noise)
                 to 1; the other steps cost half.
             num_waveforms_per_prompt: Waveforms for each prompt, in a row in the result.
+            keep: How many of these are kept, the best first; all when `None`.
+            rank_by: What is best: `"overall_quality"` (how good it sounds to WhisQ), `"text_alignment"` or `"clap"` (how
+                well it follows the prompt, to WhisQ and to CLAP); several of these, of which the least sum of ranks
+                wins; or a function `rank_by(waveform, sampling_rate, prompt)`, which returns a greater number for what
+                is better.
+            return_scores: Whether WhisQ scores what is kept; its curve over the clip is in the scores.
             eta: Share of fresh noise in every step, for `DDIMScheduler` only.
             generator: Source of all randomness; a list gives each waveform its own.
             latents: Initial noise of shape `(batch, channels, latent_frames, latent_bins)` instead of drawn noise.
@@ -109,7 +118,8 @@ class QAMDTPipeline(QAMDTPipelineBase, metaclass=GenerateWhenCalledWithPrompt):
             return_dict: Whether to return an output object rather than a tuple.
 
         Returns:
-            `QAMDTPipelineOutput` with `audios`, and with the `music` that is played, or a tuple with the audios.
+            `QAMDTPipelineOutput` with `audios`, the `music` that is played, and the `scores` and `choices` that are asked
+            for; or a tuple with the audios and, with `return_scores`, the scores.
         """
         if audio_length_in_s is None:
             audio_length_in_s = self.native_audio_length_in_s
@@ -130,11 +140,19 @@ class QAMDTPipeline(QAMDTPipelineBase, metaclass=GenerateWhenCalledWithPrompt):
             callback_on_step_end_tensor_inputs=callback_on_step_end_tensor_inputs,
             output_type=output_type,
         )
-        batch_size = count_prompts(prompt, prompt_embeds) * num_waveforms_per_prompt
+        num_prompts = count_prompts(prompt, prompt_embeds)
+        selection = Selection(
+            prompts=prompt if isinstance(prompt, list) else [prompt] * num_prompts,
+            num_waveforms_per_prompt=num_waveforms_per_prompt,
+            keep=keep,
+            rank_by=rank_by,
+            return_scores=return_scores,
+        )
+        batch_size = num_prompts * num_waveforms_per_prompt
         check_generator(generator, batch_size)
         music = self.prepare_music(
             prompt=prompt,
-            num_prompts=batch_size // num_waveforms_per_prompt,
+            num_prompts=num_prompts,
             bpm=bpm,
             key=key,
             chords=chords,
@@ -177,4 +195,6 @@ class QAMDTPipeline(QAMDTPipelineBase, metaclass=GenerateWhenCalledWithPrompt):
             callback_on_step_end=callback_on_step_end,
             callback_on_step_end_tensor_inputs=callback_on_step_end_tensor_inputs,
         )
-        return self.finish(latents, audio_length_in_s, music, output_type=output_type, return_dict=return_dict)
+        return self.finish(
+            latents, audio_length_in_s, music, selection, output_type=output_type, return_dict=return_dict
+        )

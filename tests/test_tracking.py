@@ -52,6 +52,13 @@ def read_history(folder):
     ]
 
 
+def end_launch(tracker):
+    """Ends a launch as its process does at exit: `finish` leaves the last records to wandb's own process, which writes
+    them while it shuts down, and only `teardown` waits for that."""
+    tracker.close()
+    wandb.teardown()
+
+
 def test_a_resumed_run_is_one_run_with_its_losses_and_previews(folder, tmp_path):
     Image.new("RGB", (4, 3)).save(tmp_path / "spectrograms.png")
     waveforms = torch.linspace(-1, 1, 3200).repeat(2, 1)
@@ -60,7 +67,7 @@ def test_a_resumed_run_is_one_run_with_its_losses_and_previews(folder, tmp_path)
         for step in steps:
             tracker.log({"step": step, "loss": 1 / step})
         tracker.log_previews(["piano", "calm drums"], waveforms, 16_000, tmp_path / "spectrograms.png", steps[-1])
-        tracker.close()
+        end_launch(tracker)
 
     (run_id,) = {file.stem for file in folder.glob("wandb/offline-run-*/*.wandb")}
     assert run_id == "run-" + (folder / "wandb_id").read_text()
