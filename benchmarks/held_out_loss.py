@@ -39,7 +39,7 @@ VARIANTS = ("given", "text", "no text", "quality")
 
 
 def read_batches(
-    folder: str, scaling_factor: float | None, repeats: int, clean_only: bool
+    folder: str, scaling_factor: float | None, repeats: int, clean_only: bool, prefix_probability: float = 0.0
 ) -> list[tuple[Batch, torch.Tensor]]:
     """Returns the batches, each clip `repeats` times with other noise, and with each the states of the empty text."""
     config = DataConfig(
@@ -50,7 +50,7 @@ def read_batches(
         clip_quality_dropout=0.0,
         frame_quality_dropout=0.0,
         global_quality_dropout=0.0,
-        prefix_probability=0.0,
+        prefix_probability=prefix_probability,
     )
     dataset = LatentDataset(config, seed=0)
     records = [dataset.latents.records[clip] for clip in dataset.clips]

@@ -13,6 +13,7 @@ from pathlib import Path
 
 from pipelines.evaluation import command as evaluation
 from pipelines.input_checks import check_count
+from pipelines.listening import command as listening
 from pipelines.request import CRITERIA, DTYPES, SAMPLER_NAMES, GenerationRequest
 from qamdt import __version__
 from qamdt.audio_formats import find_audio_format
@@ -43,6 +44,7 @@ def build_parser() -> argparse.ArgumentParser:
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
     _add_generate(commands)
     evaluation.add_parser(commands)
+    listening.add_parser(commands)
     _add_info(commands)
     _add_convert(commands)
     return parser
