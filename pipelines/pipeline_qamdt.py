@@ -19,14 +19,14 @@ from collections.abc import Callable
 import torch
 from diffusers import DiffusionPipeline
 
-from pipelines.conditioning import count_prompts
-from pipelines.input_checks import check_generator
+from pipelines.call import Call
+from pipelines.input_checks import check_number
 from pipelines.loading import GenerateWhenCalledWithPrompt
 from pipelines.music_conditioning import Chords
 from pipelines.pipeline_base import QAMDTPipelineBase
 from pipelines.pipeline_output import QAMDTPipelineOutput
 from pipelines.quality_argument import Quality
-from pipelines.selection import RankBy, Selection
+from pipelines.selection import RankBy
 
 
 class QAMDTPipeline(QAMDTPipelineBase, metaclass=GenerateWhenCalledWithPrompt):
@@ -121,80 +121,39 @@ class QAMDTPipeline(QAMDTPipelineBase, metaclass=GenerateWhenCalledWithPrompt):
             `QAMDTPipelineOutput` with `audios`, the `music` that is played, and the `scores` and `choices` that are asked
             for; or a tuple with the audios and, with `return_scores`, the scores.
         """
-        if audio_length_in_s is None:
-            audio_length_in_s = self.native_audio_length_in_s
-        self.check_inputs(
+        call = Call(
             prompt=prompt,
+            quality=quality,
             negative_prompt=negative_prompt,
-            audio_length_in_s=audio_length_in_s,
-            num_inference_steps=num_inference_steps,
-            guidance_scale=guidance_scale,
-            quality_guidance_scale=quality_guidance_scale,
-            guidance_interval=guidance_interval,
-            num_waveforms_per_prompt=num_waveforms_per_prompt,
-            eta=eta,
-            prompt_embeds=prompt_embeds,
-            prompt_attention_mask=prompt_attention_mask,
-            negative_prompt_embeds=negative_prompt_embeds,
-            negative_prompt_attention_mask=negative_prompt_attention_mask,
-            callback_on_step_end_tensor_inputs=callback_on_step_end_tensor_inputs,
-            output_type=output_type,
-        )
-        num_prompts = count_prompts(prompt, prompt_embeds)
-        selection = Selection(
-            prompts=prompt if isinstance(prompt, list) else [prompt] * num_prompts,
-            num_waveforms_per_prompt=num_waveforms_per_prompt,
-            keep=keep,
-            rank_by=rank_by,
-            return_scores=return_scores,
-        )
-        batch_size = num_prompts * num_waveforms_per_prompt
-        check_generator(generator, batch_size)
-        music = self.prepare_music(
-            prompt=prompt,
-            num_prompts=num_prompts,
+            negative_quality=negative_quality,
             bpm=bpm,
             key=key,
             chords=chords,
             time_signature=time_signature,
             plan_music=plan_music,
-            audio_length_in_s=audio_length_in_s,
-            num_waveforms_per_prompt=num_waveforms_per_prompt,
-            generator=generator,
-        )
-
-        # What the network is told: text and quality as wanted, and those that guidance moves away from.
-        self.scheduler.set_timesteps(num_inference_steps, device=self._execution_device)
-        timesteps = self.scheduler.timesteps
-        guidance = self.prepare_guidance(
-            prompt=prompt,
-            quality=quality,
-            negative_prompt=negative_prompt,
-            negative_quality=negative_quality,
-            music=music,
-            audio_length_in_s=audio_length_in_s,
-            num_steps=len(timesteps),
+            num_inference_steps=num_inference_steps,
             guidance_scale=guidance_scale,
             quality_guidance_scale=quality_guidance_scale,
             guidance_interval=guidance_interval,
             num_waveforms_per_prompt=num_waveforms_per_prompt,
+            keep=keep,
+            rank_by=rank_by,
+            return_scores=return_scores,
+            eta=eta,
+            generator=generator,
+            latents=latents,
             prompt_embeds=prompt_embeds,
             prompt_attention_mask=prompt_attention_mask,
             negative_prompt_embeds=negative_prompt_embeds,
             negative_prompt_attention_mask=negative_prompt_attention_mask,
-        )
-
-        # From noise to latents, from latents to sound.
-        latents = self.prepare_latents(batch_size, self.num_latent_frames(audio_length_in_s), generator, latents)
-        latents = self.denoise(
-            latents,  # (B, C, T, F)
-            timesteps,
-            guidance,
-            eta=eta,
-            generator=generator,
             callback_on_step_end=callback_on_step_end,
             callback_on_step_end_tensor_inputs=callback_on_step_end_tensor_inputs,
+            output_type=output_type,
+            return_dict=return_dict,
         )
-        return self.finish(
-            latents, audio_length_in_s, music, selection, output_type=output_type, return_dict=return_dict
-        )
+        if audio_length_in_s is None:
+            audio_length_in_s = self.native_audio_length_in_s
+        check_number("audio_length_in_s", audio_length_in_s, maximum=self.config.max_audio_length_in_s, is_open=True)
+        self.check_inputs(call)
+        latents, music = self.generate_latents(call, audio_length_in_s)
+        return self.finish(call, latents, audio_length_in_s, music)
