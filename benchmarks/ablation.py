@@ -190,7 +190,7 @@ def run_ablation(settings: AblationSettings, stop: StopSignal) -> dict[tuple[str
             if settings.num_prompts:
                 row["control"] = measure_control(config, settings.num_prompts)
             rows.append(row)
-        rows.refresh()
+            rows.refresh()  # variants of several groups may be one run
         return {name: rows.read(key) for name, key in keys.items()}
 
 
