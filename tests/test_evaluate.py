@@ -11,7 +11,8 @@ import soundfile
 import torch
 
 from pipelines.cli import main
-from pipelines.evaluation import clip_rows
+from pipelines.evaluation import clip_rows, control
+from pipelines.evaluation import run as evaluation_run
 from qamdt.files import write_json, write_json_lines
 
 
@@ -163,7 +164,7 @@ def test_training_clips_that_come_back_are_named(place):
     assert "copied.wav" in (place / "report.md").read_text()
 
 
-def test_control_is_read_from_records_and_compared_with_what_is_known_of_the_reference(place):
+def test_control_is_read_from_records_and_compared_with_what_is_known_of_the_reference(place, monkeypatch):
     for folder, numbers in (("long", range(1, 5)), ("known", range(101, 105))):
         (place / folder).mkdir()
         for number in numbers:
@@ -187,6 +188,14 @@ def test_control_is_read_from_records_and_compared_with_what_is_known_of_the_ref
     assert own["floor"] == own["figure"]["value"]  # all were asked for one key
     assert report["clips"]["reference"]["key"]["figure"]["count"] == 2
     assert report["clips"]["generated"]["instrument by its timbre"]["floor"] == 0.5
+    assert "key, weighted as MIREX does" in report["clips"]["generated"]
+
+    for module in (control, evaluation_run):
+        monkeypatch.setattr(module, "can_weight_keys", lambda: False)
+    status, report = evaluate("--generated", "long", "--metrics", "key")
+    assert status == 1
+    assert "qamdt[evaluate]" in report["not_measured"]["key, weighted as MIREX does"]
+    assert set(report["clips"]["generated"]) == {"key", "key, or its relative"}
 
 
 def test_prompts_are_read_from_a_file_and_those_without_clips_are_named(place):

@@ -6,6 +6,7 @@ of what was wanted and what was measured (`pipelines.evaluation.measures`).
 
 from __future__ import annotations
 
+import importlib.util
 from collections.abc import Callable, Sequence
 from itertools import combinations
 from typing import Any
@@ -87,13 +88,14 @@ def is_tempo(found_bpm: float, wanted_bpm: float, *factors: float) -> bool:
 
 def key_weight(found: str, wanted: str) -> float:
     """MIREX's credit for a key: 1 if it is right, 0.5 a fifth above, 0.3 for the relative, 0.2 for the parallel one."""
-    try:
-        from mir_eval.key import weighted_score
-    except ImportError as error:
-        raise ImportError(
-            "the weighted key needs mir_eval; install it with `pip install 'qamdt[evaluate]'`."
-        ) from error
+    from mir_eval.key import weighted_score
+
     return float(weighted_score(tempo_and_key.normalize_key(wanted), tempo_and_key.normalize_key(found)))
+
+
+def can_weight_keys() -> bool:
+    """Whether `mir_eval` is installed, which knows the weights."""
+    return importlib.util.find_spec("mir_eval") is not None
 
 
 def is_key(found: str, wanted: str) -> bool:
@@ -122,6 +124,8 @@ def hit_values(clips: Sequence[Measurement], name: str) -> tuple[list[float], li
         name: One of `HITS`.
     """
     field, is_hit = HITS[name]
+    if is_hit is key_weight and not can_weight_keys():
+        return [], []
     facts = [(getattr(wanted, field), measured[field]) for wanted, measured in clips if getattr(wanted, field)]
     hits = [float(is_hit(found, wanted)) for wanted, found in facts]
     exchanged = [

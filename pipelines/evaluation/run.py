@@ -16,7 +16,7 @@ from pipelines.clips import choose_device
 from pipelines.evaluation.classes import CLASSES, class_logits
 from pipelines.evaluation.clip_figures import Row, clap_rows, control_rows, score_rows
 from pipelines.evaluation.clip_rows import Failure, measure_clips
-from pipelines.evaluation.control import Measurement, best_places
+from pipelines.evaluation.control import Measurement, best_places, can_weight_keys
 from pipelines.evaluation.distribution import class_figures, distance_figures, memorising_figures
 from pipelines.evaluation.embedders import Embedder, load_embedder
 from pipelines.evaluation.measures import (
@@ -175,10 +175,8 @@ class _Run:
         embedder = load_embedder(self.request.embedder, revision=self.request.revision, device=self.request.device)
         self.result.models["embedder"] = embedder.name
         spaces = {name: self._embed(name) for name in self.collections if name != "training"}
-        best = set(best_places(self.collections["generated"].wanted))
-        kept = [i for i, place in enumerate(spaces["generated"].places) if place in best]
-        generated = spaces["generated"]
-        spaces["generated"] = Space(places=[generated.places[i] for i in kept], vectors=generated.vectors[kept])
+        # Clips of other qualities and curves are no sample of what the model makes at its best.
+        spaces["generated"] = _restrict(spaces["generated"], best_places(self.collections["generated"].wanted))
         if metrics := self.request.asks_for(*DISTANCES):
             self._measure_distances(spaces, metrics)
         if metrics := self.request.asks_for(*CLASS_METRICS):
@@ -196,8 +194,8 @@ class _Run:
         reconstructed = None
         if request.ceiling is not None:
             through = self._embed("reference", reconstruction=Reconstruction(model=request.ceiling))
-            if through.places == reference.places:
-                reconstructed = through.vectors
+            places = sorted(set(reference.places) & set(through.places))  # the others are named among the faults
+            reference, reconstructed = _restrict(reference, places), _restrict(through, places).vectors
         for metric in metrics:
             try:
                 self.result.distribution |= distance_figures(
@@ -332,6 +330,9 @@ class _Run:
         for metric in metrics:
             if not tabulate(tables["generated"], (metric,)):
                 self.result.not_measured[metric] = _why_not(metric, len(tables["generated"]))
+        if "key" in metrics and not can_weight_keys():
+            reason = "it needs mir_eval, which pip install 'qamdt[evaluate]' brings"
+            self.result.not_measured["key, weighted as MIREX does"] = reason
         if "quality" in metrics:
             self.result.response = mean_response(tables["generated"])
 
@@ -363,6 +364,12 @@ def _pick(collection: Collection, places: Sequence[int]) -> Collection:
         raise ValueError(f"there is no clip to evaluate in {collection.name!r}.")
     clips = [collection.clips[place] for place in places]
     return replace(collection, clips=clips, wanted=[collection.wanted[place] for place in places])
+
+
+def _restrict(space: Space, places: Sequence[int]) -> Space:
+    """The clips of a space that are at some places of their collection."""
+    kept = [number for number, place in enumerate(space.places) if place in set(places)]
+    return Space(places=[space.places[number] for number in kept], vectors=space.vectors[kept])
 
 
 def _line(file: str, line: int | None) -> str:
