@@ -142,6 +142,7 @@ def measure_losses(config: TrainConfig, settings: AblationSettings) -> dict[str,
         settings.repeats,
         clean_only=False,
         prefix_probability=float(config.data.prefix_probability > 0),
+        crop_in_frames=config.data.crop_lengths[-1],
     )
     model = QAMDTTransformer2DModel.from_pretrained(export, subfolder="transformer").eval()
     return {name: values.tolist() for name, values in measure(model, batches, config.loss).items()}
