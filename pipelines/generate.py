@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import argparse
 import re
+import sys
+import unicodedata
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -13,6 +15,7 @@ from tqdm import tqdm
 
 from pipelines.clips import ClipMaker, choose_device, decide, identify_models, is_made, is_ours, record_path
 from pipelines.request import GenerationRequest
+from pipelines.silence import loading_bars, request_warnings
 from pipelines.spectrogram import check_matplotlib, draw_spectrograms, is_our_picture
 from qamdt.cpu_memory import keep_freed_memory
 from qamdt.files import read_text_lines
@@ -31,6 +34,7 @@ def generate_one(
     device: str | None,
     inputs: Sequence[Path | None] = (),
     overwrite: bool = False,
+    is_quiet: bool = False,
 ) -> None:
     """Makes the takes of one prompt.
 
@@ -42,6 +46,7 @@ def generate_one(
         device: Where to compute; a GPU where there is one when `None`.
         inputs: Files that the request was read from.
         overwrite: Whether files that were not made here may be replaced.
+        is_quiet: Whether to say nothing.
     """
     if spectrogram is not None:
         check_matplotlib("--spectrogram")
@@ -52,7 +57,7 @@ def generate_one(
         check_takes(takes, inputs)
         if spectrogram is not None:
             check_output(spectrogram, inputs=inputs, is_ours=is_our_picture, hint=OVERWRITE_HINT)
-    _make([takes], device, spectrogram)
+    _make([takes], device, spectrogram=spectrogram, is_quiet=is_quiet)
 
 
 def generate_prompts(
@@ -64,6 +69,7 @@ def generate_prompts(
     device: str | None,
     inputs: Sequence[Path | None] = (),
     overwrite: bool = False,
+    is_quiet: bool = False,
 ) -> None:
     """Makes the takes of every prompt of a file that are not made yet.
 
@@ -75,6 +81,7 @@ def generate_prompts(
         device: Where to compute; a GPU where there is one when `None`.
         inputs: Files that the request was read from.
         overwrite: Whether files that were not made here may be replaced.
+        is_quiet: Whether to say nothing.
     """
     out_dir.mkdir(parents=True, exist_ok=True)
     device = choose_device(device)
@@ -89,9 +96,10 @@ def generate_prompts(
     if not overwrite:
         for takes in batches:
             check_takes(takes, [prompts, *inputs], sound_is_ours=True)
-    tqdm.write(f"{num_takes} to make, {num_takes - sum(map(len, batches))} of them done before.")
+    if not is_quiet:
+        tqdm.write(f"{num_takes} to make, {num_takes - sum(map(len, batches))} of them done before.")
     if batches:
-        _make(batches, device)
+        _make(batches, device, is_quiet=is_quiet)
 
 
 def plan_takes(path: Path, request: GenerationRequest, num_takes: int) -> list[Take]:
@@ -114,20 +122,23 @@ def check_takes(takes: list[Take], inputs: Sequence[Path | None], *, sound_is_ou
             check_output(file, inputs=inputs, is_ours=lambda file: is_torn or is_ours(file), hint=OVERWRITE_HINT)  # noqa: B023
 
 
-def _make(batches: list[list[Take]], device: str, spectrogram: Path | None = None) -> None:
+def _make(batches: list[list[Take]], device: str, *, spectrogram: Path | None = None, is_quiet: bool = False) -> None:
     """Makes takes, prompt by prompt, and writes them."""
     keep_freed_memory()
     _, request = batches[0][0]
-    maker = ClipMaker(request, device)
-    maker.pipe.set_progress_bar_config(desc="denoising", leave=False)
-    for takes in tqdm(batches, desc="prompts", disable=len(batches) == 1):
+    with loading_bars(shown=sys.stderr.isatty() and not is_quiet):
+        maker = ClipMaker(request, device)
+    maker.pipe.set_progress_bar_config(desc="denoising", leave=False, disable=is_quiet or None)
+    for takes in tqdm(batches, desc="prompts", disable=is_quiet or len(batches) == 1 or None):
         try:
-            clips = maker.make([request for _, request in takes])
+            with request_warnings(shown=not is_quiet):
+                clips = maker.make([request for _, request in takes])
         except ValueError as error:  # what only the model can refuse
             raise argparse.ArgumentTypeError(str(error)) from error
         for (path, _), clip in zip(takes, clips, strict=True):
             clip.save(path)
-            tqdm.write(str(path))
+            if not is_quiet:
+                tqdm.write(str(path))
         if spectrogram is not None:
             waveforms = torch.stack([clip.sound.waveform for clip in clips])
             draw_spectrograms(spectrogram, waveforms, clips[0].sound.sampling_rate)
@@ -146,5 +157,6 @@ def read_prompts(path: Path) -> list[tuple[int, str]]:
 
 
 def slug(prompt: str) -> str:
-    """A prompt as part of a file name."""
-    return re.sub(r"[^a-z0-9]+", "-", prompt.lower()).strip("-")[:40].strip("-") or "prompt"
+    """A prompt as part of a file name: letters and digits of any script stay, what else there is becomes a hyphen."""
+    words = re.sub(r"[\W_]+", "-", unicodedata.normalize("NFC", prompt).lower()).strip("-")
+    return words[:40].strip("-") or "prompt"

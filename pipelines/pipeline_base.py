@@ -5,6 +5,7 @@ Shapes: B batch (prompts times waveforms per prompt), C latent channels, T laten
 
 from __future__ import annotations
 
+import logging
 import math
 import os
 from collections.abc import Callable, Sequence
@@ -31,8 +32,10 @@ from pipelines.input_checks import (
 )
 from pipelines.loading import LoadingMixin
 from pipelines.lora import QAMDTLoraLoaderMixin
+from pipelines.model_limits import ModelLimits
 from pipelines.pipeline_output import QAMDTPipelineOutput
 from pipelines.recordings import log_mel_of, read_recordings
+from pipelines.sharing import SharingMixin
 from qamdt.conditions import Conditions
 from qamdt.decoding import decode_latents, latents_to_waveform, mel_to_waveform, samples_per_frame, vae_scale_factor
 from qamdt.encoding import encode_waveforms
@@ -46,8 +49,10 @@ from qamdt.quality import QualityStats
 if TYPE_CHECKING:
     from whisq.scorer import WhisQScorer
 
+logger = logging.getLogger(__name__)
 
-class QAMDTPipelineBase(LoadingMixin, ConditioningMixin, DiffusionPipeline, QAMDTLoraLoaderMixin):
+
+class QAMDTPipelineBase(LoadingMixin, SharingMixin, ConditioningMixin, DiffusionPipeline, QAMDTLoraLoaderMixin):
     """The parts of a pipeline, and the steps that a call is made of.
 
     Args:
@@ -102,6 +107,8 @@ class QAMDTPipelineBase(LoadingMixin, ConditioningMixin, DiffusionPipeline, QAMD
             max_audio_length_in_s=max_audio_length_in_s,
         )
         self._quality_stats = None if quality_stats is None else QualityStats.from_dict(dict(quality_stats))
+        self.model_limits = ModelLimits()  # `from_pretrained` reads them from the model card
+        self._origin = None
         self._scorer = None
         self._guidance_scales = []
         self._num_timesteps = 0
@@ -167,6 +174,16 @@ class QAMDTPipelineBase(LoadingMixin, ConditioningMixin, DiffusionPipeline, QAMD
         patch_size, overlap = self.transformer.config.patch_size[0], self.transformer.config.patch_overlap[0]
         num_patches = max(1, math.ceil((num_frames - overlap) / (patch_size - overlap)))
         return num_patches * (patch_size - overlap) + overlap
+
+    def list_warnings(self, prompt: str, audio_length_in_s: float | None = None) -> list[str]:
+        """Lists what a prompt and a length ask for that the model cannot do, a sentence each."""
+        native = self.native_audio_length_in_s
+        return self.model_limits.warn(
+            prompt,
+            native if audio_length_in_s is None else audio_length_in_s,
+            native_audio_length_in_s=native,
+            tokenizer=self.tokenizer,
+        )
 
     def check_inputs(self, call: Call) -> None:
         """Refuses arguments of a call that make no sense."""
@@ -275,6 +292,9 @@ class QAMDTPipelineBase(LoadingMixin, ConditioningMixin, DiffusionPipeline, QAMD
         Returns:
             Latents `(batch, channels, latent_frames, latent_bins)`, and what is played in each clip.
         """
+        for prompt in call.prompts:
+            for warning in self.list_warnings(prompt, audio_length_in_s):
+                logger.warning(warning)
         music = self.prepare_music(call, audio_length_in_s)
         timesteps = self.get_timesteps(call.num_inference_steps, strength)
         num_steps = len(self.scheduler.timesteps)
@@ -412,7 +432,9 @@ class QAMDTPipelineBase(LoadingMixin, ConditioningMixin, DiffusionPipeline, QAMD
             music = None if music is None else [music[place] for place in places]
         audios = audios.cpu().numpy() if call.output_type == "np" else audios
         if call.return_dict:
-            return QAMDTPipelineOutput(audios=audios, music=music, scores=scores, choices=choices)
+            return QAMDTPipelineOutput(
+                audios=audios, music=music, scores=scores, choices=choices, sampling_rate=self.sampling_rate
+            )
         return (audios,) if scores is None else (audios, scores)
 
     def _predict(

@@ -7,7 +7,7 @@ clip. What is wrong with the audio is measured on the samples of the file, befor
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -15,7 +15,7 @@ import torch
 
 from qamdt.audio import SAMPLING_RATE
 from qamdt.files import is_text
-from qamdt.sound_files import CUT_TOLERANCE_IN_S, read_samples
+from qamdt.sound_files import CUT_TOLERANCE_IN_S, measure_length, read_samples
 from whisq.audio import SILENT_PEAK, level, resample
 
 
@@ -112,6 +112,24 @@ def read_window(path: Path, *, clip_start_in_s: float, start_in_s: float, durati
         raise FileNotFoundError(f"there is no file {str(path)!r}.")
     samples, rate = read_samples(path, start_in_s=clip_start_in_s + start_in_s, duration_in_s=duration_in_s)
     return make_window(samples, rate, start_in_s=start_in_s, asked_in_s=duration_in_s)
+
+
+def read_windows(path: Path) -> list[Window]:
+    """Reads a whole sound file as windows.
+
+    Raises:
+        FileNotFoundError: There is no such file.
+        ValueError: The file cannot be decoded.
+    """
+    if not path.is_file():
+        raise FileNotFoundError(f"there is no file {str(path)!r}.")
+    length = measure_length(path)
+    *some, last = [
+        read_window(path, clip_start_in_s=0.0, start_in_s=start, duration_in_s=duration)
+        for start, duration in cut_windows(length.duration_in_s)
+    ]
+    missing_in_s = length.missing_in_s if length.is_cut else 0.0
+    return [*some, replace(last, missing_in_s=last.missing_in_s + missing_in_s)]
 
 
 def cut_batches(lengths_in_s: Sequence[float], batch_seconds: float) -> list[range]:

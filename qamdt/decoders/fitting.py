@@ -162,7 +162,7 @@ def _fit(
         range(first_step, options.num_steps),
         initial=first_step,
         total=options.num_steps,
-        disable=not accelerator.is_main_process,
+        disable=not accelerator.is_main_process or None,
     )
     for step in progress:
         # One step: draw, predict, update.

@@ -83,7 +83,7 @@ def probe_durations(clips: Sequence[Clip]) -> list[Clip]:
 
     One whose file cannot be read is taken as a whole; reading it will tell why.
     """
-    return [_probe_duration(clip) for clip in tqdm(clips, desc="lengths", unit="clip", leave=False)]
+    return [_probe_duration(clip) for clip in tqdm(clips, desc="lengths", unit="clip", leave=False, disable=None)]
 
 
 def _probe_duration(clip: Clip) -> Clip:

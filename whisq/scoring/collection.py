@@ -85,7 +85,8 @@ def append_rows(
     loaded = load_windows(clips, heard, batch_seconds, num_workers)
     # Windows are counted, not clips, so that a clip of hours says how far it is.
     num_windows = sum(count_windows(clips[index]) for group in heard for index in group)
-    with tqdm(total=num_windows, desc="scoring", unit="window", disable=process_index > 0) as bar:
+    is_hidden = process_index > 0 or None
+    with tqdm(total=num_windows, desc="scoring", unit="window", disable=is_hidden) as bar:
         for group in heard:
             scores = score_group(clips, group, loaded, scorer, on_progress=bar.update)
             for index in group:
