@@ -143,7 +143,7 @@ def test_commands_of_data_preparation_refuse_what_is_not_their_own(music, capsys
 
 def test_generating_refuses_what_it_did_not_make(tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr("pipelines.generate._make", lambda *arguments: made.append(arguments))
+    monkeypatch.setattr("pipelines.generate._make", lambda *arguments, **options: made.append(arguments))
     made = []
     record = {"settings": {"prompt": "piano"}, "sound": {}, "models": {}, "versions": {}}
     for name in ("sound.wav", "noted.json", "picture.png", "mine.wav"):
