@@ -119,7 +119,8 @@ def check_takes(takes: list[Take], inputs: Sequence[Path | None], *, sound_is_ou
     for path, _ in takes:
         for file in (path, record_path(path)):
             is_torn = sound_is_ours and file == path and not record_path(path).exists()
-            check_output(file, inputs=inputs, is_ours=lambda file: is_torn or is_ours(file), hint=OVERWRITE_HINT)  # noqa: B023
+            allowed = is_torn or is_ours(file)
+            check_output(file, inputs=inputs, is_ours=lambda _, allowed=allowed: allowed, hint=OVERWRITE_HINT)
 
 
 def _make(batches: list[list[Take]], device: str, *, spectrogram: Path | None = None, is_quiet: bool = False) -> None:
