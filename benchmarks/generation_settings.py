@@ -17,8 +17,9 @@ import numpy as np
 import torch
 from tqdm import tqdm
 
-from benchmarks.control_metrics import Wanted, is_tempo, measure, write_prompts
-from qamdt import tempo_and_key
+from benchmarks.control_metrics import measure, write_prompts
+from pipelines.evaluation.control import is_key, is_tempo
+from pipelines.evaluation.wanted import Wanted
 from qamdt.audio import SAMPLING_RATE
 from whisq.clap import load_clap
 
@@ -60,7 +61,7 @@ def measure_clip(pipe, clap, wanted: Wanted, setting: Setting, seconds: float) -
     return {
         "cpu_s": cpu_s,
         "tempo": float(is_tempo(measured["tempo_bpm"], wanted.tempo_bpm, 1)),
-        "key": float(measured["key"] == tempo_and_key.normalize_key(wanted.key)),
+        "key": float(is_key(measured["key"], wanted.key)),
         "beat_contrast": measured.get("beat_contrast", np.nan),
         "chords": float(chords[0] - chords[1:].mean()),
         "clap_similarity": float(similarity[0, 0]),
