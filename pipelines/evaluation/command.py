@@ -104,6 +104,12 @@ def run(arguments: argparse.Namespace) -> None:
     """
     if arguments.output.suffix.lower() != ".json":
         raise argparse.ArgumentTypeError(f"-o must end in .json, got {str(arguments.output)!r}")
+    for suffix in (".md", ".png"):
+        other = arguments.output.with_suffix(suffix)
+        if other.exists() and not arguments.output.exists():
+            raise argparse.ArgumentTypeError(
+                f"the report would replace {str(other)!r}, which no evaluation wrote; choose another -o"
+            )
     try:
         request = read_request(arguments)
     except ValueError as error:

@@ -85,6 +85,10 @@ def _write_page(arguments: argparse.Namespace) -> list[str]:
     title = arguments.title or "Listening test"
     test, key = build_test(arguments.kind or "mos", stimuli, title=title, seed=arguments.seed)
     key_path = arguments.output.with_suffix(".key.json")
+    if key_path.exists() and json.loads(key_path.read_text(encoding="utf-8")).get("id") != key["id"]:
+        raise ValueError(
+            f"{str(key_path)!r} is the key of another test, without which its answers mean nothing; choose another -o."
+        )
     write_json(key_path, key)
     write_text(arguments.output, format_page(test))
     print(f"Wrote {arguments.output} with {len(test['trials'])} trials, and its key {key_path}.")
