@@ -66,7 +66,7 @@ def evaluate(*arguments, function="bands", draws=False):
     options = ["--embedder", f"mine.py:{function}", "-o", "report.json", "--num-resamples", "3"]
     options += [] if draws else ["--no-picture"]
     status = main(["evaluate", *options, *map(str, arguments)])
-    with open("report.json") as file:
+    with open("report.json", encoding="utf-8") as file:
         return status, json.load(file)
 
 
@@ -326,8 +326,8 @@ def test_arguments_that_make_no_sense_are_refused(place, capsys, arguments, word
 
 def test_a_file_that_is_no_report_is_not_replaced(place, capsys):
     (place / "report.md").write_text("my notes")
-    assert main(["evaluate", "-o", "report.json", "--generated", "generated", "--metrics", "fad"]) == 2
-    assert "no evaluation wrote" in capsys.readouterr().err
+    assert main(["evaluate", "-o", "report.json", "--generated", "generated", "--metrics", "fad"]) == 1
+    assert "this command did not make it" in capsys.readouterr().err
     assert (place / "report.md").read_text() == "my notes"
 
 
