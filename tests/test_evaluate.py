@@ -5,6 +5,7 @@ import pickle
 import shutil
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -70,6 +71,13 @@ def evaluate(*arguments, function="bands", draws=False):
         return status, json.load(file)
 
 
+def forget():
+    """Removes a report with all that was measured for it."""
+    shutil.rmtree("report.rows")
+    for path in Path().glob("report.*"):
+        path.unlink()
+
+
 DISTANCES = ("--metrics", "fad,kad,prdc")
 
 
@@ -94,7 +102,7 @@ def test_distances_come_with_intervals_and_real_music_beside_them(place):
 def test_a_killed_run_goes_on_where_it_was_and_a_moved_folder_is_known(place, monkeypatch):
     command = ("--generated", "generated", "--reference", "real", *DISTANCES)
     _, whole = evaluate(*command)
-    shutil.rmtree("report.rows")
+    forget()
     heard = []
     hear = clip_rows.hear
 
@@ -129,7 +137,7 @@ def test_workers_change_nothing(place, monkeypatch):
             return super().map(function, pickle.loads(pickle.dumps(jobs)))
 
     _, alone = evaluate("--generated", "generated", "--reference", "real", *DISTANCES)
-    shutil.rmtree("report.rows")
+    forget()
     monkeypatch.setattr(clip_rows, "ProcessPoolExecutor", Pool)
     monkeypatch.setattr(torch, "set_num_threads", lambda number: None)
     _, shared = evaluate("--generated", "generated", "--reference", "real", *DISTANCES, "--num-workers", 3)

@@ -80,7 +80,8 @@ def test_same_seed_writes_the_same_test_and_another_one_needs_another_file(place
     assert main(["listening-test", "-o", "test.html", "--systems", "ours=ours", "base=base", "--seed", "1"]) == 1
     assert "key of another test" in capsys.readouterr().err
     assert json.loads((place / "test.key.json").read_text()) == key
-    (place / "test.key.json").unlink()
+    for name in ("test.key.json", "test.html"):
+        (place / name).unlink()
     _, other, other_key = make("--seed", "1")
     assert other["id"] != test["id"]
     assert other_key["clips"] != key["clips"]
