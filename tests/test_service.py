@@ -196,6 +196,14 @@ def test_hostile_requests_are_refused(service, method, path, headers, status):
     assert error_of(response)["message"]
 
 
+def test_the_document_says_what_an_id_is_good_for(service):
+    paths = service.get("/openapi.json").json()["paths"]
+    operations = {operation["operationId"] for path in paths.values() for operation in path.values()}
+    links = paths["/v1/generations"]["post"]["responses"]["201"]["links"]
+    assert {link["operationId"] for link in links.values()} <= operations
+    assert "prompt" in json.dumps(paths["/v1/generations"]["post"]["requestBody"])
+
+
 def test_a_job_of_another_client_is_found_by_its_id_alone(service):
     made = service.post("/v1/generations", json=PIANO, headers=WAIT).json()
     assert len(made["id"]) == len("gen_") + 32
