@@ -147,7 +147,7 @@ def test_the_queue_is_bounded_says_positions_and_can_be_left(service, held):
         ({"inputs": {"prompt": "piano"}, "parameters": {"model": "/etc"}}, 400, "There is no parameter `model`"),
         ({"inputs": {"prompt": "piano"}, "parameters": {"lora": [["/etc", 1]]}}, 400, "There is no parameter `lora`"),
         ({"inputs": {"prompt": "p" * 3000}}, 400, "`prompt` may have at most 2000 characters here"),
-        ({"inputs": {"prompt": "\ud800"}}, 400, "`prompt` must be a text of whole characters"),
+        ({"inputs": {"prompt": "\ud800"}}, 400, "`prompt` must be text in UTF-8"),
         ({"inputs": {"prompt": "piano"}, "parameters": {"duration": 61}}, 400, "`duration` may be at most 60 seconds"),
         ({"inputs": {"prompt": "piano"}, "parameters": {"duration": 1e999}}, 400, "`seconds` must be a number"),
         ({"inputs": {"prompt": "piano"}, "parameters": {"steps": 10**6}}, 400, "`steps` may be at most 200 here"),
