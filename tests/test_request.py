@@ -55,7 +55,7 @@ def test_takes_share_no_candidate():
         ({"prompt": "piano", "lenght": 3, "speed": 1}, "A request has no `lenght`, `speed`; it has \\['prompt', "),
         (["piano"], "A request must be an object with a `prompt`, got \\['piano'\\]"),
         ({"prompt": ["piano"]}, "`prompt` must be a text, got \\['piano'\\]"),
-        ({"prompt": "piano \ud800"}, "`prompt` must be a text of whole characters, got 'piano .*ud800'"),
+        ({"prompt": "piano \ud800"}, "`prompt` must be text in UTF-8, got 'piano .*ud800'"),
         ({"negative_prompt": None}, "`negative_prompt` must be a text, got None"),
         ({"quality": "excellent"}, '`quality` must be "high", "medium", "low", a score .* got \'excellent\''),
         ({"quality": [["high"], ["low"]]}, "`quality` must be .* got"),
