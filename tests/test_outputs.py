@@ -4,6 +4,7 @@ import argparse
 import json
 import shutil
 import threading
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -20,6 +21,7 @@ from qamdt.outputs import check_output, check_output_folder
 from whisq import cli as whisq_cli
 from whisq import train_clap
 from whisq.scoring.rows import open_keyed_rows
+from whisq.train import train as train_whisq
 
 
 ROW = {
@@ -196,6 +198,10 @@ def test_a_second_writer_is_refused_by_name(music, capsys, scorer_dir, tmp_path)
         assert capsys.readouterr().err.count("another process is writing") == 2
         with pytest.raises(RuntimeError, match="another process is writing"):
             fit(argparse.Namespace(), None, options, None)
+        config = SimpleNamespace(run=SimpleNamespace(output_dir=str(run)))
+        alone = SimpleNamespace(is_main_process=True, wait_for_everyone=lambda: None)
+        with pytest.raises(RuntimeError, match="another process is writing"):
+            train_whisq(config, None, alone, None)
     with claim_folder(run):
         pass
 
