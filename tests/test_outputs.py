@@ -162,6 +162,9 @@ def test_generating_refuses_what_it_did_not_make(tmp_path, monkeypatch, capsys):
     for command in refused:
         assert cli.main(["generate", *command.split()]) == 1, command
         assert "error: " in capsys.readouterr().err
+    for output in ("sound.wav", "noted.wav", "mine.flac"):
+        assert cli.main(["restore", "mine.wav", "-o", output]) == 1
+        assert "did not make it" in capsys.readouterr().err
     allowed = ["piano -o mine.wav", "--prompts one.txt --out-dir out", "piano -o new.wav"]
     for command in [*allowed, *(f"{command} --overwrite" for command in refused)]:
         assert cli.main(["generate", *command.split()]) == 0, command
