@@ -12,6 +12,8 @@ import torch
 
 from pipelines.mastering import Master, master
 from pipelines.model_info import versions
+from pipelines.pipeline_audio_to_audio import QAMDTAudioToAudioPipeline
+from pipelines.pipeline_inpaint import QAMDTInpaintPipeline
 from pipelines.pipeline_output import QAMDTPipelineOutput
 from pipelines.pipeline_qamdt import QAMDTPipeline
 from pipelines.request import GenerationRequest
@@ -35,6 +37,7 @@ class Clip:
         choice: Which of several candidates it is, and what they were rated; empty if there was one.
         music: What is played, for a model that knows tempo, key and chords.
         models: What `identify_models` said before they were loaded.
+        recording: What `identify_recording` said.
     """
 
     request: GenerationRequest
@@ -42,6 +45,7 @@ class Clip:
     choice: dict[str, Any]
     music: Music | None
     models: dict[str, str | None]
+    recording: str | None
 
     def record(self) -> dict[str, Any]:
         """How the clip was made, as JSON has it; `GenerationRequest.load` reads the request from it."""
@@ -53,7 +57,8 @@ class Clip:
         }
         choice = {"best_of": self.choice} if self.choice else {}
         music = {} if self.music is None else {"music": asdict(self.music)}
-        facts = {"settings": self.request.to_dict(), "sound": sound, **choice, **music}
+        recording = {} if self.recording is None else {"recording": self.recording}
+        facts = {"settings": self.request.to_dict(), "sound": sound, **choice, **music, **recording}
         return {**facts, "models": self.models, "versions": versions()}
 
     def save(self, path: Path) -> None:
@@ -68,10 +73,14 @@ def record_path(path: Path) -> Path:
 
 
 def is_made(path: Path, request: GenerationRequest, models: dict[str, str | None]) -> bool:
-    """Whether a sound file is there that the same models made for the same request; its record is written last."""
+    """Whether a sound file is there that the same models made for the same request and the same recording.
+
+    Its record is written last.
+    """
     try:
         record = json.loads(record_path(path).read_text(encoding="utf-8"))
         is_same = record["models"] == models and GenerationRequest.from_dict(record["settings"]) == request
+        is_same = is_same and record.get("recording") == identify_recording(request)
     except (FileNotFoundError, ValueError, KeyError, TypeError):  # no record, or one of another kind
         return False
     return is_same and path.is_file()
@@ -88,6 +97,12 @@ def identify_models(request: GenerationRequest) -> dict[str, str | None]:
 
         folders |= {"scorer": SCORER_DIR if request.scorer is None else Path(request.scorer), "clap": CLAP_DIR}
     return {name: _digest_files(folder) for name, folder in folders.items()}
+
+
+def identify_recording(request: GenerationRequest) -> str | None:
+    """Returns what tells the recording of a request from a later one of the same name; `None` if there is none."""
+    path = None if request.recording is None else Path(request.recording)
+    return f"{make_key(*file_identity(path)):016x}" if path is not None and path.is_file() else None
 
 
 def _model_folder(request: GenerationRequest) -> str:
@@ -120,6 +135,8 @@ def decide(request: GenerationRequest, device: str) -> GenerationRequest:
         steps=request.steps or steps,
         eta=eta if request.eta is None else request.eta,
         best_by=request.best_by or (criteria if request.best_of > 1 else None),
+        plan_music=request.recording is None if request.plan_music is None else request.plan_music,
+        strength=0.5 if request.init_audio is not None and request.strength is None else request.strength,
         dtype=str(preferred_dtype(device)).removeprefix("torch.") if request.dtype == "auto" else request.dtype,
     )
 
@@ -187,25 +204,32 @@ class ClipMaker:
         rank_by: tuple[str, ...] | None = None,
     ) -> QAMDTPipelineOutput:
         """Generates a waveform for each seed, none of which depends on others, and keeps all or the best."""
-        return self.pipe(
-            request.prompt,
-            quality=request.quality,
-            negative_prompt=request.negative_prompt,
-            bpm=request.bpm,
-            key=request.key,
-            chords=request.chords,
-            time_signature=request.time_signature,
-            plan_music=request.plan_music,
-            audio_length_in_s=request.seconds,
-            num_inference_steps=request.steps,
-            guidance_scale=request.guidance,
-            eta=request.eta,
-            num_waveforms_per_prompt=len(seeds),
-            keep=keep,
-            rank_by=rank_by,
-            generator=[torch.Generator().manual_seed(seed) for seed in seeds],
-            output_type="pt",
-        )
+        arguments = {
+            "quality": request.quality,
+            "negative_prompt": request.negative_prompt,
+            "bpm": request.bpm,
+            "key": request.key,
+            "chords": request.chords,
+            "time_signature": request.time_signature,
+            "plan_music": request.plan_music,
+            "num_inference_steps": request.steps,
+            "guidance_scale": request.guidance,
+            "eta": request.eta,
+            "num_waveforms_per_prompt": len(seeds),
+            "keep": keep,
+            "rank_by": rank_by,
+            "generator": [torch.Generator().manual_seed(seed) for seed in seeds],
+            "output_type": "pt",
+        }
+        if request.init_audio is not None:
+            pipe = QAMDTAudioToAudioPipeline.from_pipe(self.pipe)
+            return pipe(request.prompt, audio=request.init_audio, strength=request.strength, **arguments)
+        arguments |= {"audio_length_in_s": request.seconds, "loop": request.loop}
+        if request.inpaint_audio is not None:
+            pipe = QAMDTInpaintPipeline.from_pipe(self.pipe)
+            arguments |= {"spans": request.spans, "audio_start_in_s": request.audio_start or 0.0}
+            return pipe(request.prompt, audio=request.inpaint_audio, **arguments)
+        return self.pipe(request.prompt, **arguments)
 
     def _clip(
         self, request: GenerationRequest, waveform: torch.Tensor, music: Music | None, *, choice: dict[str, Any]
@@ -215,7 +239,7 @@ class ClipMaker:
             self.pipe.sampling_rate,
             output_sampling_rate=request.sampling_rate,
             loudness=request.loudness,
-            fade_ms=request.fade_ms,
+            fade_ms=0.0 if request.loop else request.fade_ms,
         )
         return Clip(
             request=request,
@@ -223,6 +247,7 @@ class ClipMaker:
             choice=choice,
             music=music,
             models=self.models,
+            recording=identify_recording(request),
         )
 
 

@@ -85,6 +85,7 @@ def resolve_musics(
     generator: torch.Generator | list[torch.Generator] | None,
     *,
     plan: bool,
+    is_loop: bool = False,
 ) -> list[Music]:
     """Decides what is played in each waveform of a call; waveforms of one prompt get plans of their own.
 
@@ -95,13 +96,14 @@ def resolve_musics(
         num_waveforms_per_prompt: Waveforms for each prompt, in a row in the result.
         generator: Source of what is drawn, as in a call.
         plan: Whether what nobody said is drawn.
+        is_loop: Whether a clip goes on with its beginning; tempi are then changed a little, to whole bars.
     """
     batch_size = len(prompts) * num_waveforms_per_prompt
     sources = generator if isinstance(generator, list) else [generator]
     seeds = [_draw_seed(source) for source in sources]
     plans = [np.random.default_rng([seeds[number % len(seeds)], number // len(seeds)]) for number in range(batch_size)]
     return [
-        resolve_music(prompts[clip], requests[clip], audio_length_in_s, plans[number], plan=plan)
+        resolve_music(prompts[clip], requests[clip], audio_length_in_s, plans[number], plan=plan, is_loop=is_loop)
         for number in range(batch_size)
         for clip in (number // num_waveforms_per_prompt,)
     ]
@@ -134,8 +136,24 @@ def _draw_seed(generator: torch.Generator | None) -> int:
     return int(torch.randint(2**62, (1,), generator=generator, device=device))
 
 
+def said_music(prompt: str, request: MusicRequest) -> Music:
+    """The tempo, metre and key that a request says or, where it does not, its prompt; chords are laid out later."""
+    said = read_prompt(prompt)
+    return Music(
+        tempo_bpm=request.bpm or said.tempo_bpm,
+        time_signature=request.time_signature or said.time_signature,
+        key=request.key or said.key,
+    )
+
+
 def resolve_music(
-    prompt: str, request: MusicRequest, audio_length_in_s: float, generator: np.random.Generator, *, plan: bool
+    prompt: str,
+    request: MusicRequest,
+    audio_length_in_s: float,
+    generator: np.random.Generator,
+    *,
+    plan: bool,
+    is_loop: bool = False,
 ) -> Music:
     """Decides what is played in one clip.
 
@@ -145,14 +163,14 @@ def resolve_music(
         audio_length_in_s: Length of the clip.
         generator: Source of what is drawn.
         plan: Whether what nobody said is drawn; it stays unknown otherwise.
+        is_loop: Whether the clip goes on with its beginning, and so has to last whole bars.
     """
-    said = read_prompt(prompt)
-    time_signature = request.time_signature or said.time_signature
-    tempo_bpm = request.bpm or said.tempo_bpm
-    key = request.key or said.key
+    said = said_music(prompt, request)
+    tempo_bpm, time_signature, key = said.tempo_bpm, said.time_signature, said.key
+    tempo_range_bpm = read_prompt(prompt).tempo_range_bpm
     is_chord_per_bar = isinstance(request.chords, str)
-    if tempo_bpm is None and (plan or said.tempo_range_bpm or is_chord_per_bar or time_signature):
-        slowest, fastest = said.tempo_range_bpm or ANY_TEMPO_BPM
+    if tempo_bpm is None and (plan or tempo_range_bpm or is_chord_per_bar or time_signature):
+        slowest, fastest = tempo_range_bpm or ANY_TEMPO_BPM
         tempo_bpm = float(generator.integers(slowest, fastest + 1))
     if plan and time_signature is None:
         time_signature = "4/4"
@@ -160,6 +178,9 @@ def resolve_music(
         key = _draw_key(prompt, generator)
 
     bar_in_s = None if tempo_bpm is None else BEATS_PER_BAR[time_signature or "4/4"] * 60 / tempo_bpm
+    if is_loop and bar_in_s is not None:
+        whole_bar_in_s = audio_length_in_s / max(1, round(audio_length_in_s / bar_in_s))
+        tempo_bpm, bar_in_s = tempo_bpm * bar_in_s / whole_bar_in_s, whole_bar_in_s
     chords = request.chords
     if chords is None and plan and key is not None:
         chords = _draw_chords(key, generator)

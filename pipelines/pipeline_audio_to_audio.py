@@ -22,6 +22,7 @@ from pipelines.input_checks import check_number
 from pipelines.music_conditioning import Chords
 from pipelines.pipeline_base import QAMDTPipelineBase
 from pipelines.pipeline_output import QAMDTPipelineOutput
+from pipelines.prompt_schedule import Schedule
 from pipelines.quality_argument import Quality
 from pipelines.recordings import level_recordings
 from pipelines.selection import RankBy
@@ -36,7 +37,7 @@ class QAMDTAudioToAudioPipeline(QAMDTPipelineBase):
     @torch.no_grad()
     def __call__(
         self,
-        prompt: str | list[str] | None = None,
+        prompt: str | Schedule | list[str | Schedule] | None = None,
         *,
         audio: str | os.PathLike | np.ndarray | torch.Tensor,
         sampling_rate: int | None = None,
@@ -100,6 +101,7 @@ class QAMDTAudioToAudioPipeline(QAMDTPipelineBase):
             chords=chords,
             time_signature=time_signature,
             plan_music=strength == 1 if plan_music is None else plan_music,
+            loop=False,
             num_inference_steps=num_inference_steps,
             guidance_scale=guidance_scale,
             quality_guidance_scale=quality_guidance_scale,
