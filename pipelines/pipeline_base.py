@@ -198,30 +198,28 @@ class QAMDTPipelineBase(LoadingMixin, ConditioningMixin, SoundMixin, DiffusionPi
         self,
         call: Call,
         audio_length_in_s: float,
+        music: list[Music] | None,
         *,
         known: torch.Tensor | None = None,
         strength: float = 1.0,
         is_kept: torch.Tensor | None = None,
-    ) -> tuple[torch.Tensor, list[Music] | None]:
-        """Does all of a call between its checked arguments and its latents.
+    ) -> torch.Tensor:
+        """Makes the latents of a call `(batch, channels, latent_frames, latent_bins)`.
 
         Args:
-            call: The arguments.
+            call: The arguments, checked.
             audio_length_in_s: Length of the clips.
+            music: What is played in them.
             known: Latents of recordings, of the shape of the result; `None` begins with noise.
             strength: Part of the schedule that is run, from 0, which returns `known`, to 1, which begins with noise.
             is_kept: Latent frames `(latent_frames,)` that stay as in `known`; `None` keeps none of them.
-
-        Returns:
-            Latents `(batch, channels, latent_frames, latent_bins)`, and what is played in each clip.
         """
-        music = self.prepare_music(call, audio_length_in_s)
         timesteps = self.get_timesteps(call.num_inference_steps, strength)
         guidance = self.prepare_guidance(
             call, audio_length_in_s, music, num_steps=len(self.scheduler.timesteps), num_run=len(timesteps)
         )
         noise = self.prepare_noise(call, self.num_latent_frames(audio_length_in_s))
-        return self.denoise(call, noise, timesteps, guidance, known=known, is_kept=is_kept), music
+        return self.denoise(call, noise, timesteps, guidance, known=known, is_kept=is_kept)
 
     def get_timesteps(self, num_inference_steps: int, strength: float = 1.0) -> torch.Tensor:
         """Sets the scheduler, and returns the last of its timesteps: a part of `strength` of them, at least one if any.

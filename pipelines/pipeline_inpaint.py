@@ -98,8 +98,9 @@ class QAMDTInpaintPipeline(QAMDTPipelineBase):
                 nothing of it.
             keep_original: Whether the recording itself sounds outside the spans, and crosses over to what is made
                 within 40 ms before and behind each of them. Otherwise it sounds as the autoencoder makes it.
-            bpm: Tempo, if it is known, and if the first beat of a bar falls on the beginning of the clip.
-            plan_music: Whether what nobody says of the music is drawn, though the recording has a beat of its own.
+            bpm: Tempo of the recording. Where in it the beats fall is measured, and so are tempo and key where neither
+                arguments nor prompt say them and the measurement is sure.
+            plan_music: Whether what is neither said nor measured is drawn.
 
         Returns:
             `QAMDTPipelineOutput` with `audios`, as loud as the recordings, or a tuple with them.
@@ -153,9 +154,13 @@ class QAMDTInpaintPipeline(QAMDTPipelineBase):
         originals = lay_out_recordings(recordings, start, num_samples, self.sampling_rate)
         levelled, gain = level_recordings(originals, is_heard=~is_made)
         num_frames = self.num_latent_frames(audio_length_in_s)
-        latents, music = self.generate_latents(
+        music = self.prepare_music(
+            call, audio_length_in_s, recordings=recordings, recording_start_in_s=audio_start_in_s
+        )
+        latents = self.generate_latents(
             call,
             audio_length_in_s,
+            music,
             known=self.encode(levelled, num_frames),  # (B, C, T, F)
             strength=strength,
             is_kept=self.frames_without(is_made, num_frames),

@@ -165,5 +165,6 @@ class QAMDTPipeline(QAMDTPipelineBase, StreamingMixin, metaclass=GenerateWhenCal
         check_number("audio_length_in_s", audio_length_in_s, maximum=self.config.max_audio_length_in_s, is_open=True)
         if loop:
             audio_length_in_s = self.loop_length(audio_length_in_s, self.said_bar(call))
-        latents, music = self.generate_latents(call, audio_length_in_s)
+        music = self.prepare_music(call, audio_length_in_s)
+        latents = self.generate_latents(call, audio_length_in_s, music)
         return self.finish(call, latents, audio_length_in_s, music)

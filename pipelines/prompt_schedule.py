@@ -44,3 +44,10 @@ def texts_of_sections(schedules: Sequence[Schedule]) -> list[list[str]]:
     """The text of every prompt in each section, `[section][prompt]`; the last text of a prompt with fewer stays."""
     num_sections = max(map(len, schedules))
     return [[schedule[min(number, len(schedule) - 1)][1] for schedule in schedules] for number in range(num_sections)]
+
+
+def split_schedule(schedule: Schedule, cuts: Sequence[float]) -> Schedule:
+    """The same schedule with sections that begin at each of the seconds `cuts`, too, with the text that is played then."""
+    texts = dict(schedule)
+    seconds = sorted({*texts, *cuts})
+    return [(second, texts[max(begin for begin in texts if begin <= second)]) for second in seconds]

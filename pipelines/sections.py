@@ -79,3 +79,8 @@ def shares_of_sections(seconds: Sequence[float], times_in_s: np.ndarray, crossin
     begun = [np.ones_like(times_in_s)]
     begun += [np.clip((times_in_s - second) / crossing_in_s + 0.5, 0, 1) for second in seconds[1:]]
     return np.stack([this - later for this, later in zip(begun, [*begun[1:], np.zeros_like(times_in_s)], strict=True)])
+
+
+def is_constant(sections: Sequence[Any]) -> bool:
+    """Whether all sections are told the same."""
+    return all(section == sections[0] for section in sections)

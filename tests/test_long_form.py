@@ -226,6 +226,20 @@ def test_prompts_take_turns(pipe, guidance):
     assert (both - second).abs()[:, :, end].max() < apart[end].max()
 
 
+def test_each_part_of_a_long_clip_is_told_its_own_quality(pipe, monkeypatch):
+    told = []
+    encode = pipe.encode_prompt
+    monkeypatch.setattr(pipe, "encode_prompt", lambda texts: told.append(texts) or encode(texts))
+    generate(pipe, quality=[(0, 1.0), (1, 5.0)], num_inference_steps=1)
+    assert [texts[0].split()[0] for texts in told] == ["low", "medium", "high", "high"]
+    told.clear()
+    generate(pipe, quality=[(0, 1.0), (0.3, 5.0)], audio_length_in_s=0.32, num_inference_steps=1)
+    assert told == [["medium quality, calm piano"]]
+    told.clear()
+    generate(pipe, quality="low", num_inference_steps=1, guidance_scale=2)
+    assert told == [["low quality, calm piano"], [""]]
+
+
 def test_a_batch_with_prompts_over_time_equals_single_calls(pipe):
     generators = [torch.Generator().manual_seed(seed) for seed in (0, 1)]
     options = {"num_inference_steps": 2, "audio_length_in_s": 1.0}
