@@ -105,31 +105,29 @@ def test_beats_and_chords_run_through(music_pipe, monkeypatch):
 
 def test_a_loop_goes_on_with_its_beginning(pipe):
     latents = generate(pipe, loop=True, output_type="latent")
-    rolled = torch.randn(1, 4, 50, 4, generator=torch.Generator().manual_seed(0)).roll(25, dims=2)
+    rolled = torch.randn(1, 4, 50, 4, generator=torch.Generator().manual_seed(0)).roll(20, dims=2)
     turned = generate(pipe, loop=True, latents=rolled, output_type="latent")
-    torch.testing.assert_close(turned.roll(-25, dims=2), latents, atol=1e-4, rtol=1e-3)  # a ring has no beginning
+    torch.testing.assert_close(turned.roll(-20, dims=2), latents, atol=1e-4, rtol=1e-3)  # a ring has no beginning
     assert not torch.allclose(generate(pipe, output_type="latent"), latents)
     audio = pipe.decode(latents, is_loop=True)
     turned = pipe.decode(latents.roll(10, dims=2), is_loop=True)
-    torch.testing.assert_close(turned.roll(-3200, dims=1), audio, atol=1e-3, rtol=1e-2)
+    assert (turned.roll(-3200, dims=1) - audio).norm() < 0.01 * audio.norm()
     assert generate(pipe, loop=True, audio_length_in_s=0.33).shape == (1, 16 * 320)
 
 
 def test_a_loop_lasts_whole_bars(music_pipe):
     def make(**arguments):
-        arguments |= {"num_inference_steps": 1, "guidance_scale": 1, "loop": True}
+        arguments |= {"num_inference_steps": 1, "guidance_scale": 1, "loop": True, "output_type": "latent"}
         return music_pipe("calm piano", generator=torch.Generator().manual_seed(0), **arguments)
 
-    output = make(bpm=120, audio_length_in_s=3.3)
-    assert output.audios.shape == (1, 4 * 16_000)
-    assert output.music[0].tempo_bpm == pytest.approx(120)
-    output = make(bpm=[121], time_signature="3/4", audio_length_in_s=3.3)
-    assert output.audios.shape[1] / 16_000 == pytest.approx(2 * 3 * 60 / 121, abs=0.02)
-    seconds = output.audios.shape[1] / 16_000
-    assert seconds * output.music[0].tempo_bpm / 60 == pytest.approx(6)
-    planned = make(audio_length_in_s=4.0)
-    assert planned.audios.shape == (1, 4 * 16_000)
-    assert planned.music[0].tempo_bpm * 4 / 60 % 4 == pytest.approx(0)
+    output = make(bpm=[121], time_signature="3/4", audio_length_in_s=1.8)
+    seconds = output.audios.shape[2] * music_pipe._latent_frame_in_s
+    assert seconds == pytest.approx(3 * 60 / 121, abs=0.02)
+    assert seconds * output.music[0].tempo_bpm / 60 == pytest.approx(3)
+    planned = make(audio_length_in_s=2.0)
+    assert planned.audios.shape[2] == 100
+    num_bars = planned.music[0].tempo_bpm * 2 / 60 / 4
+    assert num_bars == pytest.approx(round(num_bars))
 
 
 def test_a_stream_yields_as_much_as_is_asked_for_and_the_first_of_it_early(pipe, monkeypatch):
@@ -230,10 +228,10 @@ def test_each_part_of_a_long_clip_is_told_its_own_quality(pipe, monkeypatch):
     told = []
     encode = pipe.encode_prompt
     monkeypatch.setattr(pipe, "encode_prompt", lambda texts: told.append(texts) or encode(texts))
-    generate(pipe, quality=[(0, 1.0), (1, 5.0)], num_inference_steps=1)
+    generate(pipe, quality=[(0, 3.0), (1, 4.6)], num_inference_steps=1)
     assert [texts[0].split()[0] for texts in told] == ["low", "medium", "high", "high"]
     told.clear()
-    generate(pipe, quality=[(0, 1.0), (0.3, 5.0)], audio_length_in_s=0.32, num_inference_steps=1)
+    generate(pipe, quality=[(0, 3.0), (0.3, 4.6)], audio_length_in_s=0.32, num_inference_steps=1)
     assert told == [["medium quality, calm piano"]]
     told.clear()
     generate(pipe, quality="low", num_inference_steps=1, guidance_scale=2)
