@@ -29,7 +29,8 @@ from qamdt.tempo_and_key import ENVELOPE_DELAY_IN_S, beat_grid, onset_envelope
 
 PROMPT = "upbeat funk groove with drums, bass and electric piano"
 BPM = 120
-SPAN = (3.0, 6.0)
+BAR_IN_S, LOOP_IN_S = 2.0, 8.0
+SPAN = (2.69, 5.69)  # between the beats, whose own flux is great
 STRENGTHS = (0.0, 0.1, 0.25, 0.5, 0.75, 0.9, 1.0)
 
 
@@ -104,16 +105,20 @@ def measure_edits(pipe: QAMDTPipeline, seeds: Sequence[int], **settings) -> dict
                 **settings,
             ).audios[0]
             inpaint_ranks.append(flux_ranks(filled, rate, SPAN))
-        loop = pipe(PROMPT, bpm=BPM, audio_length_in_s=8, loop=True, generator=generator, **settings).audios[0]
+        loop = pipe(PROMPT, bpm=BPM, audio_length_in_s=LOOP_IN_S, loop=True, generator=generator, **settings).audios[0]
         twice = np.concatenate([loop, loop])
-        loop_ranks.append(flux_ranks(twice, rate, [len(loop) / rate]))
+        # A bar begins at the seam; so it is compared with where the others begin.
+        bars_in_s = np.arange(BAR_IN_S, 2 * LOOP_IN_S, BAR_IN_S)
+        at_bars = flux_ranks(twice, rate, bars_in_s)
+        loop_ranks.append((at_bars[bars_in_s == LOOP_IN_S].item(), at_bars[bars_in_s != LOOP_IN_S].max()))
         jumps.append(abs(loop[0] - loop[-1]) / np.quantile(np.abs(np.diff(loop)), 0.95))
     print(f"inpainting, keeping the original: {describe_ranks(np.concatenate(inpaint_ranks[::2]))}")
     print(f"inpainting, through the autoencoder: {describe_ranks(np.concatenate(inpaint_ranks[1::2]))}")
+    seams = ", ".join(f"{seam:.2f} ({bar:.2f})" for seam, bar in loop_ranks)
     print(
-        f"loops: {describe_ranks(np.concatenate(loop_ranks))} (a beat falls on it), step over the 95th: {max(jumps):.2f}"
+        f"loops: rank at the seam (greatest at another bar) {seams}; step there over the 95th inside {max(jumps):.2f}"
     )
-    return {"inpainted 3 to 6 s": filled, "loop, twice": twice}
+    return {"inpainted": filled, "loop, twice": twice}
 
 
 def measure_strengths(pipe: QAMDTPipeline, **settings) -> None:

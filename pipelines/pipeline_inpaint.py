@@ -147,7 +147,9 @@ class QAMDTInpaintPipeline(QAMDTPipelineBase):
         check_number("audio_length_in_s", audio_length_in_s, maximum=self.config.max_audio_length_in_s, is_open=True)
         if loop:  # whole latent frames; what the recording lacks of them is made
             audio_length_in_s = self.num_latent_frames(audio_length_in_s) * self._latent_frame_in_s
-            spans = spans or [(max(0.75 * audio_length_in_s, audio_length_in_s - LOOP_SEAM_IN_S), audio_length_in_s)]
+            if isinstance(spans, Sequence) and len(spans) == 0:
+                seam_in_s = min(LOOP_SEAM_IN_S, audio_length_in_s / 4)
+                spans = [(audio_length_in_s - seam_in_s, audio_length_in_s)]
         num_samples = round(audio_length_in_s * self.sampling_rate)
         is_made = find_made(spans, num_samples, recording, self.sampling_rate).to(recordings.device)  # (samples,)
 

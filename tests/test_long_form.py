@@ -226,6 +226,7 @@ def test_prompts_take_turns(pipe, guidance):
 
 def test_each_part_of_a_long_clip_is_told_its_own_quality(pipe, monkeypatch):
     told = []
+    monkeypatch.setattr("pipelines.conditioning.CROSSING_IN_S", 0.1)  # a clip of a second has little room for more
     encode = pipe.encode_prompt
     monkeypatch.setattr(pipe, "encode_prompt", lambda texts: told.append(texts) or encode(texts))
     generate(pipe, quality=[(0, 3.0), (1, 4.6)], num_inference_steps=1)
