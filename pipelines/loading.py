@@ -12,10 +12,13 @@ from typing import Any
 import diffusers
 import torch
 from diffusers import DiffusionPipeline
+from diffusers.loaders.lora_base import LORA_WEIGHT_NAME_SAFE
 from huggingface_hub import snapshot_download
 from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError, OfflineModeIsEnabled
 from safetensors import SafetensorError
 
+from pipelines.model_limits import read_limits
+from pipelines.sharing import holds_only_shims
 from qamdt.embedded import TEXT_ENCODER_PACKAGE, default_model, load_text_encoder
 from qamdt.precision import preferred_dtype
 
@@ -70,6 +73,11 @@ class LoadingMixin:
                 )
             model = cls.download(model, **kwargs)
         if not (Path(model) / "model_index.json").is_file():
+            if (Path(model) / LORA_WEIGHT_NAME_SAFE).is_file():
+                raise FileNotFoundError(
+                    f"{model!r} holds a LoRA adapter, not a model. Load the model that it was trained for, and add it "
+                    "with `load_lora_weights`, or with `--lora` on the command line."
+                )
             raise FileNotFoundError(
                 "`pretrained_model_name_or_path` must be a folder that `save_pretrained` wrote, "
                 f"got {model!r}, which has no model_index.json."
@@ -77,7 +85,9 @@ class LoadingMixin:
         try:
             if not {"text_encoder", "tokenizer"} & kwargs.keys():
                 kwargs |= _packaged_text_encoder(Path(model), kwargs.get("dtype"))
-            return super().from_pretrained(model, **kwargs)
+            if holds_only_shims(Path(model)):  # diffusers downloaded it, with the files that it asks for
+                kwargs["trust_remote_code"] = True
+            pipe = super().from_pretrained(model, **kwargs)
         except FileNotFoundError:
             raise
         except (SafetensorError, json.JSONDecodeError, OSError) as error:
@@ -85,6 +95,9 @@ class LoadingMixin:
                 f"{model!r} cannot be loaded, because files are missing, damaged or cut short. Copy or download them "
                 f"again. ({error})"
             ) from error
+        pipe._origin = Path(model)
+        pipe.model_limits = read_limits(pipe._origin)
+        return pipe
 
     @classmethod
     def from_pipe(cls, pipeline: DiffusionPipeline, **kwargs):
@@ -110,6 +123,7 @@ class LoadingMixin:
             made.register_to_config(_name_or_path=pipeline.config["_name_or_path"])
         made._scorer = pipeline._scorer
         made.set_progress_bar_config(**getattr(pipeline, "_progress_bar_config", {}))
+        made._origin, made.model_limits = pipeline._origin, pipeline.model_limits
         return made if dtype is None else made.to(dtype)
 
     @classmethod
@@ -127,7 +141,14 @@ class LoadingMixin:
         try:
             return snapshot_download(
                 pretrained_model_name,
-                allow_patterns=["model_index.json", "*/*.json", "*/*.safetensors", "*/*.txt", "*/*.model"],
+                allow_patterns=[
+                    "model_index.json",
+                    "README.md",
+                    "*/*.json",
+                    "*/*.safetensors",
+                    "*/*.txt",
+                    "*/*.model",
+                ],
                 **{option: kwargs[option] for option in options if kwargs.get(option) is not None},
             )
         except (HFValidationError, HfHubHTTPError, LocalEntryNotFoundError, OfflineModeIsEnabled) as error:

@@ -5,6 +5,7 @@ Shapes: B batch (prompts times waveforms per prompt), C latent channels, T laten
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any
 
@@ -28,9 +29,11 @@ from pipelines.input_checks import (
 )
 from pipelines.loading import LoadingMixin
 from pipelines.lora import QAMDTLoraLoaderMixin
+from pipelines.model_limits import ModelLimits
 from pipelines.pipeline_output import QAMDTPipelineOutput
 from pipelines.prompt_schedule import check_prompts
 from pipelines.sections import predict_in_sections
+from pipelines.sharing import SharingMixin
 from pipelines.sound import SoundMixin
 from pipelines.windows import place_windows, predict_in_windows
 from qamdt.conditions import Conditions
@@ -44,8 +47,12 @@ from qamdt.quality import QualityStats
 if TYPE_CHECKING:
     from whisq.scorer import WhisQScorer
 
+logger = logging.getLogger(__name__)
 
-class QAMDTPipelineBase(LoadingMixin, ConditioningMixin, SoundMixin, DiffusionPipeline, QAMDTLoraLoaderMixin):
+
+class QAMDTPipelineBase(
+    LoadingMixin, SharingMixin, ConditioningMixin, SoundMixin, DiffusionPipeline, QAMDTLoraLoaderMixin
+):
     """The parts of a pipeline, and the steps that a call is made of.
 
     Args:
@@ -100,6 +107,8 @@ class QAMDTPipelineBase(LoadingMixin, ConditioningMixin, SoundMixin, DiffusionPi
             max_audio_length_in_s=max_audio_length_in_s,
         )
         self._quality_stats = None if quality_stats is None else QualityStats.from_dict(dict(quality_stats))
+        self.model_limits = ModelLimits()  # `from_pretrained` reads them from the model card
+        self._origin = None
         self._scorer = None
         self._guidance_scales = []
         self._num_timesteps = 0
@@ -137,6 +146,14 @@ class QAMDTPipelineBase(LoadingMixin, ConditioningMixin, SoundMixin, DiffusionPi
     def interrupt(self) -> bool:
         """Set `_interrupt` in a callback to leave the remaining steps out."""
         return self._interrupt
+
+    def list_warnings(self, prompt: str, audio_length_in_s: float | None = None) -> list[str]:
+        """Lists what a prompt and a length ask for that the model cannot do, a sentence each."""
+        return self.model_limits.warn(
+            prompt,
+            self.native_audio_length_in_s if audio_length_in_s is None else audio_length_in_s,
+            tokenizer=self.tokenizer,
+        )
 
     def check_inputs(self, call: Call) -> None:
         """Refuses arguments of a call that make no sense."""
@@ -214,6 +231,9 @@ class QAMDTPipelineBase(LoadingMixin, ConditioningMixin, SoundMixin, DiffusionPi
             strength: Part of the schedule that is run, from 0, which returns `known`, to 1, which begins with noise.
             is_kept: Latent frames `(latent_frames,)` that stay as in `known`; `None` keeps none of them.
         """
+        for prompt in call.prompts:
+            for warning in self.list_warnings(prompt, audio_length_in_s):
+                logger.warning(warning)
         timesteps = self.get_timesteps(call.num_inference_steps, strength)
         guidance = self.prepare_guidance(
             call, audio_length_in_s, music, num_steps=len(self.scheduler.timesteps), num_run=len(timesteps)
@@ -328,7 +348,9 @@ class QAMDTPipelineBase(LoadingMixin, ConditioningMixin, SoundMixin, DiffusionPi
             music = None if music is None else [music[place] for place in places]
         audios = audios.cpu().numpy() if call.output_type == "np" else audios
         if call.return_dict:
-            return QAMDTPipelineOutput(audios=audios, music=music, scores=scores, choices=choices)
+            return QAMDTPipelineOutput(
+                audios=audios, music=music, scores=scores, choices=choices, sampling_rate=self.sampling_rate
+            )
         return (audios,) if scores is None else (audios, scores)
 
     def _make_predict(self, num_frames: int, *, is_loop: bool) -> Predict:

@@ -1,6 +1,6 @@
 """Music from text with QA-MDT, at the quality asked for.
 
-    from pipelines.pipeline_qamdt import QAMDTPipeline
+    from qamdt import QAMDTPipeline
 
     QAMDTPipeline("a calm piano ballad", quality="high").audios[0]  # the default model, loaded once
 
@@ -19,6 +19,7 @@ from collections.abc import Callable
 import torch
 from diffusers import DiffusionPipeline
 
+from pipelines.auto_pipeline import register_for_text_to_audio
 from pipelines.call import Call
 from pipelines.input_checks import check_number
 from pipelines.loading import GenerateWhenCalledWithPrompt
@@ -125,8 +126,8 @@ class QAMDTPipeline(QAMDTPipelineBase, StreamingMixin, metaclass=GenerateWhenCal
             return_dict: Whether to return an output object rather than a tuple.
 
         Returns:
-            `QAMDTPipelineOutput` with `audios`, the `music` that is played, and the `scores` and `choices` that are asked
-            for; or a tuple with the audios and, with `return_scores`, the scores.
+            `QAMDTPipelineOutput` with `audios`, their `sampling_rate`, the `music` that is played, and the `scores` and
+            `choices` that are asked for; or a tuple with the audios and, with `return_scores`, the scores.
         """
         call = Call(
             prompt=prompt,
@@ -168,3 +169,6 @@ class QAMDTPipeline(QAMDTPipelineBase, StreamingMixin, metaclass=GenerateWhenCal
         music = self.prepare_music(call, audio_length_in_s)
         latents = self.generate_latents(call, audio_length_in_s, music)
         return self.finish(call, latents, audio_length_in_s, music)
+
+
+register_for_text_to_audio("qamdt", QAMDTPipeline)

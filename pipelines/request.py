@@ -7,6 +7,7 @@ a wrong request is refused at once.
 from __future__ import annotations
 
 import json
+import math
 import os
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, fields, replace
@@ -64,6 +65,7 @@ class GenerationRequest:
             never lifted so far that it clips.
         fade_ms: Length of the fades at both ends, in milliseconds.
         model: Folder or Hub id; the default model when `None`.
+        lora: Adapters on top of it: `(folder or Hub id, scale)` each.
         dtype: Precision of the transformer, one of `DTYPES`; `"auto"` is the fastest that the device has.
 
     Raises:
@@ -98,12 +100,16 @@ class GenerationRequest:
     loudness: float | None = None
     fade_ms: float = 5.0
     model: str | None = None
+    lora: Sequence[tuple[str, float]] = ()
     dtype: str = "auto"
 
     def __post_init__(self):
         object.__setattr__(self, "prompt", _read_prompt(self.prompt))
         if not isinstance(self.negative_prompt, str):
             raise ValueError(f"`negative_prompt` must be a text, got {self.negative_prompt!r}.")
+        for name, text in (("prompt", self.text), ("negative_prompt", self.negative_prompt)):
+            if any("\ud800" <= letter <= "\udfff" for letter in text):
+                raise ValueError(f"`{name}` must be a text of whole characters, got {getattr(self, name)!r}.")
         places = {"model": "a folder or a Hub id", "scorer": "a folder or a Hub id"}
         for name, place in (places | {"init_audio": "a sound file", "inpaint_audio": "a sound file"}).items():
             if not (getattr(self, name) is None or (isinstance(getattr(self, name), str) and getattr(self, name))):
@@ -128,6 +134,7 @@ class GenerationRequest:
         check_number("fade_ms", self.fade_ms)
         self._check_choice()
         self._check_recording()
+        self._check_lora()
 
     def _check_recording(self) -> None:
         """Refuses what does not go with a recording, or with none."""
@@ -154,6 +161,11 @@ class GenerationRequest:
             )
         for name, seconds in zip(("inpaint_start", "inpaint_end"), spans, strict=True):
             object.__setattr__(self, name, seconds or None)
+
+    @property
+    def text(self) -> str:
+        """The prompt as one text, with what is played later behind what is played first."""
+        return self.prompt if isinstance(self.prompt, str) else ", ".join(text for _, text in self.prompt)
 
     @property
     def recording(self) -> str | None:
@@ -190,6 +202,19 @@ class GenerationRequest:
         for name in ("best_by", "scorer"):
             if self.best_of == 1 and getattr(self, name) is not None:
                 raise ValueError(f"`{name}` goes with `best_of` of at least 2, got {getattr(self, name)!r}.")
+
+    def _check_lora(self) -> None:
+        """Refuses what names no adapters."""
+        is_list = isinstance(self.lora, list | tuple)
+        if not is_list or not all(isinstance(entry, list | tuple) and len(entry) == 2 for entry in self.lora):
+            raise ValueError(f"`lora` must be a list of (folder or Hub id, scale) pairs, got {self.lora!r}.")
+        for name, scale in self.lora:
+            if not isinstance(name, str) or not name:
+                raise ValueError(f"`lora` must name folders or Hub ids, got {name!r}.")
+            check_number("lora", scale, minimum=-math.inf)
+        if len({name for name, _ in self.lora}) < len(self.lora):
+            raise ValueError(f"`lora` must name each adapter once, got {self.lora!r}.")
+        object.__setattr__(self, "lora", _with_tuples(self.lora))
 
     @classmethod
     def from_dict(cls, values: Mapping[str, Any]) -> GenerationRequest:
