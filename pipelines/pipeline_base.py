@@ -155,6 +155,12 @@ class QAMDTPipelineBase(
             tokenizer=self.tokenizer,
         )
 
+    def warn_of_limits(self, call: Call, audio_length_in_s: float) -> None:
+        """Logs what the prompts of a call ask for that the model cannot do."""
+        for prompt in call.prompts:
+            for warning in self.list_warnings(prompt, audio_length_in_s):
+                logger.warning(warning)
+
     def check_inputs(self, call: Call) -> None:
         """Refuses arguments of a call that make no sense."""
         if (call.prompt is None) == (call.prompt_embeds is None):
@@ -231,9 +237,7 @@ class QAMDTPipelineBase(
             strength: Part of the schedule that is run, from 0, which returns `known`, to 1, which begins with noise.
             is_kept: Latent frames `(latent_frames,)` that stay as in `known`; `None` keeps none of them.
         """
-        for prompt in call.prompts:
-            for warning in self.list_warnings(prompt, audio_length_in_s):
-                logger.warning(warning)
+        self.warn_of_limits(call, audio_length_in_s)
         timesteps = self.get_timesteps(call.num_inference_steps, strength)
         guidance = self.prepare_guidance(
             call, audio_length_in_s, music, num_steps=len(self.scheduler.timesteps), num_run=len(timesteps)

@@ -94,6 +94,7 @@ class StreamingMixin:
 
     @torch.no_grad()
     def _stream(self, call: Call, audio_length_in_s: float) -> Iterator[np.ndarray]:
+        self.warn_of_limits(call, audio_length_in_s)
         num_samples, num_yielded = round(audio_length_in_s * self.sampling_rate), 0
         music = self.prepare_music(call, audio_length_in_s)
         num_steps = len(self.get_timesteps(call.num_inference_steps))
