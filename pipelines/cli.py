@@ -1,4 +1,4 @@
-"""The `qamdt` command: `generate` music, show `info` about a model, `convert` a checkpoint, `serve` over HTTP.
+"""The `qamdt` command: `generate` music, `evaluate` it, show `info` about a model, `convert` a checkpoint, `serve`.
 
 Exit status: 0 when done, 1 when something failed, 2 when the arguments make no sense, 130 when interrupted.
 """
@@ -12,7 +12,9 @@ from collections.abc import Sequence
 from dataclasses import fields
 from pathlib import Path
 
+from pipelines.evaluation import command as evaluation
 from pipelines.input_checks import check_count
+from pipelines.listening import command as listening
 from pipelines.request import CRITERIA, DTYPES, SAMPLER_NAMES, GenerationRequest
 from qamdt import __version__
 from qamdt.audio_formats import find_audio_format
@@ -42,6 +44,8 @@ def build_parser() -> argparse.ArgumentParser:
     parser.add_argument("--version", action="version", version=f"qamdt {__version__}")
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
     _add_generate(commands)
+    evaluation.add_parser(commands)
+    listening.add_parser(commands)
     _add_info(commands)
     _add_convert(commands)
     _add_serve(commands)
