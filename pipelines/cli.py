@@ -61,7 +61,7 @@ def _add_generate(commands: argparse._SubParsersAction) -> None:
         argument_default=argparse.SUPPRESS,  # so that a request from a file is changed only by what is given
     )
     files = dict.fromkeys(("output", "prompts", "out_dir", "request", "spectrogram"))
-    parser.set_defaults(run=_generate, num=1, device=None, quiet=False, **files)
+    parser.set_defaults(run=_generate, num=1, device=None, overwrite=False, quiet=False, **files)
     parser.add_argument("prompt", nargs="?", help='what to play, such as "calm piano ballad, slow"')
     parser.add_argument(
         "-o", "--output", type=Path, help="sound file to write: wav, flac, ogg, opus or mp3 (music.wav)"
@@ -78,6 +78,7 @@ def _add_generate(commands: argparse._SubParsersAction) -> None:
     parser.add_argument("--spectrogram", type=Path, metavar="PNG", help="also draw what was made")
     parser.add_argument("-q", "--quiet", action="store_true", help="print nothing but errors")
     parser.add_argument("--device", help='such as "cpu" or "cuda:1" (a GPU where there is one)')
+    parser.add_argument("--overwrite", action="store_true", help="replace files that were not made by this command")
     _add_request_options(parser)
 
 
@@ -233,6 +234,8 @@ def _generate(arguments: argparse.Namespace) -> None:
             num_takes=arguments.num,
             spectrogram=arguments.spectrogram,
             device=arguments.device,
+            inputs=(arguments.request,),
+            overwrite=arguments.overwrite,
             is_quiet=arguments.quiet,
         )
     else:
@@ -242,6 +245,8 @@ def _generate(arguments: argparse.Namespace) -> None:
             arguments.out_dir,
             num_takes=arguments.num,
             device=arguments.device,
+            inputs=(arguments.request,),
+            overwrite=arguments.overwrite,
             is_quiet=arguments.quiet,
         )
 

@@ -20,6 +20,7 @@ from safetensors import SafetensorError
 from pipelines.model_limits import read_limits
 from pipelines.sharing import holds_only_shims
 from qamdt.embedded import TEXT_ENCODER_PACKAGE, default_model, load_text_encoder
+from qamdt.files import read_json
 from qamdt.precision import preferred_dtype
 
 
@@ -160,7 +161,7 @@ class LoadingMixin:
 
 def _packaged_text_encoder(folder: Path, dtype: torch.dtype | dict[str, torch.dtype] | None) -> dict[str, Any]:
     """Tokenizer and text encoder of a model that takes them from a package; nothing for a model with its own."""
-    index = json.loads((folder / "model_index.json").read_text(encoding="utf-8"))
+    index = read_json(folder / "model_index.json")
     package = index.get("text_encoder_package")
     if package is None or index.get("text_encoder", [None])[0] is not None:
         return {}

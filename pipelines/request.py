@@ -11,13 +11,13 @@ import math
 import os
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, fields, replace
-from pathlib import Path
 from typing import Any
 
 from pipelines.input_checks import check_choices, check_count, check_number
 from pipelines.prompt_schedule import Schedule, check_prompts, is_schedule
 from pipelines.quality_argument import Quality, check_word, is_number, read_curve
 from qamdt.audio_formats import MAX_SAMPLING_RATE, MIN_SAMPLING_RATE
+from qamdt.files import is_text, read_json
 
 
 SAMPLER_NAMES = ("dpm++", "unipc", "euler", "euler-ancestral", "ddim", "paper")
@@ -108,8 +108,8 @@ class GenerationRequest:
         if not isinstance(self.negative_prompt, str):
             raise ValueError(f"`negative_prompt` must be a text, got {self.negative_prompt!r}.")
         for name, text in (("prompt", self.text), ("negative_prompt", self.negative_prompt)):
-            if any("\ud800" <= letter <= "\udfff" for letter in text):
-                raise ValueError(f"`{name}` must be a text of whole characters, got {getattr(self, name)!r}.")
+            if not is_text(text):
+                raise ValueError(f"`{name}` must be text in UTF-8, got {getattr(self, name)!r}.")
         places = {"model": "a folder or a Hub id", "scorer": "a folder or a Hub id"}
         for name, place in (places | {"init_audio": "a sound file", "inpaint_audio": "a sound file"}).items():
             if not (getattr(self, name) is None or (isinstance(getattr(self, name), str) and getattr(self, name))):
@@ -241,7 +241,7 @@ class GenerationRequest:
             ValueError: It holds no request.
         """
         try:
-            values = json.loads(Path(path).read_text(encoding="utf-8"))
+            values = read_json(path)
             return cls.from_dict(values["settings"] if isinstance(values, dict) and "settings" in values else values)
         except ValueError as error:  # JSON and UTF-8 errors are such, too
             raise ValueError(f"{str(path)!r} holds no request: {error}") from error

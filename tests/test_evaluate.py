@@ -63,7 +63,7 @@ def evaluate(*arguments, function="bands", draws=False):
     options = ["--embedder", f"mine.py:{function}", "-o", "report.json", "--num-resamples", "3"]
     options += [] if draws else ["--no-picture"]
     status = main(["evaluate", *options, *map(str, arguments)])
-    with open("report.json") as file:
+    with open("report.json", encoding="utf-8") as file:
         return status, json.load(file)
 
 

@@ -39,7 +39,7 @@ def make(*arguments):
     with open("test.html", encoding="utf-8") as file:
         page = file.read()
     data = re.search(r'<script id="test" type="application/json">(.*?)</script>', page, re.DOTALL).group(1)
-    with open("test.key.json") as file:
+    with open("test.key.json", encoding="utf-8") as file:
         return status, json.loads(data), json.load(file)
 
 

@@ -7,14 +7,15 @@ clip. What is wrong with the audio is measured on the samples of the file, befor
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
-import soundfile
 import torch
 
 from qamdt.audio import SAMPLING_RATE
+from qamdt.files import is_text
+from qamdt.sound_files import CUT_TOLERANCE_IN_S, measure_length, read_samples
 from whisq.audio import SILENT_PEAK, level, resample
 
 
@@ -25,8 +26,6 @@ CLIPPED_LEVEL = 0.999
 CLIPPED_SHARE = 1e-3
 SHORT_IN_S = 1.0
 BATCH_IN_S = 160.0  # what the embedded scorer scores at once in well under a gigabyte
-# Some samples more or less come from rounding and from headers of compressed files.
-TRUNCATION_TOLERANCE_IN_S = 0.1
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -79,8 +78,10 @@ def make_window(
     is_finite = bool(np.isfinite(magnitudes).all())
     duration_in_s = len(samples) / sampling_rate
     waveform = torch.from_numpy(samples.mean(axis=1, dtype=np.float32))
+    if is_finite and len(samples):
+        waveform = resample(waveform, sampling_rate)
     return Window(
-        waveform=level(resample(waveform, sampling_rate)) if is_finite and len(samples) else waveform,
+        waveform=level(waveform) if is_finite and len(waveform) else waveform,
         start_in_s=start_in_s,
         duration_in_s=duration_in_s,
         missing_in_s=0.0 if asked_in_s is None else max(asked_in_s - duration_in_s, 0.0),
@@ -105,16 +106,11 @@ def read_window(path: Path, *, clip_start_in_s: float, start_in_s: float, durati
         FileNotFoundError: There is no such file.
         ValueError: The file cannot be decoded.
     """
+    if not is_text(str(path)):
+        raise ValueError("the name of the file is not UTF-8; rename it.")
     if not path.is_file():
         raise FileNotFoundError(f"there is no file {str(path)!r}.")
-    try:
-        with soundfile.SoundFile(path) as file:
-            rate = file.samplerate
-            file.seek(min(round((clip_start_in_s + start_in_s) * rate), file.frames))
-            count = -1 if duration_in_s is None else round(duration_in_s * rate)
-            samples = file.read(count, dtype="float32", always_2d=True)
-    except soundfile.LibsndfileError as error:
-        raise ValueError(f"{str(path)!r} is no readable wav, flac, ogg, mp3 or opus file: {error}") from error
+    samples, rate = read_samples(path, start_in_s=clip_start_in_s + start_in_s, duration_in_s=duration_in_s)
     return make_window(samples, rate, start_in_s=start_in_s, asked_in_s=duration_in_s)
 
 
@@ -127,14 +123,13 @@ def read_windows(path: Path) -> list[Window]:
     """
     if not path.is_file():
         raise FileNotFoundError(f"there is no file {str(path)!r}.")
-    try:
-        duration_in_s = soundfile.info(path).duration
-    except soundfile.LibsndfileError as error:
-        raise ValueError(f"{str(path)!r} is no readable wav, flac, ogg, mp3 or opus file: {error}") from error
-    return [
-        read_window(path, clip_start_in_s=0.0, start_in_s=start, duration_in_s=length)
-        for start, length in cut_windows(duration_in_s)
+    length = measure_length(path)
+    *some, last = [
+        read_window(path, clip_start_in_s=0.0, start_in_s=start, duration_in_s=duration)
+        for start, duration in cut_windows(length.duration_in_s)
     ]
+    missing_in_s = length.missing_in_s if length.is_cut else 0.0
+    return [*some, replace(last, missing_in_s=last.missing_in_s + missing_in_s)]
 
 
 def cut_batches(lengths_in_s: Sequence[float], batch_seconds: float) -> list[range]:
@@ -161,7 +156,7 @@ def find_flags(windows: Sequence[Window]) -> tuple[str, ...]:
         "silent": is_finite and clip_duration(windows) > 0 and max(window.peak for window in windows) <= SILENT_PEAK,
         "clipped": is_finite and _mean_by_length(windows, [w.clipped_share for w in windows]) > CLIPPED_SHARE,
         "short": clip_duration(windows) < SHORT_IN_S,
-        "truncated": sum(window.missing_in_s for window in windows) > TRUNCATION_TOLERANCE_IN_S,
+        "truncated": sum(window.missing_in_s for window in windows) > CUT_TOLERANCE_IN_S,
         "low_sampling_rate": windows[0].sampling_rate < SAMPLING_RATE,
         "multichannel": windows[0].num_channels > 2,
     }

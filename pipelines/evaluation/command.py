@@ -10,6 +10,8 @@ import yaml
 
 from pipelines.evaluation.request import METRICS, EvaluationRequest
 from pipelines.input_checks import check_count, check_number
+from qamdt.files import read_text_lines
+from qamdt.outputs import check_output
 
 
 DEFAULT_NUM_PROMPTS = 20
@@ -110,6 +112,9 @@ def run(arguments: argparse.Namespace) -> None:
         raise argparse.ArgumentTypeError(str(error)) from error
     from pipelines.evaluation.run import evaluate
 
+    is_ours = arguments.output.with_suffix(".rows").exists()
+    for suffix in (".json", ".md", ".png"):
+        check_output(arguments.output.with_suffix(suffix), is_ours=lambda path: is_ours)
     arguments.output.parent.mkdir(parents=True, exist_ok=True)
     only = (lambda path: True) if arguments.model is None else _make_clips(arguments, request)
     evaluation = evaluate(request, arguments.output.with_suffix(".rows"), only=only)
@@ -168,7 +173,7 @@ def _read_tags(pairs: list[str]) -> dict[str, object]:
 def _read_lines(option: str, path: Path) -> tuple[str, ...]:
     if not path.is_file():
         raise ValueError(f"{option} must be a file, got {str(path)!r}, which does not exist.")
-    return tuple(line.strip() for line in path.read_text(encoding="utf-8").splitlines() if line.strip())
+    return tuple(line.strip() for line in read_text_lines(path) if line.strip())
 
 
 def _make_clips(arguments: argparse.Namespace, request: EvaluationRequest):

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -13,6 +12,7 @@ import numpy as np
 from pipelines.clips import record_path
 from pipelines.quality_argument import Quality, is_number, read_curve
 from pipelines.request import GenerationRequest
+from qamdt.files import read_json, read_text_lines
 from qamdt.keyed_rows import make_key
 from qamdt.manifest import Record, scan_manifest
 from qamdt.music import Music
@@ -127,7 +127,7 @@ def _wanted_beside(clip: Clip, faults: list[Fault]) -> Wanted:
         return Wanted(pair=clip.id, quality=None, text=None, instrument=None, tempo_bpm=None, key=None)
     try:
         request = GenerationRequest.load(path)
-        values = json.loads(path.read_text(encoding="utf-8")).get("music")
+        values = read_json(path).get("music")
         music = None if values is None else Music(**{**values, "chords": _chords(values["chords"])})
     except (ValueError, KeyError, TypeError) as error:
         faults.append(Fault(file=path.name, line=None, error=f"no record of a clip: {error}"))
@@ -220,7 +220,7 @@ def match_prompts(clips: Sequence[Clip], prompts: Path) -> tuple[dict[str, str],
             by_name.setdefault(name, []).append(clip.id)
     texts: dict[str, str] = {}
     faults = []
-    for number, line in enumerate(prompts.read_text(encoding="utf-8").splitlines(), start=1):
+    for number, line in enumerate(read_text_lines(prompts), start=1):
         if not line.strip() or line.startswith("#"):
             continue
         name, tab, text = line.partition("\t")

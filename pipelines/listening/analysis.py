@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import permutations
@@ -14,6 +13,7 @@ from scipy.stats import binomtest
 
 from pipelines.evaluation.intervals import Figure
 from pipelines.listening.stimuli import ANCHORS, HIDDEN_REFERENCE
+from qamdt.files import read_json
 
 
 RANGES = {"quality": (1, 5), "relevance": (1, 5), "score": (0, 100)}
@@ -46,7 +46,7 @@ def read_answers(paths: Iterable[Path], key: Mapping[str, Any]) -> tuple[list[An
     faults = []
     for path in paths:
         try:
-            values = json.loads(Path(path).read_text(encoding="utf-8"))
+            values = read_json(Path(path))
             listener, rows = values["listener"], values["answers"]
             if values["test"] != key["id"]:
                 raise ValueError("the answers belong to another test")

@@ -78,13 +78,17 @@ def _write_page(arguments: argparse.Namespace) -> list[str]:
     from pipelines.listening.page import build_test, format_page
     from pipelines.listening.stimuli import collect_stimuli
     from qamdt.files import write_json, write_text
+    from qamdt.outputs import check_output, has_fields
 
+    key_path = arguments.output.with_suffix(".key.json")
+    is_ours = has_fields(key_path, ["id", "kind", "clips", "trials"])
+    for path in (arguments.output, key_path):
+        check_output(path, is_ours=lambda path: is_ours)
     stimuli, left_out = collect_stimuli(
         systems, arguments.reference, num_items=arguments.num_items, seed=arguments.seed
     )
     title = arguments.title or "Listening test"
     test, key = build_test(arguments.kind or "mos", stimuli, title=title, seed=arguments.seed)
-    key_path = arguments.output.with_suffix(".key.json")
     write_json(key_path, key)
     write_text(arguments.output, format_page(test))
     print(f"Wrote {arguments.output} with {len(test['trials'])} trials, and its key {key_path}.")
@@ -109,15 +113,19 @@ def _analyse(arguments: argparse.Namespace) -> list[str]:
     if arguments.output is not None and arguments.output.suffix.lower() != ".json":
         raise argparse.ArgumentTypeError(f"-o must end in .json with --analyse, got {str(arguments.output)!r}")
     from pipelines.listening.analysis import analyse, format_analysis, read_answers
-    from qamdt.files import write_json
+    from qamdt.files import read_json, write_json
+    from qamdt.outputs import check_output, has_fields
 
-    key = json.loads(arguments.key.read_text(encoding="utf-8"))
+    key = read_json(arguments.key)
     if not isinstance(key, dict) or not {"id", "kind", "clips", "trials"} <= key.keys():
         raise ValueError(f"{str(arguments.key)!r} is no key of a listening test.")
     answers, faults = read_answers(arguments.analyse, key)
     report = analyse(answers, key, seed=arguments.seed)
     if arguments.output is not None:
-        write_json(arguments.output, json.loads(json.dumps(report, default=_as_dict)))
+        values = json.loads(json.dumps(report, default=_as_dict))
+        inputs = [arguments.key, *arguments.analyse]
+        check_output(arguments.output, inputs=inputs, is_ours=lambda path: has_fields(path, values.keys()))
+        write_json(arguments.output, values)
     print(format_analysis(report))
     return faults
 
