@@ -104,7 +104,9 @@ def test_a_recording_is_changed_continued_and_made_a_loop(run, tmp_path):
     assert abs(read(tmp_path / "loop.wav")[[0, -1]]).min() > 0  # no fades
     settings = json.loads((tmp_path / "loop.json").read_text())["settings"]
     assert settings["prompt"] == [[0.0, "piano"], [0.2, "drums"]]
-    assert run("generate", "piano", "--inpaint-audio", "in.wav", "--loop", "-o", "loop.wav") == 0
+    assert run("generate", "piano", "--inpaint-audio", "loop.wav", "--loop", "-o", "looped.wav") == 0
+    assert run("generate", "piano", "--inpaint-audio", "loop.wav", "--loop", "-o", "loop.wav") == 1
+    assert run("generate", "piano", "--init-audio", "in.wav", "-o", "in.wav") == 1
 
 
 def test_another_recording_of_the_same_name_is_done_again(run, tmp_path, capsys):
