@@ -1,4 +1,4 @@
-"""The `qamdt` command: `generate` music, `evaluate` it, show `info` about a model, `convert` a checkpoint, `serve`.
+"""The `qamdt` command: `generate`, `restore` and `evaluate` music, show `info` about a model, `convert` one, `serve`.
 
 Exit status: 0 when done, 1 when something failed, 2 when the arguments make no sense, 130 when interrupted.
 """
@@ -44,6 +44,7 @@ def build_parser() -> argparse.ArgumentParser:
     parser.add_argument("--version", action="version", version=f"qamdt {__version__}")
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
     _add_generate(commands)
+    _add_restore(commands)
     evaluation.add_parser(commands)
     listening.add_parser(commands)
     _add_info(commands)
@@ -160,6 +161,36 @@ def _add_request_options(parser: argparse.ArgumentParser) -> None:
     )
 
 
+def _add_restore(commands: argparse._SubParsersAction) -> None:
+    parser = commands.add_parser(
+        "restore",
+        help="raise the quality of a recording where it scores low",
+        description="Raises the quality of a recording where its own curve of WhisQ scores is low; what scores high is "
+        "left alone. It is brought to the model's rate and to mono. A JSON file beside the result says what was changed.",
+    )
+    default = GenerationRequest
+    parser.set_defaults(run=_restore)
+    parser.add_argument("audio", type=Path, help="sound file: wav, flac, ogg, opus or mp3")
+    parser.add_argument(
+        "-o", "--output", type=Path, default=Path("restored.wav"), help="sound file to write (%(default)s)"
+    )
+    parser.add_argument("--prompt", default="", metavar="TEXT", help="what is played, if you like to say it")
+    parser.add_argument("--strength", type=float, help="how much is changed, from 0 to 1 (chosen from the scores)")
+    parser.add_argument("--good-score", type=float, help='from here on it is left alone (where "high" begins)')
+    parser.add_argument("--scorer", metavar="MODEL", help="folder or Hub id of a WhisQ scorer (the embedded one)")
+    parser.add_argument("--steps", type=int, help="denoising steps of the whole schedule (25)")
+    parser.add_argument("--guidance", type=float, default=1.0, help="guidance scale; 1 is off (%(default)s)")
+    parser.add_argument("--seed", type=int, default=default.seed, help="same seed, same result (%(default)s)")
+    parser.add_argument("--sampling-rate", type=int, metavar="HZ", help="of the sound file (the model's own)")
+    parser.add_argument("--loudness", type=float, metavar="LUFS", help="loudness of the sound file (the recording's)")
+    parser.add_argument("--fade-ms", type=float, default=0.0, metavar="MS", help="fades at both ends (none)")
+    parser.add_argument("--model", help="folder or Hub id (QAMDT_MODEL, or the embedded model)")
+    parser.add_argument(
+        "--dtype", choices=DTYPES, default=default.dtype, help="precision of the transformer (%(default)s)"
+    )
+    parser.add_argument("--device", help='such as "cpu" or "cuda:1" (a GPU where there is one)')
+
+
 def _add_info(commands: argparse._SubParsersAction) -> None:
     parser = commands.add_parser("info", help="show what a model is made of", description="Shows facts about a model.")
     parser.set_defaults(run=_info)
@@ -249,6 +280,30 @@ def _generate(arguments: argparse.Namespace) -> None:
             overwrite=arguments.overwrite,
             is_quiet=arguments.quiet,
         )
+
+
+def _restore(arguments: argparse.Namespace) -> None:
+    if not arguments.audio.is_file():
+        raise argparse.ArgumentTypeError(f"AUDIO must be a file, got {str(arguments.audio)!r}, which does not exist")
+    if not arguments.output.absolute().parent.is_dir():
+        raise argparse.ArgumentTypeError(f"the folder of -o must exist, got {str(arguments.output)!r}")
+    _check_output(arguments.output, arguments.sampling_rate)
+    names = ("prompt", "steps", "guidance", "seed", "sampling_rate", "loudness", "fade_ms", "model", "dtype")
+    try:
+        request = GenerationRequest(**{name: getattr(arguments, name) for name in names})
+    except ValueError as error:
+        raise argparse.ArgumentTypeError(str(error)) from error
+    from pipelines.restore import restore_file
+
+    restore_file(
+        request,
+        arguments.audio,
+        arguments.output,
+        strength=arguments.strength,
+        good_score=arguments.good_score,
+        scorer=arguments.scorer,
+        device=arguments.device,
+    )
 
 
 def _info(arguments: argparse.Namespace) -> None:

@@ -14,8 +14,10 @@ L text tokens, D text width.
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable
 
+import numpy as np
 import torch
 from diffusers import DiffusionPipeline
 
@@ -28,6 +30,7 @@ from pipelines.pipeline_base import QAMDTPipelineBase
 from pipelines.pipeline_output import QAMDTPipelineOutput
 from pipelines.prompt_schedule import Schedule
 from pipelines.quality_argument import Quality
+from pipelines.restoration import Restoration, restore_recording
 from pipelines.selection import RankBy
 from pipelines.streaming import StreamingMixin
 
@@ -169,6 +172,50 @@ class QAMDTPipeline(QAMDTPipelineBase, StreamingMixin, metaclass=GenerateWhenCal
         music = self.prepare_music(call, audio_length_in_s)
         latents = self.generate_latents(call, audio_length_in_s, music)
         return self.finish(call, latents, audio_length_in_s, music)
+
+    @torch.no_grad()
+    def restore(
+        self,
+        audio: str | os.PathLike | np.ndarray | torch.Tensor,
+        *,
+        sampling_rate: int | None = None,
+        prompt: str = "",
+        strength: float | None = None,
+        good_score: float | None = None,
+        num_inference_steps: int = 25,
+        guidance_scale: float = 1.0,
+        seed: int = 0,
+    ) -> Restoration:
+        """Raises the quality of a recording where its own WhisQ curve is low (`pipelines.restoration` says how).
+
+        Args:
+            audio: One sound file, or samples between about -1 and 1 of shape `(samples,)`, or `(1, channels, samples)`. Any
+                rate and any number of channels are brought to the model's, with a warning.
+            sampling_rate: Samples per second of `audio` in Hz, where it is no file.
+            prompt: What is played.
+            strength: Part of the denoising schedule that is run; in proportion to how low it scores when `None`.
+            good_score: Moments that score as much are left alone; where the model's "high" begins when `None`.
+            num_inference_steps: Denoising steps of the whole schedule.
+            guidance_scale: As in a call.
+            seed: The same seed gives the same result.
+
+        Returns:
+            The recording as `audio`, with its scores before and after, and what was changed.
+
+        Raises:
+            ValueError: `audio` is silent or not finite, or a value makes no sense.
+        """
+        return restore_recording(
+            self,
+            audio,
+            sampling_rate=sampling_rate,
+            prompt=prompt,
+            strength=strength,
+            good_score=good_score,
+            num_inference_steps=num_inference_steps,
+            guidance_scale=guidance_scale,
+            seed=seed,
+        )
 
 
 register_for_text_to_audio("qamdt", QAMDTPipeline)
