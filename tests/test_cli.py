@@ -346,7 +346,8 @@ def test_what_only_the_model_can_refuse_is_a_wrong_argument_too(run, tmp_path, c
 
 
 @pytest.mark.parametrize(
-    ("content", "message"), [(b"# nothing\n\n", "at least one prompt"), (b"\xff\xfe\x00", "must be a UTF-8 text file")]
+    ("content", "message"),
+    [(b"# nothing\n\n", "at least one prompt"), (b"\xff\xfe\x00", "must be a text file in UTF-8")],
 )
 def test_a_file_without_prompts_is_refused(run, tmp_path, capsys, content, message):
     (tmp_path / "prompts.txt").write_bytes(content)
