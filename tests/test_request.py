@@ -78,7 +78,7 @@ def test_takes_share_no_candidate():
         ),
         ({"inpaint_audio": "a.wav", "audio_start": -1}, "`audio_start` must be a number at least 0, got -1"),
         ({"loop": 1}, "`loop` must be true or false, got 1"),
-        ({"prompt": "piano \ud800"}, "`prompt` must be a text of whole characters, got 'piano .*ud800'"),
+        ({"prompt": "piano \ud800"}, "`prompt` must be text in UTF-8, got 'piano .*ud800'"),
         ({"negative_prompt": None}, "`negative_prompt` must be a text, got None"),
         ({"quality": "excellent"}, '`quality` must be "high", "medium", "low", a score .* got \'excellent\''),
         ({"quality": [["high"], ["low"]]}, "`quality` must be .* got"),
