@@ -122,3 +122,16 @@ def test_importing_qamdt_takes_less_than_a_second():
     program = "import time; start = time.perf_counter(); import qamdt; print(time.perf_counter() - start)"
     result = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True, cwd=ROOT)
     assert float(result.stdout) < 1.0
+
+
+def test_bars_are_for_terminals():
+    """Every progress bar says `disable=`; what it says ends in `None`, which is tqdm's word for "not a terminal"."""
+    wrong = [
+        f"{path.relative_to(ROOT)}:{node.lineno}"
+        for package in ALLOWED
+        for path in sorted((ROOT / package).rglob("*.py")) or [ROOT / f"{package}.py"]
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8")))
+        if isinstance(node, ast.Call) and getattr(node.func, "id", None) == "tqdm"
+        if not any(keyword.arg == "disable" for keyword in node.keywords)
+    ]
+    assert not wrong
