@@ -92,7 +92,27 @@ def _add_request_options(parser: argparse.ArgumentParser) -> None:
         help=f"{list_words(quote='')}, unknown, a score from 1 to 5, or a curve: scores spread over the clip such as "
         f"2,4.5 or second:score pairs such as 0:2,5:4.5 ({default.quality})",
     )
-    parser.add_argument("--seconds", type=float, help="length (what the model was built for)")
+    parser.add_argument(
+        "--then",
+        nargs=2,
+        action="append",
+        metavar=("SECOND", "PROMPT"),
+        help="what to play from a second on; may be said several times",
+    )
+    parser.add_argument(
+        "--seconds", type=float, help="length (what the model was built for, or that of the recording)"
+    )
+    parser.add_argument("--loop", action="store_true", help="make a clip that can be played over and over")
+    parser.add_argument("--init-audio", metavar="FILE", help="change this recording as the prompt says")
+    parser.add_argument("--strength", type=float, help="how much of it is changed, from 0 to 1 (0.5)")
+    parser.add_argument(
+        "--inpaint-audio",
+        metavar="FILE",
+        help="keep this recording, play spans of it anew, and go on where it ends if --seconds says so",
+    )
+    parser.add_argument("--inpaint-start", type=float, nargs="+", metavar="SECOND", help="where each span begins")
+    parser.add_argument("--inpaint-end", type=float, nargs="+", metavar="SECOND", help="where each span ends")
+    parser.add_argument("--audio-start", type=float, metavar="SECOND", help="where --inpaint-audio begins (0)")
     parser.add_argument("--seed", type=int, help=f"same seed, same music ({default.seed})")
     parser.add_argument("--best-of", type=int, metavar="N", help=f"make N and keep the best ({default.best_of})")
     parser.add_argument(
@@ -344,10 +364,15 @@ def _check_files(arguments: argparse.Namespace) -> None:
         if arguments.out_dir is not None:
             raise argparse.ArgumentTypeError("--out-dir goes with --prompts; use -o for one prompt")
         arguments.output = arguments.output or Path("music.wav")
+    elif "then" in arguments:
+        raise argparse.ArgumentTypeError("--then goes with one prompt, not with --prompts")
     elif arguments.out_dir is None or arguments.output is not None or arguments.spectrogram is not None:
         raise argparse.ArgumentTypeError("--prompts needs --out-dir, and takes neither -o nor --spectrogram")
-    for name, path in (("--prompts", arguments.prompts), ("--request", arguments.request)):
-        if path is not None and not path.is_file():
+    recordings = [
+        (f"--{name.replace('_', '-')}", vars(arguments).get(name)) for name in ("init_audio", "inpaint_audio")
+    ]
+    for name, path in (("--prompts", arguments.prompts), ("--request", arguments.request), *recordings):
+        if path is not None and not Path(path).is_file():
             raise argparse.ArgumentTypeError(f"{name} must be a file, got {str(path)!r}, which does not exist")
     for name, path in (("-o", arguments.output), ("--spectrogram", arguments.spectrogram)):
         if path is not None and not path.absolute().parent.is_dir():
@@ -369,6 +394,9 @@ def read_request(arguments: argparse.Namespace) -> GenerationRequest:
     try:
         check_count("num", arguments.num)
         base = {"prompt": ""} if arguments.request is None else GenerationRequest.load(arguments.request).to_dict()
+        if "then" in arguments:
+            first = given.get("prompt", base["prompt"])
+            given["prompt"] = [(0.0, first), *((float(second), text) for second, text in arguments.then)]
         return GenerationRequest.from_dict(base | given)
     except ValueError as error:
         raise argparse.ArgumentTypeError(str(error)) from error

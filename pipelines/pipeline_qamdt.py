@@ -28,12 +28,14 @@ from pipelines.loading import GenerateWhenCalledWithPrompt
 from pipelines.music_conditioning import Chords
 from pipelines.pipeline_base import QAMDTPipelineBase
 from pipelines.pipeline_output import QAMDTPipelineOutput
+from pipelines.prompt_schedule import Schedule
 from pipelines.quality_argument import Quality
 from pipelines.restoration import Restoration, restore_recording
 from pipelines.selection import RankBy
+from pipelines.streaming import StreamingMixin
 
 
-class QAMDTPipeline(QAMDTPipelineBase, metaclass=GenerateWhenCalledWithPrompt):
+class QAMDTPipeline(QAMDTPipelineBase, StreamingMixin, metaclass=GenerateWhenCalledWithPrompt):
     """Generates music from text prompts with the quality-aware masked diffusion transformer.
 
     Called on the class with a prompt, it loads the default model once and generates with it. `QAMDTPipelineBase` says
@@ -43,7 +45,7 @@ class QAMDTPipeline(QAMDTPipelineBase, metaclass=GenerateWhenCalledWithPrompt):
     @torch.no_grad()
     def __call__(
         self,
-        prompt: str | list[str] | None = None,
+        prompt: str | Schedule | list[str | Schedule] | None = None,
         *,
         quality: Quality | list[Quality] = "high",
         negative_prompt: str | list[str] = "",
@@ -54,6 +56,7 @@ class QAMDTPipeline(QAMDTPipelineBase, metaclass=GenerateWhenCalledWithPrompt):
         time_signature: str | list[str | None] | None = None,
         plan_music: bool = True,
         audio_length_in_s: float | None = None,
+        loop: bool = False,
         num_inference_steps: int = 25,
         guidance_scale: float = 3.5,
         quality_guidance_scale: float | None = None,
@@ -77,7 +80,8 @@ class QAMDTPipeline(QAMDTPipelineBase, metaclass=GenerateWhenCalledWithPrompt):
         """Generates music.
 
         Args:
-            prompt: What to play. The quality is put in front of it as text; an empty prompt stays empty.
+            prompt: What to play. The quality is put in front of it as text; an empty prompt stays empty. `(second, text)`
+                tuples, the first at 0, take turns: each crosses into the next over a bar around the second.
             quality: `"high"`, `"medium"`, `"low"`; a score (MOS) from 1 to 5; a curve over the clip, as a list of
                 scores that are spread over it or of `(second, score)` tuples; or `None` for unknown. A list of
                 anything else is one of these for each prompt, such as `["high", 3.2]` or `[[2.0, 4.5], [3.0]]`.
@@ -91,7 +95,10 @@ class QAMDTPipeline(QAMDTPipelineBase, metaclass=GenerateWhenCalledWithPrompt):
             time_signature: `"4/4"` or `"3/4"`; what the prompt says ("a waltz") when `None`.
             plan_music: Whether what neither the arguments nor the prompt say is drawn; it is left to the network
                 otherwise, which then keeps no clear beat. For networks that know music (`num_music_features`).
-            audio_length_in_s: Length of the waveforms in seconds; what the network was built for when `None`.
+            audio_length_in_s: Length of the waveforms in seconds; what the network was built for when `None`. Longer ones
+                are made of overlapping windows that are denoised jointly.
+            loop: Whether the clip goes on with its beginning, so that it can be played over and over. If a tempo is said,
+                the length is rounded to whole bars, and in any case to whole latent frames.
             num_inference_steps: Denoising steps; more are slower and usually better.
             guidance_scale: How far to move away from the negative prompt and quality; 1 turns guidance off, and the
                 network then runs once per step and not on a double batch.
@@ -135,6 +142,7 @@ class QAMDTPipeline(QAMDTPipelineBase, metaclass=GenerateWhenCalledWithPrompt):
             chords=chords,
             time_signature=time_signature,
             plan_music=plan_music,
+            loop=loop,
             num_inference_steps=num_inference_steps,
             guidance_scale=guidance_scale,
             quality_guidance_scale=quality_guidance_scale,
@@ -155,11 +163,14 @@ class QAMDTPipeline(QAMDTPipelineBase, metaclass=GenerateWhenCalledWithPrompt):
             output_type=output_type,
             return_dict=return_dict,
         )
+        self.check_inputs(call)
         if audio_length_in_s is None:
             audio_length_in_s = self.native_audio_length_in_s
         check_number("audio_length_in_s", audio_length_in_s, maximum=self.config.max_audio_length_in_s, is_open=True)
-        self.check_inputs(call)
-        latents, music = self.generate_latents(call, audio_length_in_s)
+        if loop:
+            audio_length_in_s = self.loop_length(audio_length_in_s, self.said_bar(call))
+        music = self.prepare_music(call, audio_length_in_s)
+        latents = self.generate_latents(call, audio_length_in_s, music)
         return self.finish(call, latents, audio_length_in_s, music)
 
     @torch.no_grad()

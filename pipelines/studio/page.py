@@ -197,7 +197,7 @@ class Studio:
             return
         takes = [self._take(path) for path in paths]
         yield [status("Done. Scoring it."), [], *_show_all(gr, [_parts(gr, take) for take in takes])]
-        scores = [self.scoring.score_file(take.path, take.request.prompt) for take in takes]
+        scores = [self.scoring.score_file(take.path, take.request.text) for take in takes]
         parts = [_parts(gr, take, score) for take, score in zip(takes, scores, strict=True)]
         yield [status("Done."), [], *_show_all(gr, parts)]
 
@@ -233,7 +233,7 @@ class Studio:
         score = {"low": 1.5, "medium": 3.5, "high": 4.5, None: 4.5}.get(request.quality, request.quality)
         chords = request.chords if isinstance(request.chords, str | None) else None
         form = [
-            request.prompt,
+            request.text,
             played,
             is_curve,
             gr.update() if is_curve else score,
