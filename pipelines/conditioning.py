@@ -12,6 +12,7 @@ import torch
 from diffusers.utils import logging
 
 from pipelines.guidance import Guidance
+from pipelines.input_checks import quoted
 from pipelines.music_conditioning import Chords, requests_per_prompt, resolve_musics
 from pipelines.quality_argument import Quality
 from pipelines.quality_conditioning import QualityCondition, add_prefixes, resolve_qualities
@@ -46,7 +47,7 @@ class ConditioningMixin:
         ).to(self._execution_device)
         for text, mask in zip(texts, tokens.attention_mask, strict=True):
             if mask.sum() >= self.config.max_text_tokens:
-                logger.warning(f"Prompts are cut off after {self.config.max_text_tokens} tokens; got {text!r}.")
+                logger.warning(f"Prompts are cut off after {self.config.max_text_tokens} tokens; got {quoted(text)}.")
         states = self.text_encoder(input_ids=tokens.input_ids, attention_mask=tokens.attention_mask)
         return states.last_hidden_state, tokens.attention_mask.bool()
 

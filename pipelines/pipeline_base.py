@@ -12,16 +12,28 @@ from typing import Any
 import numpy as np
 import torch
 from diffusers import AutoencoderKL, DiffusionPipeline, SchedulerMixin
+from diffusers.utils import logging
 from diffusers.utils.torch_utils import randn_tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerBase, SpeechT5HifiGan
 
 from pipelines.conditioning import ConditioningMixin, count_prompts
 from pipelines.denoising import Change, denoise, takes_in_step
 from pipelines.guidance import Guidance
-from pipelines.input_checks import check_choices, check_count, check_embeds, check_interval, check_number, check_texts
+from pipelines.input_checks import (
+    check_callback,
+    check_choices,
+    check_count,
+    check_embeds,
+    check_interval,
+    check_number,
+    check_tensor,
+    check_texts,
+    quoted,
+)
 from pipelines.loading import LoadingMixin
 from pipelines.lora import QAMDTLoraLoaderMixin
 from pipelines.pipeline_output import QAMDTPipelineOutput
+from pipelines.samplers import check_scheduler, noise_settings, note_latent_settings
 from qamdt.conditions import Conditions
 from qamdt.decoding import decode_latents, latents_to_waveform, mel_to_waveform, samples_per_frame, vae_scale_factor
 from qamdt.models.autoencoder_waveform import AutoencoderWaveform
@@ -29,6 +41,10 @@ from qamdt.models.transformer_qamdt import QAMDTTransformer2DModel
 from qamdt.models.vocoder_istft import ISTFTVocoder
 from qamdt.music import Music
 from qamdt.quality import QualityStats
+
+
+logger = logging.get_logger(__name__)
+MAX_STRETCH = 4  # times the length of the clips in training, before a longer clip is worth a warning
 
 
 class QAMDTPipelineBase(LoadingMixin, ConditioningMixin, DiffusionPipeline, QAMDTLoraLoaderMixin):
@@ -66,6 +82,10 @@ class QAMDTPipelineBase(LoadingMixin, ConditioningMixin, DiffusionPipeline, QAMD
         max_audio_length_in_s: float = 600.0,
     ):
         super().__init__()
+        check_count("max_text_tokens", max_text_tokens)
+        check_number("max_audio_length_in_s", max_audio_length_in_s, is_open=True)
+        if not isinstance(scheduler, SchedulerMixin):
+            raise ValueError(f"`scheduler` must be a scheduler of diffusers, got {scheduler!r}.")
         if (vocoder is None) != isinstance(vae, AutoencoderWaveform):
             raise ValueError(
                 "`vocoder` must be None for an autoencoder of waveforms and given for one of spectrograms, got "
@@ -86,6 +106,8 @@ class QAMDTPipelineBase(LoadingMixin, ConditioningMixin, DiffusionPipeline, QAMD
             max_audio_length_in_s=max_audio_length_in_s,
         )
         self._quality_stats = None if quality_stats is None else QualityStats.from_dict(dict(quality_stats))
+        note_latent_settings(scheduler)
+        self._noise_settings = noise_settings(scheduler)
         self._guidance_scales = []
         self._num_timesteps = 0
         self._interrupt = False
@@ -156,8 +178,10 @@ class QAMDTPipelineBase(LoadingMixin, ConditioningMixin, DiffusionPipeline, QAMD
         negative_prompt_attention_mask: torch.Tensor | None,
         callback_on_step_end_tensor_inputs: tuple[str, ...] | list[str],
         output_type: str,
+        callback_on_step_end: Callable[[DiffusionPipeline, int, int, dict], dict] | None = None,
     ) -> None:
-        """Refuses arguments of a call that make no sense."""
+        """Refuses arguments of a call that make no sense, and a scheduler that does not fit the network."""
+        check_scheduler(self.scheduler, self._noise_settings)
         if (prompt is None) == (prompt_embeds is None):
             raise ValueError(
                 f"Pass either `prompt` or `prompt_embeds`, got {'neither' if prompt is None else 'both'}."
@@ -174,7 +198,7 @@ class QAMDTPipelineBase(LoadingMixin, ConditioningMixin, DiffusionPipeline, QAMD
                 "negative_prompt", negative_prompt_embeds, negative_prompt_attention_mask, text_dim, num_prompts
             )
 
-        check_number("audio_length_in_s", audio_length_in_s, maximum=self.config.max_audio_length_in_s, is_open=True)
+        self._check_length(audio_length_in_s)
         check_count("num_inference_steps", num_inference_steps, self.scheduler.config.num_train_timesteps)
         check_count("num_waveforms_per_prompt", num_waveforms_per_prompt)
         check_number("guidance_scale", guidance_scale)
@@ -187,9 +211,24 @@ class QAMDTPipelineBase(LoadingMixin, ConditioningMixin, DiffusionPipeline, QAMD
                 f"`eta` must be 0 for {type(self.scheduler).__name__}, got {eta!r}; DDIMScheduler takes it."
             )
         check_choices("output_type", [output_type], ["np", "pt", "latent"])
+        check_callback("callback_on_step_end", callback_on_step_end)
         check_choices(
             "callback_on_step_end_tensor_inputs", callback_on_step_end_tensor_inputs, self._callback_tensor_inputs
         )
+
+    def _check_length(self, audio_length_in_s: float) -> None:
+        """Refuses a length that no clip can have, and warns of one that the network never heard."""
+        check_number("audio_length_in_s", audio_length_in_s, maximum=self.config.max_audio_length_in_s, is_open=True)
+        if round(audio_length_in_s * self.sampling_rate) < 1:
+            raise ValueError(
+                f"`audio_length_in_s` must be at least one sample, {1 / self.sampling_rate:g} s, got {audio_length_in_s!r}."
+            )
+        if audio_length_in_s > MAX_STRETCH * self.native_audio_length_in_s:
+            logger.warning(
+                f"`audio_length_in_s` is {audio_length_in_s:g}, and the network was trained on clips of "
+                f"{self.native_audio_length_in_s:.4g} s: the longer a clip, the less of it hangs together, and the time "
+                "for a step grows with the square of its length."
+            )
 
     def prepare_latents(
         self,
@@ -206,7 +245,8 @@ class QAMDTPipelineBase(LoadingMixin, ConditioningMixin, DiffusionPipeline, QAMD
         shape = (batch_size, config.in_channels, num_latent_frames, config.sample_size[1])
         if latents is None:
             latents = randn_tensor(shape, generator=generator, device=self._execution_device, dtype=torch.float32)
-        elif latents.shape != shape:
+        check_tensor("latents", latents)
+        if latents.shape != shape:
             raise ValueError(f"`latents` must have shape {shape} for this call, got {tuple(latents.shape)}.")
         # A flow begins at noise of variance one, and its scheduler says nothing about that.
         return latents.to(self._execution_device, torch.float32) * getattr(self.scheduler, "init_noise_sigma", 1.0)
@@ -242,7 +282,7 @@ class QAMDTPipelineBase(LoadingMixin, ConditioningMixin, DiffusionPipeline, QAMD
         def call_back(latents: torch.Tensor, step: int, timestep: torch.Tensor) -> torch.Tensor:
             tensors = {"latents": latents, "prompt_embeds": guidance.wanted.texts}
             tensors = {name: tensors[name] for name in callback_on_step_end_tensor_inputs}
-            replaced = callback_on_step_end(self, step, timestep, tensors) or {}
+            replaced = self._check_replaced(callback_on_step_end(self, step, timestep, tensors), latents)
             if "prompt_embeds" in replaced:
                 guidance.replace_texts(replaced["prompt_embeds"])
             return replaced.get("latents", latents)
@@ -278,12 +318,28 @@ class QAMDTPipelineBase(LoadingMixin, ConditioningMixin, DiffusionPipeline, QAMD
     ) -> QAMDTPipelineOutput | tuple[np.ndarray | torch.Tensor]:
         """Ends a call: returns latents in the form that is asked for, and lets go of the parts that are offloaded."""
         if output_type == "latent":
-            audios = latents
+            audios = _check_finite(latents, "transformer")
         else:
-            audios = self.decode(latents)[:, : round(audio_length_in_s * self.sampling_rate)]  # (B, samples)
+            audios = self.decode(_check_finite(latents, "transformer"))  # (B, samples)
+            audios = _check_finite(audios, "decoder")[:, : round(audio_length_in_s * self.sampling_rate)]
             audios = audios.cpu().numpy() if output_type == "np" else audios
         self.maybe_free_model_hooks()
         return QAMDTPipelineOutput(audios=audios, music=music) if return_dict else (audios,)
+
+    def _check_replaced(self, replaced: Any, latents: torch.Tensor) -> dict[str, torch.Tensor]:
+        """Refuses what a callback must not return."""
+        if replaced is None:
+            return {}
+        if not isinstance(replaced, dict) or not replaced.keys() <= set(self._callback_tensor_inputs):
+            raise ValueError(
+                "`callback_on_step_end` must return None or a dictionary with some of "
+                f"{', '.join(map(repr, self._callback_tensor_inputs))}, got {quoted(replaced)}."
+            )
+        if (shape := getattr(replaced.get("latents", latents), "shape", None)) != latents.shape:
+            raise ValueError(
+                f"`callback_on_step_end` must return latents of shape {tuple(latents.shape)}, got {shape and tuple(shape)}."
+            )
+        return replaced
 
     def _predict(
         self, model_input: torch.Tensor, timestep: torch.Tensor, branches: Sequence[Conditions]
@@ -302,3 +358,13 @@ class QAMDTPipelineBase(LoadingMixin, ConditioningMixin, DiffusionPipeline, QAMD
                 return_dict=False,
             )[0]
         return model_output.float().chunk(len(branches))
+
+
+def _check_finite(values: torch.Tensor, part: str) -> torch.Tensor:
+    """Returns what a part made, and refuses NaN and infinity: a file of them is silence or a bang."""
+    if not values.isfinite().all():
+        raise RuntimeError(
+            f"the {part} gave values that are not finite. Its weights are damaged, or its precision is too small for "
+            "them: load the model again, with `dtype=torch.float32`."
+        )
+    return values

@@ -27,6 +27,7 @@ from pipelines.music_conditioning import Chords
 from pipelines.pipeline_base import QAMDTPipelineBase
 from pipelines.pipeline_output import QAMDTPipelineOutput
 from pipelines.quality_argument import Quality
+from pipelines.turns import taking_turns
 
 
 class QAMDTPipeline(QAMDTPipelineBase, metaclass=GenerateWhenCalledWithPrompt):
@@ -127,6 +128,7 @@ class QAMDTPipeline(QAMDTPipelineBase, metaclass=GenerateWhenCalledWithPrompt):
             prompt_attention_mask=prompt_attention_mask,
             negative_prompt_embeds=negative_prompt_embeds,
             negative_prompt_attention_mask=negative_prompt_attention_mask,
+            callback_on_step_end=callback_on_step_end,
             callback_on_step_end_tensor_inputs=callback_on_step_end_tensor_inputs,
             output_type=output_type,
         )
@@ -145,36 +147,37 @@ class QAMDTPipeline(QAMDTPipelineBase, metaclass=GenerateWhenCalledWithPrompt):
             generator=generator,
         )
 
-        # What the network is told: text and quality as wanted, and those that guidance moves away from.
-        self.scheduler.set_timesteps(num_inference_steps, device=self._execution_device)
-        timesteps = self.scheduler.timesteps
-        guidance = self.prepare_guidance(
-            prompt=prompt,
-            quality=quality,
-            negative_prompt=negative_prompt,
-            negative_quality=negative_quality,
-            music=music,
-            audio_length_in_s=audio_length_in_s,
-            num_steps=len(timesteps),
-            guidance_scale=guidance_scale,
-            quality_guidance_scale=quality_guidance_scale,
-            guidance_interval=guidance_interval,
-            num_waveforms_per_prompt=num_waveforms_per_prompt,
-            prompt_embeds=prompt_embeds,
-            prompt_attention_mask=prompt_attention_mask,
-            negative_prompt_embeds=negative_prompt_embeds,
-            negative_prompt_attention_mask=negative_prompt_attention_mask,
-        )
+        with taking_turns(self.scheduler):
+            # What the network is told: text and quality as wanted, and those that guidance moves away from.
+            self.scheduler.set_timesteps(num_inference_steps, device=self._execution_device)
+            timesteps = self.scheduler.timesteps
+            guidance = self.prepare_guidance(
+                prompt=prompt,
+                quality=quality,
+                negative_prompt=negative_prompt,
+                negative_quality=negative_quality,
+                music=music,
+                audio_length_in_s=audio_length_in_s,
+                num_steps=len(timesteps),
+                guidance_scale=guidance_scale,
+                quality_guidance_scale=quality_guidance_scale,
+                guidance_interval=guidance_interval,
+                num_waveforms_per_prompt=num_waveforms_per_prompt,
+                prompt_embeds=prompt_embeds,
+                prompt_attention_mask=prompt_attention_mask,
+                negative_prompt_embeds=negative_prompt_embeds,
+                negative_prompt_attention_mask=negative_prompt_attention_mask,
+            )
 
-        # From noise to latents, from latents to sound.
-        latents = self.prepare_latents(batch_size, self.num_latent_frames(audio_length_in_s), generator, latents)
-        latents = self.denoise(
-            latents,  # (B, C, T, F)
-            timesteps,
-            guidance,
-            eta=eta,
-            generator=generator,
-            callback_on_step_end=callback_on_step_end,
-            callback_on_step_end_tensor_inputs=callback_on_step_end_tensor_inputs,
-        )
-        return self.finish(latents, audio_length_in_s, music, output_type=output_type, return_dict=return_dict)
+            # From noise to latents, from latents to sound.
+            latents = self.prepare_latents(batch_size, self.num_latent_frames(audio_length_in_s), generator, latents)
+            latents = self.denoise(
+                latents,  # (B, C, T, F)
+                timesteps,
+                guidance,
+                eta=eta,
+                generator=generator,
+                callback_on_step_end=callback_on_step_end,
+                callback_on_step_end_tensor_inputs=callback_on_step_end_tensor_inputs,
+            )
+            return self.finish(latents, audio_length_in_s, music, output_type=output_type, return_dict=return_dict)

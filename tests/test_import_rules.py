@@ -20,7 +20,9 @@ OURS = {*ALLOWED, "benchmarks", "configs", "tests"}
 # What `whisq` may take from `qamdt`: tools that know nothing of its models.
 ROOT_MODULES = {
     f"qamdt.{name}"
-    for name in "audio cpu_memory embedded files keyed_rows manifest quality quality_words run_control settings".split()
+    for name in (
+        "audio complete_weights cpu_memory embedded files keyed_rows manifest quality quality_words run_control settings"
+    ).split()
 }
 
 

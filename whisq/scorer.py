@@ -18,6 +18,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
+from qamdt.complete_weights import load_complete
 from qamdt.quality import MAX_SCORE, MIN_SCORE
 from whisq.embedded import SCORER_DIR
 from whisq.encoders import AudioEncoder, TextEncoder, fingerprint, load_audio_encoder, load_text_encoder, locate
@@ -285,7 +286,7 @@ def load_model(path_or_id: str | os.PathLike | None, *, revision: str | None = N
 
         # Fine-tuned encoders come in folders of the same repository.
         folder_or_id = snapshot_download(folder_or_id, revision=commit)
-    model = WhisQModel.from_pretrained(folder_or_id, use_safetensors=True)
+    model = load_complete(WhisQModel, folder_or_id, use_safetensors=True)
     digest = hashlib.sha256()
     for key, value in sorted(model.state_dict().items()):
         digest.update(key.encode())

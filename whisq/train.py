@@ -33,6 +33,7 @@ from accelerate import Accelerator
 from accelerate.utils import DistributedDataParallelKwargs, set_seed
 from tqdm import tqdm
 
+from qamdt.complete_weights import load_complete
 from qamdt.files import append_json_line, cut_log, replace_folder, write_atomically, write_json, write_text
 from qamdt.run_control import StopSignal, agree
 from qamdt.settings import check_resumption, format_settings
@@ -76,7 +77,7 @@ def train(
         if not train_seed(config, music, accelerator, stop, seed, folder):
             say(accelerator, f"Stopped; the same command resumes in {folder}.")
             return None
-        models.append(WhisQModel.from_pretrained(folder / "model").to(accelerator.device))
+        models.append(load_complete(WhisQModel, folder / "model").to(accelerator.device))
     results: dict[str, Summary] = {}
     for split in ("dev", "test"):
         clips = music.splits[split]
