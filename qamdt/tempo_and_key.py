@@ -19,6 +19,7 @@ MINOR_PROFILE = (0.220, 0.006, 0.104, 0.123, 0.019, 0.103, 0.012, 0.214, 0.062, 
 PITCH_CLASSES = ("C", "C#", "D", "D#", "E", "F", "F#", "G", "G#", "A", "A#", "B")
 FLATS = {"Db": "C#", "Eb": "D#", "Gb": "F#", "Ab": "G#", "Bb": "A#"}
 SILENCE = 1e-20
+ENVELOPE_DELAY_IN_S = 0.025  # from the number of a frame of the onset envelope to the attack that it shows
 
 
 def power_spectrogram(
@@ -80,6 +81,33 @@ def tempo_and_clarity(
 def tempo_bpm(waveform: np.ndarray, sampling_rate: int) -> float:
     """Beats a minute; see `tempo_and_clarity`."""
     return tempo_and_clarity(waveform, sampling_rate)[0]
+
+
+def beat_grid(waveform: np.ndarray, sampling_rate: int, bpm: float) -> tuple[float, float]:
+    """Finds where the beats of a steady tempo fall.
+
+    Args:
+        waveform: Mono waveform `(samples,)`.
+        sampling_rate: Its rate in Hz.
+        bpm: Beats a minute, to about 1.5 %.
+
+    Returns:
+        The beats a minute, to 0.1 %, and the first beat in seconds after the start: the grid on which most begins.
+    """
+    envelope, rate_hz = onset_envelope(waveform, sampling_rate)
+    smoothing = np.hanning(7)
+    envelope = np.convolve(envelope, smoothing / smoothing.sum(), "same")
+    duration_in_s = len(envelope) / rate_hz
+    best = (-np.inf, bpm, 0.0)
+    for candidate in bpm * np.linspace(0.985, 1.015, 31):
+        period_in_s = 60 / candidate
+        offsets = np.arange(0, period_in_s, 0.01)
+        beats = offsets[:, None] + period_in_s * np.arange(max(1, int(duration_in_s / period_in_s) - 1))
+        strengths = np.interp(beats * rate_hz, np.arange(len(envelope)), envelope).mean(axis=1)
+        strongest = int(strengths.argmax())
+        best = max(best, (strengths[strongest], candidate, offsets[strongest]))
+    _, bpm, offset_in_s = best
+    return float(bpm), float((offset_in_s + ENVELOPE_DELAY_IN_S) % (60 / bpm))
 
 
 def chroma(waveform: np.ndarray, sampling_rate: int) -> np.ndarray:

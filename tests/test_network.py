@@ -60,3 +60,21 @@ def test_a_network_that_knows_music_is_not_made_to_forget(source, tmp_path):
     grown.save_pretrained(tmp_path / "grown")
     with pytest.raises(ValueError, match="num_music_features"):
         grow(tmp_path / "grown", tmp_path, num_music_features=0)
+
+
+def test_for_latents_of_another_shape_only_what_touches_them_starts_anew(source, tmp_path):
+    before = QAMDTTransformer2DModel.from_pretrained(source)
+    frames, bins = MODEL["sample_size"]
+    patch_frames, patch_bins = MODEL["patch_size"]
+    shape = {"in_channels": 3, "sample_size": [frames // patch_frames, bins // patch_bins], "patch_size": [1, 1]}
+    moved = grow(source, tmp_path, **shape)
+    latents = torch.randn(1, 3, *shape["sample_size"])
+    states = torch.randn(1, 3, MODEL["cross_attention_dim"])
+    assert not moved(latents, torch.tensor([10]), states, return_dict=False)[0].any()  # an output without effect
+    kept = {
+        name
+        for name, weight in before.state_dict().items()
+        if weight.shape == moved.state_dict()[name].shape and torch.equal(weight, moved.state_dict()[name])
+    }
+    anew = set(before.state_dict()) - kept
+    assert anew == {"patch_embed.proj.weight", "patch_embed.proj.bias", "proj_out.weight", "proj_out.bias"}

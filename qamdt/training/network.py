@@ -1,5 +1,6 @@
 """The network that a run trains: a fresh one, one that goes on, or adapters for it."""
 
+import logging
 from pathlib import Path
 
 import torch
@@ -10,8 +11,12 @@ from qamdt.models.transformer_qamdt import QAMDTTransformer2DModel
 from qamdt.training.config import LoraConfig, TrainConfig
 
 
+logger = logging.getLogger(__name__)
+
 # What `model` may add to the network of `run.init_from`; it starts without effect.
 ADDITIONS = ("num_music_features",)
+# What `model` may change in it, for latents of another autoencoder: the weights that touch latents start anew.
+LATENT_SHAPE = ("in_channels", "patch_size", "patch_overlap", "sample_size")
 
 
 def build_model(config: TrainConfig) -> QAMDTTransformer2DModel:
@@ -22,11 +27,10 @@ def build_model(config: TrainConfig) -> QAMDTTransformer2DModel:
     arguments = read_model_config(config)
     model = load_complete(QAMDTTransformer2DModel, source, subfolder=subfolder, torch_dtype=torch.float32)
     added = {key: arguments[key] for key in ADDITIONS if arguments.get(key) and not model.config[key]}
-    if added:
-        model = _grow(model, added)
-    differing = {
-        key: model.config[key] for key, value in arguments.items() if _plain(model.config[key]) != _plain(value)
-    }
+    latent_shape = _differing(model, {key: arguments[key] for key in LATENT_SHAPE if key in arguments})
+    if added or latent_shape:
+        model = _rebuild(model, added, {key: arguments[key] for key in latent_shape})
+    differing = _differing(model, arguments)
     if differing:
         raise ValueError(
             f"the network in `run.init_from` has {differing}, which `model` contradicts; set `model: null` or those values."
@@ -36,12 +40,28 @@ def build_model(config: TrainConfig) -> QAMDTTransformer2DModel:
     return model
 
 
-def _grow(model: QAMDTTransformer2DModel, added: dict) -> QAMDTTransformer2DModel:
-    """Returns the network with parts that it did not have, which have no effect until they are trained."""
+def _rebuild(model: QAMDTTransformer2DModel, added: dict, latent_shape: dict) -> QAMDTTransformer2DModel:
+    """Returns the network with parts that it did not have, without effect until they are trained, or for other latents."""
     arguments = {key: value for key, value in model.config.items() if not key.startswith("_")}
-    grown = QAMDTTransformer2DModel(**{**arguments, **added})
-    grown.load_state_dict(model.state_dict(), strict=False)
-    return grown
+    rebuilt = QAMDTTransformer2DModel(**{**arguments, **added, **latent_shape})
+    weights = model.state_dict()
+    if latent_shape:
+        logger.warning(
+            f"`model` has latents of another shape than `run.init_from` ({latent_shape}): the first and the last layer start anew."
+        )
+        sizes = {name: weight.shape for name, weight in rebuilt.state_dict().items()}
+        weights = {
+            name: weight
+            for name, weight in weights.items()
+            if not name.startswith(("patch_embed.", "proj_out.")) and weight.shape == sizes[name]
+        }
+    rebuilt.load_state_dict(weights, strict=False)
+    return rebuilt
+
+
+def _differing(model: QAMDTTransformer2DModel, arguments: dict) -> dict:
+    """Returns what a network has where `arguments` say something else."""
+    return {key: model.config[key] for key, value in arguments.items() if _plain(model.config[key]) != _plain(value)}
 
 
 def read_model_config(config: TrainConfig) -> dict:
