@@ -14,11 +14,11 @@ from pathlib import Path
 from pipelines.input_checks import check_count
 from pipelines.request import CRITERIA, DTYPES, SAMPLER_NAMES, GenerationRequest
 from qamdt import __version__
+from qamdt.audio_formats import find_audio_format
 from qamdt.quality_words import QUALITY_WORDS, list_words
 
 
 # Only what parsing needs is imported above: torch and diffusers take seconds, and `--help` should not.
-AUDIO_SUFFIXES = (".wav", ".flac", ".ogg", ".mp3")
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -57,7 +57,9 @@ def _add_generate(commands: argparse._SubParsersAction) -> None:
     files = dict.fromkeys(("output", "prompts", "out_dir", "request", "spectrogram"))
     parser.set_defaults(run=_generate, num=1, device=None, **files)
     parser.add_argument("prompt", nargs="?", help='what to play, such as "calm piano ballad, slow"')
-    parser.add_argument("-o", "--output", type=Path, help="sound file to write: wav, flac, ogg or mp3 (music.wav)")
+    parser.add_argument(
+        "-o", "--output", type=Path, help="sound file to write: wav, flac, ogg, opus or mp3 (music.wav)"
+    )
     parser.add_argument("--prompts", type=Path, metavar="FILE", help="text file with one prompt per line")
     parser.add_argument("--out-dir", type=Path, metavar="DIR", help="folder for the sound files of --prompts")
     parser.add_argument(
@@ -88,8 +90,8 @@ def _add_request_options(parser: argparse.ArgumentParser) -> None:
         "--best-by",
         type=lambda text: text.split(","),
         metavar="WHAT",
-        help=f"what is best: some of {', '.join(CRITERIA)} with commas between; quality is how good it sounds, the "
-        "others how well it follows the prompt (quality,clap; clap unless --quality is the best word)",
+        help=f"what is best: some of {', '.join(CRITERIA)} with commas between; the first is how good it sounds, the "
+        "others how well it follows the prompt (overall_quality,clap; clap unless --quality is the best word)",
     )
     parser.add_argument("--scorer", metavar="MODEL", help="folder or Hub id of a WhisQ scorer (the embedded one)")
     parser.add_argument("--negative-prompt", metavar="TEXT", help="what to move away from")
@@ -109,6 +111,11 @@ def _add_request_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--eta", type=float, help="share of fresh noise in every step, for --sampler ddim and paper (0; 1 for paper)"
     )
+    parser.add_argument("--sampling-rate", type=int, metavar="HZ", help="of the sound file (the model's own)")
+    parser.add_argument(
+        "--loudness", type=float, metavar="LUFS", help="loudness of the sound file, such as -14 (as it was made)"
+    )
+    parser.add_argument("--fade-ms", type=float, metavar="MS", help=f"fades at both ends ({default.fade_ms:g} ms)")
     parser.add_argument("--model", help="folder or Hub id (QAMDT_MODEL, or the embedded model)")
     parser.add_argument(
         "--dtype",
@@ -151,6 +158,8 @@ def _add_convert(commands: argparse._SubParsersAction) -> None:
 def _generate(arguments: argparse.Namespace) -> None:
     _check_files(arguments)
     request = read_request(arguments)
+    if arguments.prompts is None:
+        _check_output(arguments.output, request.sampling_rate)
     from pipelines.generate import generate_one, generate_prompts
 
     if arguments.prompts is None:
@@ -202,10 +211,6 @@ def _check_files(arguments: argparse.Namespace) -> None:
         if arguments.out_dir is not None:
             raise argparse.ArgumentTypeError("--out-dir goes with --prompts; use -o for one prompt")
         arguments.output = arguments.output or Path("music.wav")
-        if arguments.output.suffix.lower() not in AUDIO_SUFFIXES:
-            raise argparse.ArgumentTypeError(
-                f"-o must end in {', '.join(AUDIO_SUFFIXES)}, got {str(arguments.output)!r}"
-            )
     elif arguments.out_dir is None or arguments.output is not None or arguments.spectrogram is not None:
         raise argparse.ArgumentTypeError("--prompts needs --out-dir, and takes neither -o nor --spectrogram")
     for name, path in (("--prompts", arguments.prompts), ("--request", arguments.request)):
@@ -214,6 +219,14 @@ def _check_files(arguments: argparse.Namespace) -> None:
     for name, path in (("-o", arguments.output), ("--spectrogram", arguments.spectrogram)):
         if path is not None and not path.absolute().parent.is_dir():
             raise argparse.ArgumentTypeError(f"the folder of {name} must exist, got {str(path)!r}")
+
+
+def _check_output(path: Path, sampling_rate: int | None) -> None:
+    """Refuses a sound file of no known kind, or one that cannot hold the rate."""
+    try:
+        find_audio_format(path, sampling_rate, name="-o")
+    except ValueError as error:
+        raise argparse.ArgumentTypeError(str(error)) from error
 
 
 def read_request(arguments: argparse.Namespace) -> GenerationRequest:

@@ -10,7 +10,9 @@ from typing import Any
 
 import torch
 
+from pipelines.mastering import Master, master
 from pipelines.model_info import versions
+from pipelines.pipeline_output import QAMDTPipelineOutput
 from pipelines.pipeline_qamdt import QAMDTPipeline
 from pipelines.request import GenerationRequest
 from pipelines.samplers import PAPER_SETTINGS, make_scheduler, paper_scheduler
@@ -19,7 +21,7 @@ from qamdt.embedded import EMBEDDED_MODEL_DIR, default_model
 from qamdt.files import write_json
 from qamdt.keyed_rows import file_identity, make_key
 from qamdt.music import Music
-from qamdt.precision import preferred_dtype
+from qamdt.precision import check_device, preferred_dtype
 from qamdt.quality_words import asks_for_best
 
 
@@ -29,23 +31,26 @@ class Clip:
 
     Args:
         request: What it answers, with everything decided.
-        waveform: Its samples `(samples,)`.
-        sampling_rate: Samples per second, in Hz.
+        sound: Its samples and their rate, ready to be written.
         choice: Which of several candidates it is, and what they were rated; empty if there was one.
         music: What is played, for a model that knows tempo, key and chords.
         models: What `identify_models` said before they were loaded.
     """
 
     request: GenerationRequest
-    waveform: torch.Tensor
-    sampling_rate: int
+    sound: Master
     choice: dict[str, Any]
     music: Music | None
     models: dict[str, str | None]
 
     def record(self) -> dict[str, Any]:
         """How the clip was made, as JSON has it; `GenerationRequest.load` reads the request from it."""
-        sound = {"sampling_rate": self.sampling_rate, "seconds": len(self.waveform) / self.sampling_rate}
+        sound = {
+            "sampling_rate": self.sound.sampling_rate,
+            "seconds": len(self.sound.waveform) / self.sound.sampling_rate,
+            "gain_db": round(self.sound.gain_db, 2),
+            "loudness_lufs": None if self.sound.loudness_lufs is None else round(self.sound.loudness_lufs, 2),
+        }
         choice = {"best_of": self.choice} if self.choice else {}
         music = {} if self.music is None else {"music": asdict(self.music)}
         facts = {"settings": self.request.to_dict(), "sound": sound, **choice, **music}
@@ -53,7 +58,7 @@ class Clip:
 
     def save(self, path: Path) -> None:
         """Writes the sound file and, last, its record beside it."""
-        write_audio(path, self.waveform, self.sampling_rate)
+        write_audio(path, self.sound.waveform, self.sound.sampling_rate)
         write_json(record_path(path), self.record())
 
 
@@ -97,8 +102,12 @@ def _digest_files(folder: Path) -> str | None:
 
 
 def choose_device(device: str | None) -> str:
-    """The device asked for, or else a GPU where there is one."""
-    return device or ("cuda" if torch.cuda.is_available() else "cpu")
+    """The device asked for, or else a GPU where there is one.
+
+    Raises:
+        ValueError: This machine has not the one asked for.
+    """
+    return str(check_device(device or ("cuda" if torch.cuda.is_available() else "cpu")))
 
 
 def decide(request: GenerationRequest, device: str) -> GenerationRequest:
@@ -108,7 +117,7 @@ def decide(request: GenerationRequest, device: str) -> GenerationRequest:
     steps = PAPER_SETTINGS["num_inference_steps"] if is_paper else 25
     eta = PAPER_SETTINGS["eta"] if is_paper else 0.0
     # Where low quality is asked for, the best sounding candidate is not the one that does as asked.
-    criteria = ("quality", "clap") if asks_for_best(request.quality) else ("clap",)
+    criteria = ("overall_quality", "clap") if asks_for_best(request.quality) else ("clap",)
     return replace(
         request,
         model=EMBEDDED_MODEL_DIR.name if model == str(EMBEDDED_MODEL_DIR) else model,
@@ -143,11 +152,10 @@ class ClipMaker:
         self.models = identify_models(request)
         self.loaded_for = _models_of(request)
         self.pipe = load_pipeline(request, device)
-        self.judge = None
-        if request.best_of > 1:
-            from pipelines.best_of import Judge
+        if request.scorer is not None:
+            from whisq.scorer import WhisQScorer
 
-            self.judge = Judge(request.best_by, scorer=request.scorer, device=device)
+            self.pipe.scorer = WhisQScorer.from_pretrained(request.scorer, device=device)
 
     def make(self, requests: Sequence[GenerationRequest]) -> list[Clip]:
         """Makes the clips of decided requests that differ in nothing but their seeds; none depends on the others.
@@ -160,36 +168,30 @@ class ClipMaker:
             raise ValueError(f"`requests` must differ in their seeds alone, got {list(requests)}.")
         if _models_of(request) != self.loaded_for:
             raise ValueError(f"`requests` must be for {self.loaded_for}, which is loaded, got {_models_of(request)}.")
-        if self.judge is not None:
+        if request.best_of > 1:
             return [self._make_best(request) for request in requests]
-        waveforms, musics = self._generate(request, [request.seed for request in requests])
-        made = zip(requests, waveforms, musics, strict=True)
+        output = self._generate(request, [request.seed for request in requests])
+        made = zip(requests, output.audios, output.music or [None] * len(requests), strict=True)
         return [self._clip(request, waveform, music, choice={}) for request, waveform, music in made]
 
     def _make_best(self, request: GenerationRequest) -> Clip:
-        from pipelines.best_of import generate_best_of
+        seeds = [request.seed + number for number in range(request.best_of)]
+        output = self._generate(request, seeds, keep=1, rank_by=request.best_by)
+        (choice,) = output.choices
+        candidates = [{"seed": seed} | rating for seed, rating in zip(seeds, choice.ratings, strict=True)]
+        choice = {"seed": seeds[choice.kept[0]], "candidates": candidates, **choice.models}
+        return self._clip(request, output.audios[0], output.music and output.music[0], choice=choice)
 
-        played: dict[int, Music | None] = {}
-
-        def generate(seeds: list[int]) -> torch.Tensor:
-            waveforms, musics = self._generate(request, seeds)
-            played.update(zip(seeds, musics, strict=True))
-            return waveforms
-
-        best = generate_best_of(
-            generate,
-            request.best_of,
-            self.judge,
-            prompt=request.prompt,
-            sampling_rate=self.pipe.sampling_rate,
-            seed=request.seed,
-        )
-        choice = {"seed": best.seed, "candidates": best.candidates, **self.judge.describe()}
-        return self._clip(request, best.waveform, played[best.seed], choice=choice)
-
-    def _generate(self, request: GenerationRequest, seeds: list[int]) -> tuple[torch.Tensor, list[Music | None]]:
-        """Generates a waveform for each seed `(seeds, samples)`, and says what is played in it; none depends on others."""
-        output = self.pipe(
+    def _generate(
+        self,
+        request: GenerationRequest,
+        seeds: list[int],
+        *,
+        keep: int | None = None,
+        rank_by: tuple[str, ...] | None = None,
+    ) -> QAMDTPipelineOutput:
+        """Generates a waveform for each seed, none of which depends on others, and keeps all or the best."""
+        return self.pipe(
             request.prompt,
             quality=request.quality,
             negative_prompt=request.negative_prompt,
@@ -203,18 +205,25 @@ class ClipMaker:
             guidance_scale=request.guidance,
             eta=request.eta,
             num_waveforms_per_prompt=len(seeds),
+            keep=keep,
+            rank_by=rank_by,
             generator=[torch.Generator().manual_seed(seed) for seed in seeds],
             output_type="pt",
         )
-        return output.audios.cpu(), output.music or [None] * len(seeds)
 
     def _clip(
         self, request: GenerationRequest, waveform: torch.Tensor, music: Music | None, *, choice: dict[str, Any]
     ) -> Clip:
+        sound = master(
+            waveform,
+            self.pipe.sampling_rate,
+            output_sampling_rate=request.sampling_rate,
+            loudness=request.loudness,
+            fade_ms=request.fade_ms,
+        )
         return Clip(
             request=request,
-            waveform=waveform,
-            sampling_rate=self.pipe.sampling_rate,
+            sound=sound,
             choice=choice,
             music=music,
             models=self.models,

@@ -11,10 +11,10 @@ import numpy as np
 import torch
 from diffusers.utils import logging
 
+from pipelines.call import Call
 from pipelines.guidance import Guidance
 from pipelines.input_checks import quoted
-from pipelines.music_conditioning import Chords, requests_per_prompt, resolve_musics
-from pipelines.quality_argument import Quality
+from pipelines.music_conditioning import requests_per_prompt, resolve_musics
 from pipelines.quality_conditioning import QualityCondition, add_prefixes, resolve_qualities
 from qamdt.conditions import Conditions
 from qamdt.music import Music, music_curve
@@ -51,21 +51,8 @@ class ConditioningMixin:
         states = self.text_encoder(input_ids=tokens.input_ids, attention_mask=tokens.attention_mask)
         return states.last_hidden_state, tokens.attention_mask.bool()
 
-    def prepare_music(
-        self,
-        *,
-        prompt: str | list[str] | None,
-        num_prompts: int,
-        bpm: float | list[float | None] | None,
-        key: str | list[str | None] | None,
-        chords: Chords | list[Chords | None] | None,
-        time_signature: str | list[str | None] | None,
-        plan_music: bool,
-        audio_length_in_s: float,
-        num_waveforms_per_prompt: int,
-        generator: torch.Generator | list[torch.Generator] | None,
-    ) -> list[Music] | None:
-        """Decides what is played in each waveform, from arguments named as in a call.
+    def prepare_music(self, call: Call, audio_length_in_s: float) -> list[Music] | None:
+        """Decides what is played in each waveform of a call.
 
         Returns:
             One for each waveform; `None` if the network knows nothing of music.
@@ -73,8 +60,13 @@ class ConditioningMixin:
         Raises:
             ValueError: A value makes no sense, or the network does not know it.
         """
-        arguments = {"bpm": bpm, "key": key, "chords": chords, "time_signature": time_signature}
-        requests = requests_per_prompt(num_prompts, **arguments)
+        arguments = {
+            "bpm": call.bpm,
+            "key": call.key,
+            "chords": call.chords,
+            "time_signature": call.time_signature,
+        }
+        requests = requests_per_prompt(call.num_prompts, **arguments)
         if not self.transformer.config.num_music_features:
             if given := [name for name, value in arguments.items() if value is not None]:
                 raise ValueError(
@@ -82,42 +74,34 @@ class ConditioningMixin:
                     "(`num_music_features` is 0); say it in the prompt."
                 )
             return None
-        prompts = prompt if isinstance(prompt, list) else [prompt or ""] * num_prompts
         return resolve_musics(
-            prompts, requests, audio_length_in_s, num_waveforms_per_prompt, generator, plan=plan_music
+            call.prompts,
+            requests,
+            audio_length_in_s,
+            call.num_waveforms_per_prompt,
+            call.generator,
+            plan=call.plan_music,
         )
 
     def prepare_guidance(
-        self,
-        *,
-        prompt: str | list[str] | None,
-        quality: Quality | list[Quality],
-        negative_prompt: str | list[str],
-        negative_quality: Quality | list[Quality],
-        music: list[Music] | None,
-        audio_length_in_s: float,
-        num_steps: int,
-        guidance_scale: float,
-        quality_guidance_scale: float | None,
-        guidance_interval: tuple[float, float],
-        num_waveforms_per_prompt: int,
-        prompt_embeds: torch.Tensor | None,
-        prompt_attention_mask: torch.Tensor | None,
-        negative_prompt_embeds: torch.Tensor | None,
-        negative_prompt_attention_mask: torch.Tensor | None,
+        self, call: Call, audio_length_in_s: float, music: list[Music] | None, *, num_steps: int, first_step: int
     ) -> Guidance:
-        """Turns the arguments of a call, named as there, into what the network is told.
+        """Turns the arguments of a call into what the network is told.
 
-        `num_steps` is the number of denoising steps, and `music` what `prepare_music` returned.
+        Args:
+            call: The arguments.
+            audio_length_in_s: Length of the clips.
+            music: What `prepare_music` returned.
+            num_steps: Denoising steps of the whole schedule.
+            first_step: The step of it that the run begins with.
         """
-        num_prompts = count_prompts(prompt, prompt_embeds)
+        num_prompts = call.num_prompts
         num_frames = self.num_latent_frames(audio_length_in_s)
         times = np.minimum((np.arange(num_frames) + 0.5) * self._latent_frame_in_s, audio_length_in_s)
         wanted, unwanted = (
             resolve_qualities(value, self.quality_stats, times, audio_length_in_s, num_prompts=num_prompts, name=name)
-            for name, value in (("quality", quality), ("negative_quality", negative_quality))
+            for name, value in (("quality", call.quality), ("negative_quality", call.negative_quality))
         )
-
         played = None if music is None else self._music_curves(music, times)
 
         def tell(
@@ -128,25 +112,25 @@ class ConditioningMixin:
             *,
             knows_music: bool,
         ) -> Conditions:
-            told = self._conditions(texts, embeds, mask, qualities).repeat(num_waveforms_per_prompt)
+            told = self._conditions(texts, embeds, mask, qualities).repeat(call.num_waveforms_per_prompt)
             if played is None:
                 return told
             return replace(told, curves={**told.curves, "music": played if knows_music else torch.zeros_like(played)})
 
-        prompts = prompt if isinstance(prompt, list) else [prompt or ""] * num_prompts
-        negative_prompts = negative_prompt if isinstance(negative_prompt, list) else [negative_prompt] * num_prompts
-        states = (prompt_embeds, prompt_attention_mask)
-        negative_states = (negative_prompt_embeds, negative_prompt_attention_mask)
-        told = tell(add_prefixes(prompts, wanted), *states, wanted, knows_music=True)
+        states = (call.prompt_embeds, call.prompt_attention_mask)
+        negative_states = (call.negative_prompt_embeds, call.negative_prompt_attention_mask)
+        told = tell(add_prefixes(call.prompts, wanted), *states, wanted, knows_music=True)
         avoided, scales = [], []
-        if guidance_scale != 1:
-            avoided_quality = unwanted if quality_guidance_scale is None else wanted
-            avoided.append(tell(negative_prompts, *negative_states, avoided_quality, knows_music=False))
-            scales.append(guidance_scale)
-        if quality_guidance_scale not in (None, 1):
-            avoided.append(tell(add_prefixes(prompts, unwanted), *states, unwanted, knows_music=True))
-            scales.append(quality_guidance_scale)
-        return Guidance(told, avoided, scales, interval=guidance_interval, num_steps=num_steps)
+        if call.guidance_scale != 1:
+            avoided_quality = unwanted if call.quality_guidance_scale is None else wanted
+            avoided.append(tell(call.negative_prompts, *negative_states, avoided_quality, knows_music=False))
+            scales.append(call.guidance_scale)
+        if call.quality_guidance_scale not in (None, 1):
+            avoided.append(tell(add_prefixes(call.prompts, unwanted), *states, unwanted, knows_music=True))
+            scales.append(call.quality_guidance_scale)
+        return Guidance(
+            told, avoided, scales, interval=call.guidance_interval, num_steps=num_steps, first_step=first_step
+        )
 
     def _music_curves(self, music: list[Music], times: np.ndarray) -> torch.Tensor:
         """What is played at each latent frame, `(batch, latent_frames, features)`."""
@@ -172,10 +156,3 @@ class ConditioningMixin:
             texts=embeds, mask=mask.bool(), levels={"clip": levels, "global": levels}, curves={"quality": frame_levels}
         )
         return conditions.to(self._execution_device)
-
-
-def count_prompts(prompt: str | list[str] | None, prompt_embeds: torch.Tensor | None) -> int:
-    """How many prompts a call has, as texts or as their states."""
-    if prompt_embeds is not None:
-        return len(prompt_embeds)
-    return 1 if isinstance(prompt, str) else len(prompt)

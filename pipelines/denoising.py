@@ -70,3 +70,20 @@ def takes_in_step(scheduler: SchedulerMixin, argument: str) -> bool:
 def scale_model_input(scheduler: SchedulerMixin, latents: torch.Tensor, timestep: torch.Tensor) -> torch.Tensor:
     """Brings latents to the size that the network knows, where the scheduler keeps them at another."""
     return scheduler.scale_model_input(latents, timestep) if hasattr(scheduler, "scale_model_input") else latents
+
+
+def add_noise(
+    scheduler: SchedulerMixin, latents: torch.Tensor, noise: torch.Tensor, timestep: torch.Tensor
+) -> torch.Tensor:
+    """Brings clean latents to the noise level of a timestep, as the scheduler keeps them there.
+
+    Args:
+        scheduler: Its timesteps are set. One that counts its steps must have reached this timestep.
+        latents: Clean latents `(B, C, T, F)`.
+        noise: Noise of variance one, of the same shape.
+        timestep: One of the scheduler's timesteps, a scalar.
+    """
+    timesteps = timestep[None]
+    if hasattr(scheduler, "scale_noise"):  # schedulers of flows
+        return scheduler.scale_noise(latents, timesteps, noise)
+    return scheduler.add_noise(latents, noise, timesteps)

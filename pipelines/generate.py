@@ -86,7 +86,8 @@ def _make(batches: list[list[Take]], device: str, spectrogram: Path | None = Non
             clip.save(path)
             tqdm.write(str(path))
         if spectrogram is not None:
-            draw_spectrograms(spectrogram, torch.stack([clip.waveform for clip in clips]), maker.pipe.sampling_rate)
+            waveforms = torch.stack([clip.sound.waveform for clip in clips])
+            draw_spectrograms(spectrogram, waveforms, clips[0].sound.sampling_rate)
 
 
 def read_prompts(path: Path) -> list[tuple[int, str]]:

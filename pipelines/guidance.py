@@ -18,7 +18,8 @@ class Guidance:
         avoided: What it is told of them as they should not be, in one or several ways.
         scales: How far to move away from each of these; 1 leaves the output as it is.
         interval: First and last part of the steps that is guided, as fractions from 0 to 1.
-        num_steps: How many steps there are.
+        num_steps: How many steps the schedule has.
+        first_step: The step of it that the run begins with.
     """
 
     def __init__(
@@ -29,17 +30,18 @@ class Guidance:
         *,
         interval: tuple[float, float] = (0.0, 1.0),
         num_steps: int,
+        first_step: int = 0,
     ):
         if len(avoided) != len(scales):
             raise ValueError(f"`scales` must hold a scale for each of the {len(avoided)} `avoided`, got {scales!r}.")
         self.wanted = wanted
         self.avoided = list(avoided)
         self.scales = list(scales)
-        self.first_step, self.last_step = (fraction * num_steps for fraction in interval)
+        self.first_guided, self.first_unguided = (fraction * num_steps - first_step for fraction in interval)
 
     def branches(self, step: int) -> list[Conditions]:
-        """What the network is told in a step, counted from 0: what is wanted and, if it is guided, what is avoided."""
-        is_guided = self.first_step <= step < self.last_step
+        """What the network is told in a step of the run, from 0: what is wanted and, if it is guided, what is avoided."""
+        is_guided = self.first_guided <= step < self.first_unguided
         return [self.wanted, *self.avoided] if is_guided else [self.wanted]
 
     def combine(self, outputs: Sequence[torch.Tensor]) -> torch.Tensor:

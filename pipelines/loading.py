@@ -1,8 +1,9 @@
-"""How `QAMDTPipeline` finds its weights: the default model, a folder, or a repository on the Hub."""
+"""How a pipeline finds its weights: the default model, a folder, a repository on the Hub, or another pipeline."""
 
 from __future__ import annotations
 
 import functools
+import inspect
 import json
 import os
 import threading
@@ -126,6 +127,31 @@ class LoadingMixin:
                     "and then `unload_lora_weights`."
                 )
         super().save_pretrained(save_directory, **kwargs)
+
+    @classmethod
+    def from_pipe(cls, pipeline: DiffusionPipeline, **kwargs):
+        """Builds a pipeline of this class from the parts of another one of QA-MDT; both share their memory.
+
+        Unlike in diffusers the parts keep their precision, unless a `dtype` is given.
+
+        Args:
+            pipeline: The other pipeline.
+            kwargs: `dtype`, and components or settings of the pipeline that take the place of the other's.
+        """
+        dtype = kwargs.pop("dtype", None)
+        names = inspect.signature(cls.__init__).parameters.keys() - {"self"}
+        if unknown := sorted(kwargs.keys() - names):
+            raise ValueError(f"`from_pipe` takes `dtype` and {sorted(names)}, got {unknown}.")
+        if missing := sorted(names - pipeline.components.keys() - pipeline.config.keys()):
+            raise ValueError(
+                f"`pipeline` must be one of QA-MDT, got {type(pipeline).__name__}, which has no {missing}."
+            )
+        parts = {name: pipeline.components.get(name, pipeline.config.get(name)) for name in names}
+        made = cls(**parts | kwargs)
+        if pipeline.config.get("_name_or_path") is not None:
+            made.register_to_config(_name_or_path=pipeline.config["_name_or_path"])
+        made._scorer = pipeline._scorer
+        return made if dtype is None else made.to(dtype)
 
     @classmethod
     def download(cls, pretrained_model_name: str, **kwargs) -> str:

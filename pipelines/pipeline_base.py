@@ -6,36 +6,31 @@ Shapes: B batch (prompts times waveforms per prompt), C latent channels, T laten
 from __future__ import annotations
 
 import math
+import os
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
 from diffusers import AutoencoderKL, DiffusionPipeline, SchedulerMixin
-from diffusers.utils import logging
 from diffusers.utils.torch_utils import randn_tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerBase, SpeechT5HifiGan
 
-from pipelines.conditioning import ConditioningMixin, count_prompts
-from pipelines.denoising import Change, denoise, takes_in_step
+from pipelines.call import Call
+from pipelines.call_checks import CallChecksMixin, check_finite, check_replaced
+from pipelines.conditioning import ConditioningMixin
+from pipelines.denoising import Change, add_noise, denoise
 from pipelines.guidance import Guidance
-from pipelines.input_checks import (
-    check_callback,
-    check_choices,
-    check_count,
-    check_embeds,
-    check_interval,
-    check_number,
-    check_tensor,
-    check_texts,
-    quoted,
-)
+from pipelines.input_checks import check_count, check_number, check_tensor
 from pipelines.loading import LoadingMixin
 from pipelines.lora import QAMDTLoraLoaderMixin
 from pipelines.pipeline_output import QAMDTPipelineOutput
-from pipelines.samplers import check_scheduler, noise_settings, note_latent_settings
+from pipelines.recordings import log_mel_of, read_recordings
+from pipelines.samplers import noise_settings, note_latent_settings
+from pipelines.turns import taking_turns
 from qamdt.conditions import Conditions
 from qamdt.decoding import decode_latents, latents_to_waveform, mel_to_waveform, samples_per_frame, vae_scale_factor
+from qamdt.encoding import encode_waveforms
 from qamdt.models.autoencoder_waveform import AutoencoderWaveform
 from qamdt.models.transformer_qamdt import QAMDTTransformer2DModel
 from qamdt.models.vocoder_istft import ISTFTVocoder
@@ -43,11 +38,11 @@ from qamdt.music import Music
 from qamdt.quality import QualityStats
 
 
-logger = logging.get_logger(__name__)
-MAX_STRETCH = 4  # times the length of the clips in training, before a longer clip is worth a warning
+if TYPE_CHECKING:
+    from whisq.scorer import WhisQScorer
 
 
-class QAMDTPipelineBase(LoadingMixin, ConditioningMixin, DiffusionPipeline, QAMDTLoraLoaderMixin):
+class QAMDTPipelineBase(LoadingMixin, CallChecksMixin, ConditioningMixin, DiffusionPipeline, QAMDTLoraLoaderMixin):
     """The parts of a pipeline, and the steps that a call is made of.
 
     Args:
@@ -108,6 +103,7 @@ class QAMDTPipelineBase(LoadingMixin, ConditioningMixin, DiffusionPipeline, QAMD
         self._quality_stats = None if quality_stats is None else QualityStats.from_dict(dict(quality_stats))
         note_latent_settings(scheduler)
         self._noise_settings = noise_settings(scheduler)
+        self._scorer = None
         self._guidance_scales = []
         self._num_timesteps = 0
         self._interrupt = False
@@ -121,6 +117,19 @@ class QAMDTPipelineBase(LoadingMixin, ConditioningMixin, DiffusionPipeline, QAMD
     def quality_stats(self) -> QualityStats | None:
         """Where the quality levels of the model begin; `None` if unknown."""
         return self._quality_stats
+
+    @property
+    def scorer(self) -> WhisQScorer:
+        """What scores and ranks waveforms: the embedded scorer, unless another was assigned."""
+        if self._scorer is not None:
+            return self._scorer
+        from pipelines.best_of import load_scorer
+
+        return load_scorer(str(self._execution_device))
+
+    @scorer.setter
+    def scorer(self, scorer: WhisQScorer) -> None:
+        self._scorer = scorer
 
     @property
     def native_audio_length_in_s(self) -> float:
@@ -160,96 +169,124 @@ class QAMDTPipelineBase(LoadingMixin, ConditioningMixin, DiffusionPipeline, QAMD
         num_patches = max(1, math.ceil((num_frames - overlap) / (patch_size - overlap)))
         return num_patches * (patch_size - overlap) + overlap
 
-    def check_inputs(
-        self,
-        *,
-        prompt: str | list[str] | None,
-        negative_prompt: str | list[str],
-        audio_length_in_s: float,
-        num_inference_steps: int,
-        guidance_scale: float,
-        quality_guidance_scale: float | None,
-        guidance_interval: tuple[float, float],
-        num_waveforms_per_prompt: int,
-        eta: float,
-        prompt_embeds: torch.Tensor | None,
-        prompt_attention_mask: torch.Tensor | None,
-        negative_prompt_embeds: torch.Tensor | None,
-        negative_prompt_attention_mask: torch.Tensor | None,
-        callback_on_step_end_tensor_inputs: tuple[str, ...] | list[str],
-        output_type: str,
-        callback_on_step_end: Callable[[DiffusionPipeline, int, int, dict], dict] | None = None,
-    ) -> None:
-        """Refuses arguments of a call that make no sense, and a scheduler that does not fit the network."""
-        check_scheduler(self.scheduler, self._noise_settings)
-        if (prompt is None) == (prompt_embeds is None):
-            raise ValueError(
-                f"Pass either `prompt` or `prompt_embeds`, got {'neither' if prompt is None else 'both'}."
-            )
-        text_dim = self.transformer.config.cross_attention_dim
-        if prompt_embeds is None:
-            check_texts("prompt", prompt)
-        else:
-            check_embeds("prompt", prompt_embeds, prompt_attention_mask, text_dim)
-        num_prompts = count_prompts(prompt, prompt_embeds)
-        check_texts("negative_prompt", negative_prompt, num_prompts)
-        if negative_prompt_embeds is not None:
-            check_embeds(
-                "negative_prompt", negative_prompt_embeds, negative_prompt_attention_mask, text_dim, num_prompts
-            )
-
-        self._check_length(audio_length_in_s)
-        check_count("num_inference_steps", num_inference_steps, self.scheduler.config.num_train_timesteps)
-        check_count("num_waveforms_per_prompt", num_waveforms_per_prompt)
-        check_number("guidance_scale", guidance_scale)
-        if quality_guidance_scale is not None:
-            check_number("quality_guidance_scale", quality_guidance_scale)
-        check_interval("guidance_interval", guidance_interval)
-        check_number("eta", eta, maximum=1)
-        if eta and not takes_in_step(self.scheduler, "eta"):
-            raise ValueError(
-                f"`eta` must be 0 for {type(self.scheduler).__name__}, got {eta!r}; DDIMScheduler takes it."
-            )
-        check_choices("output_type", [output_type], ["np", "pt", "latent"])
-        check_callback("callback_on_step_end", callback_on_step_end)
-        check_choices(
-            "callback_on_step_end_tensor_inputs", callback_on_step_end_tensor_inputs, self._callback_tensor_inputs
-        )
-
-    def _check_length(self, audio_length_in_s: float) -> None:
-        """Refuses a length that no clip can have, and warns of one that the network never heard."""
-        check_number("audio_length_in_s", audio_length_in_s, maximum=self.config.max_audio_length_in_s, is_open=True)
-        if round(audio_length_in_s * self.sampling_rate) < 1:
-            raise ValueError(
-                f"`audio_length_in_s` must be at least one sample, {1 / self.sampling_rate:g} s, got {audio_length_in_s!r}."
-            )
-        if audio_length_in_s > MAX_STRETCH * self.native_audio_length_in_s:
-            logger.warning(
-                f"`audio_length_in_s` is {audio_length_in_s:g}, and the network was trained on clips of "
-                f"{self.native_audio_length_in_s:.4g} s: the longer a clip, the less of it hangs together, and the time "
-                "for a step grows with the square of its length."
-            )
-
-    def prepare_latents(
-        self,
-        batch_size: int,
-        num_latent_frames: int,
-        generator: torch.Generator | list[torch.Generator] | None,
-        latents: torch.Tensor | None,
-    ) -> torch.Tensor:
-        """Draws initial noise `(batch, channels, latent_frames, latent_bins)`, or takes the given one.
+    def prepare_noise(self, call: Call, num_latent_frames: int) -> torch.Tensor:
+        """Draws noise `(batch, channels, latent_frames, latent_bins)` of variance one, or takes the given one.
 
         It is float32 whatever the dtype of the network, so that a seed means the same noise for all.
         """
         config = self.transformer.config
-        shape = (batch_size, config.in_channels, num_latent_frames, config.sample_size[1])
-        if latents is None:
-            latents = randn_tensor(shape, generator=generator, device=self._execution_device, dtype=torch.float32)
-        check_tensor("latents", latents)
-        if latents.shape != shape:
-            raise ValueError(f"`latents` must have shape {shape} for this call, got {tuple(latents.shape)}.")
-        # A flow begins at noise of variance one, and its scheduler says nothing about that.
-        return latents.to(self._execution_device, torch.float32) * getattr(self.scheduler, "init_noise_sigma", 1.0)
+        shape = (call.batch_size, config.in_channels, num_latent_frames, config.sample_size[1])
+        if call.latents is None:
+            return randn_tensor(shape, generator=call.generator, device=self._execution_device, dtype=torch.float32)
+        check_tensor("latents", call.latents)
+        if call.latents.shape != shape:
+            raise ValueError(f"`latents` must have shape {shape} for this call, got {tuple(call.latents.shape)}.")
+        return call.latents.to(self._execution_device, torch.float32)
+
+    def prepare_recordings(
+        self, audio: str | os.PathLike | np.ndarray | torch.Tensor, sampling_rate: int | None, call: Call
+    ) -> torch.Tensor:
+        """Reads the `audio` of a call (`pipelines.recordings.read_recordings`): `(batch, samples)` at the model's rate.
+
+        Raises:
+            ValueError: It is no sound, or neither one recording nor one for each prompt.
+        """
+        recordings = read_recordings(
+            audio, sampling_rate, self.sampling_rate, max_length_in_s=self.config.max_audio_length_in_s
+        )
+        if len(recordings) not in (1, call.num_prompts):
+            raise ValueError(
+                f"`audio` must be one recording or one for each of the {call.num_prompts} prompts, got "
+                f"{len(recordings)}; one of several channels has the shape (1, channels, samples)."
+            )
+        recordings = recordings.repeat_interleave(call.batch_size // len(recordings), dim=0)
+        return recordings.to(self._execution_device)
+
+    def encode(self, waveforms: torch.Tensor, num_latent_frames: int) -> torch.Tensor:
+        """Turns waveforms `(batch, samples)` into latents `(batch, channels, latent_frames, latent_bins)`.
+
+        It is the way back of `decode`, with silence for what is missing.
+
+        Args:
+            waveforms: Waveforms as loud as the autoencoder knows them (`qamdt.audio.normalize_waveform`).
+            num_latent_frames: How many latent frames to return.
+        """
+        missing = num_latent_frames * self._samples_per_latent_frame - waveforms.shape[1]
+        waveforms = torch.nn.functional.pad(waveforms, (0, missing))
+        log_mel = None if self.vocoder is None else log_mel_of(self.vocoder).to(waveforms.device)
+        posterior = encode_waveforms(self.vae, waveforms, log_mel, chunk_frames=256)
+        return posterior.mode()[:, :, :num_latent_frames].float() * self.vae.config.scaling_factor
+
+    def generate_latents(
+        self,
+        call: Call,
+        audio_length_in_s: float,
+        *,
+        known: torch.Tensor | None = None,
+        strength: float = 1.0,
+        is_kept: torch.Tensor | None = None,
+    ) -> tuple[torch.Tensor, list[Music] | None]:
+        """Does all of a call between its checked arguments and its latents.
+
+        Args:
+            call: The arguments.
+            audio_length_in_s: Length of the clips.
+            known: Latents of recordings, of the shape of the result; `None` begins with noise.
+            strength: Part of the schedule that is run, from 0, which returns `known`, to 1, which begins with noise.
+            is_kept: Latent frames `(latent_frames,)` that stay as in `known`; `None` keeps none of them.
+
+        Returns:
+            Latents `(batch, channels, latent_frames, latent_bins)`, and what is played in each clip.
+        """
+        self.warn_of_length(audio_length_in_s)
+        with taking_turns(self.scheduler):
+            music = self.prepare_music(call, audio_length_in_s)
+            timesteps = self.get_timesteps(call.num_inference_steps, strength)
+            num_steps = len(self.scheduler.timesteps)
+            guidance = self.prepare_guidance(
+                call, audio_length_in_s, music, num_steps=num_steps, first_step=num_steps - len(timesteps)
+            )
+            noise = self.prepare_noise(call, self.num_latent_frames(audio_length_in_s))
+            # A flow begins at noise of variance one, and its scheduler says nothing about that.
+            latents = noise * getattr(self.scheduler, "init_noise_sigma", 1.0)
+
+            def known_at(step: int) -> torch.Tensor:
+                return add_noise(self.scheduler, known, noise, timesteps[step]) if step < len(timesteps) else known
+
+            def keep(latents: torch.Tensor, step: int, timestep: torch.Tensor) -> torch.Tensor:
+                return torch.where(is_kept[:, None], known_at(step + 1), latents)
+
+            if strength < 1:
+                latents = known_at(0)
+
+            latents = self.denoise(
+                latents,  # (B, C, T, F)
+                timesteps,
+                guidance,
+                eta=call.eta,
+                generator=call.generator,
+                constrain=None if is_kept is None else keep,
+                callback_on_step_end=call.callback_on_step_end,
+                callback_on_step_end_tensor_inputs=call.callback_on_step_end_tensor_inputs,
+            )
+            return latents, music
+
+    def get_timesteps(self, num_inference_steps: int, strength: float) -> torch.Tensor:
+        """Sets the scheduler, and returns the last of its timesteps: a part of `strength` of them, at least one if any.
+
+        Args:
+            num_inference_steps: Steps of the whole schedule.
+            strength: From 0, no step at all, to 1, all of them.
+        """
+        self.scheduler.set_timesteps(num_inference_steps, device=self._execution_device)
+        timesteps = self.scheduler.timesteps
+        if strength == 1:
+            return timesteps
+        num_steps = max(1, round(strength * num_inference_steps)) if strength > 0 else 0
+        first = len(timesteps) if num_steps == 0 else (num_inference_steps - num_steps) * self.scheduler.order
+        if hasattr(self.scheduler, "set_begin_index"):
+            self.scheduler.set_begin_index(first)
+        return timesteps[first:]
 
     def denoise(
         self,
@@ -282,7 +319,8 @@ class QAMDTPipelineBase(LoadingMixin, ConditioningMixin, DiffusionPipeline, QAMD
         def call_back(latents: torch.Tensor, step: int, timestep: torch.Tensor) -> torch.Tensor:
             tensors = {"latents": latents, "prompt_embeds": guidance.wanted.texts}
             tensors = {name: tensors[name] for name in callback_on_step_end_tensor_inputs}
-            replaced = self._check_replaced(callback_on_step_end(self, step, timestep, tensors), latents)
+            replaced = callback_on_step_end(self, step, timestep, tensors)
+            replaced = check_replaced(replaced, latents, self._callback_tensor_inputs)
             if "prompt_embeds" in replaced:
                 guidance.replace_texts(replaced["prompt_embeds"])
             return replaced.get("latents", latents)
@@ -309,37 +347,40 @@ class QAMDTPipelineBase(LoadingMixin, ConditioningMixin, DiffusionPipeline, QAMD
 
     def finish(
         self,
+        call: Call,
         latents: torch.Tensor,
         audio_length_in_s: float,
         music: list[Music] | None,
         *,
-        output_type: str,
-        return_dict: bool,
-    ) -> QAMDTPipelineOutput | tuple[np.ndarray | torch.Tensor]:
-        """Ends a call: returns latents in the form that is asked for, and lets go of the parts that are offloaded."""
-        if output_type == "latent":
-            audios = _check_finite(latents, "transformer")
-        else:
-            audios = self.decode(_check_finite(latents, "transformer"))  # (B, samples)
-            audios = _check_finite(audios, "decoder")[:, : round(audio_length_in_s * self.sampling_rate)]
-            audios = audios.cpu().numpy() if output_type == "np" else audios
-        self.maybe_free_model_hooks()
-        return QAMDTPipelineOutput(audios=audios, music=music) if return_dict else (audios,)
+        change: Callable[[torch.Tensor], torch.Tensor] | None = None,
+    ) -> QAMDTPipelineOutput | tuple:
+        """Ends a call: returns latents in the form that is asked for, and lets go of the parts that are offloaded.
 
-    def _check_replaced(self, replaced: Any, latents: torch.Tensor) -> dict[str, torch.Tensor]:
-        """Refuses what a callback must not return."""
-        if replaced is None:
-            return {}
-        if not isinstance(replaced, dict) or not replaced.keys() <= set(self._callback_tensor_inputs):
-            raise ValueError(
-                "`callback_on_step_end` must return None or a dictionary with some of "
-                f"{', '.join(map(repr, self._callback_tensor_inputs))}, got {quoted(replaced)}."
-            )
-        if (shape := getattr(replaced.get("latents", latents), "shape", None)) != latents.shape:
-            raise ValueError(
-                f"`callback_on_step_end` must return latents of shape {tuple(latents.shape)}, got {shape and tuple(shape)}."
-            )
-        return replaced
+        Args:
+            call: The arguments.
+            latents: Latents `(batch, channels, latent_frames, latent_bins)`.
+            audio_length_in_s: Length of the clips.
+            music: What is played in them.
+            change: What is done to waveforms `(batch, samples)` before they are heard.
+        """
+        selection = call.selection()
+        audios = check_finite(latents, "transformer")
+        if call.output_type != "latent" or selection.listens:
+            audios = check_finite(self.decode(latents), "decoder")
+            audios = audios[:, : round(audio_length_in_s * self.sampling_rate)]  # (B, samples)
+            audios = audios if change is None else change(audios)
+        self.maybe_free_model_hooks()
+        scores = choices = None
+        if selection.listens:
+            from pipelines.best_of import select  # brings what listens
+
+            places, scores, choices = select(selection, audios, self.sampling_rate, self.scorer)
+            audios = (latents if call.output_type == "latent" else audios)[places]
+            music = None if music is None else [music[place] for place in places]
+        audios = audios.cpu().numpy() if call.output_type == "np" else audios
+        if call.return_dict:
+            return QAMDTPipelineOutput(audios=audios, music=music, scores=scores, choices=choices)
+        return (audios,) if scores is None else (audios, scores)
 
     def _predict(
         self, model_input: torch.Tensor, timestep: torch.Tensor, branches: Sequence[Conditions]
@@ -358,13 +399,3 @@ class QAMDTPipelineBase(LoadingMixin, ConditioningMixin, DiffusionPipeline, QAMD
                 return_dict=False,
             )[0]
         return model_output.float().chunk(len(branches))
-
-
-def _check_finite(values: torch.Tensor, part: str) -> torch.Tensor:
-    """Returns what a part made, and refuses NaN and infinity: a file of them is silence or a bang."""
-    if not values.isfinite().all():
-        raise RuntimeError(
-            f"the {part} gave values that are not finite. Its weights are damaged, or its precision is too small for "
-            "them: load the model again, with `dtype=torch.float32`."
-        )
-    return values

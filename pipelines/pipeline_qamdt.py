@@ -16,18 +16,16 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-import numpy as np
 import torch
 from diffusers import DiffusionPipeline
 
-from pipelines.conditioning import count_prompts
-from pipelines.input_checks import check_generator
+from pipelines.call import Call
 from pipelines.loading import GenerateWhenCalledWithPrompt
 from pipelines.music_conditioning import Chords
 from pipelines.pipeline_base import QAMDTPipelineBase
 from pipelines.pipeline_output import QAMDTPipelineOutput
 from pipelines.quality_argument import Quality
-from pipelines.turns import taking_turns
+from pipelines.selection import RankBy
 
 
 class QAMDTPipeline(QAMDTPipelineBase, metaclass=GenerateWhenCalledWithPrompt):
@@ -56,6 +54,9 @@ class QAMDTPipeline(QAMDTPipelineBase, metaclass=GenerateWhenCalledWithPrompt):
         quality_guidance_scale: float | None = None,
         guidance_interval: tuple[float, float] = (0.0, 1.0),
         num_waveforms_per_prompt: int = 1,
+        keep: int | None = None,
+        rank_by: RankBy | None = None,
+        return_scores: bool = False,
         eta: float = 0.0,
         generator: torch.Generator | list[torch.Generator] | None = None,
         latents: torch.Tensor | None = None,
@@ -67,7 +68,7 @@ class QAMDTPipeline(QAMDTPipelineBase, metaclass=GenerateWhenCalledWithPrompt):
         callback_on_step_end_tensor_inputs: tuple[str, ...] | list[str] = ("latents",),
         output_type: str = "np",
         return_dict: bool = True,
-    ) -> QAMDTPipelineOutput | tuple[np.ndarray | torch.Tensor]:
+    ) -> QAMDTPipelineOutput | tuple:
         """Generates music.
 
         Args:
@@ -95,6 +96,12 @@ class QAMDTPipeline(QAMDTPipelineBase, metaclass=GenerateWhenCalledWithPrompt):
             guidance_interval: First and last part of the schedule that is guided, as fractions from 0 (pure noise)
                 to 1; the other steps cost half.
             num_waveforms_per_prompt: Waveforms for each prompt, in a row in the result.
+            keep: How many of these are kept, the best first; all when `None`.
+            rank_by: What is best: `"overall_quality"` (how good it sounds to WhisQ), `"text_alignment"` or `"clap"` (how
+                well it follows the prompt, to WhisQ and to CLAP); several of these, of which the least sum of ranks
+                wins; or a function `rank_by(waveform, sampling_rate, prompt)`, which returns a greater number for what
+                is better.
+            return_scores: Whether WhisQ scores what is kept; its curve over the clip is in the scores.
             eta: Share of fresh noise in every step, for `DDIMScheduler` only.
             generator: Source of all randomness; a list gives each waveform its own.
             latents: Initial noise of shape `(batch, channels, latent_frames, latent_bins)` instead of drawn noise.
@@ -110,20 +117,30 @@ class QAMDTPipeline(QAMDTPipelineBase, metaclass=GenerateWhenCalledWithPrompt):
             return_dict: Whether to return an output object rather than a tuple.
 
         Returns:
-            `QAMDTPipelineOutput` with `audios`, and with the `music` that is played, or a tuple with the audios.
+            `QAMDTPipelineOutput` with `audios`, the `music` that is played, and the `scores` and `choices` that are asked
+            for; or a tuple with the audios and, with `return_scores`, the scores.
         """
-        if audio_length_in_s is None:
-            audio_length_in_s = self.native_audio_length_in_s
-        self.check_inputs(
+        call = Call(
             prompt=prompt,
+            quality=quality,
             negative_prompt=negative_prompt,
-            audio_length_in_s=audio_length_in_s,
+            negative_quality=negative_quality,
+            bpm=bpm,
+            key=key,
+            chords=chords,
+            time_signature=time_signature,
+            plan_music=plan_music,
             num_inference_steps=num_inference_steps,
             guidance_scale=guidance_scale,
             quality_guidance_scale=quality_guidance_scale,
             guidance_interval=guidance_interval,
             num_waveforms_per_prompt=num_waveforms_per_prompt,
+            keep=keep,
+            rank_by=rank_by,
+            return_scores=return_scores,
             eta=eta,
+            generator=generator,
+            latents=latents,
             prompt_embeds=prompt_embeds,
             prompt_attention_mask=prompt_attention_mask,
             negative_prompt_embeds=negative_prompt_embeds,
@@ -131,53 +148,11 @@ class QAMDTPipeline(QAMDTPipelineBase, metaclass=GenerateWhenCalledWithPrompt):
             callback_on_step_end=callback_on_step_end,
             callback_on_step_end_tensor_inputs=callback_on_step_end_tensor_inputs,
             output_type=output_type,
+            return_dict=return_dict,
         )
-        batch_size = count_prompts(prompt, prompt_embeds) * num_waveforms_per_prompt
-        check_generator(generator, batch_size)
-        music = self.prepare_music(
-            prompt=prompt,
-            num_prompts=batch_size // num_waveforms_per_prompt,
-            bpm=bpm,
-            key=key,
-            chords=chords,
-            time_signature=time_signature,
-            plan_music=plan_music,
-            audio_length_in_s=audio_length_in_s,
-            num_waveforms_per_prompt=num_waveforms_per_prompt,
-            generator=generator,
-        )
-
-        with taking_turns(self.scheduler):
-            # What the network is told: text and quality as wanted, and those that guidance moves away from.
-            self.scheduler.set_timesteps(num_inference_steps, device=self._execution_device)
-            timesteps = self.scheduler.timesteps
-            guidance = self.prepare_guidance(
-                prompt=prompt,
-                quality=quality,
-                negative_prompt=negative_prompt,
-                negative_quality=negative_quality,
-                music=music,
-                audio_length_in_s=audio_length_in_s,
-                num_steps=len(timesteps),
-                guidance_scale=guidance_scale,
-                quality_guidance_scale=quality_guidance_scale,
-                guidance_interval=guidance_interval,
-                num_waveforms_per_prompt=num_waveforms_per_prompt,
-                prompt_embeds=prompt_embeds,
-                prompt_attention_mask=prompt_attention_mask,
-                negative_prompt_embeds=negative_prompt_embeds,
-                negative_prompt_attention_mask=negative_prompt_attention_mask,
-            )
-
-            # From noise to latents, from latents to sound.
-            latents = self.prepare_latents(batch_size, self.num_latent_frames(audio_length_in_s), generator, latents)
-            latents = self.denoise(
-                latents,  # (B, C, T, F)
-                timesteps,
-                guidance,
-                eta=eta,
-                generator=generator,
-                callback_on_step_end=callback_on_step_end,
-                callback_on_step_end_tensor_inputs=callback_on_step_end_tensor_inputs,
-            )
-            return self.finish(latents, audio_length_in_s, music, output_type=output_type, return_dict=return_dict)
+        if audio_length_in_s is None:
+            audio_length_in_s = self.native_audio_length_in_s
+        self.check_length(audio_length_in_s)
+        self.check_inputs(call)
+        latents, music = self.generate_latents(call, audio_length_in_s)
+        return self.finish(call, latents, audio_length_in_s, music)

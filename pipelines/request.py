@@ -15,10 +15,15 @@ from typing import Any
 
 from pipelines.input_checks import check_choices, check_count, check_number
 from pipelines.quality_argument import Quality, check_word, read_curve
+from qamdt.audio_formats import MAX_SAMPLING_RATE, MIN_SAMPLING_RATE
 
 
 SAMPLER_NAMES = ("dpm++", "unipc", "euler", "euler-ancestral", "ddim", "paper")
-CRITERIA = ("quality", "alignment", "clap")
+CRITERIA = ("overall_quality", "text_alignment", "clap")
+SHORT_CRITERIA = {
+    "quality": "overall_quality",
+    "alignment": "text_alignment",
+}  # what they are also called in a request
 DTYPES = ("auto", "float32", "bfloat16")
 
 
@@ -45,6 +50,10 @@ class GenerationRequest:
         best_of: How many candidates to make, with seeds that count up from `seed`; the best of them is kept.
         best_by: What is best, some of `CRITERIA`; what the quality that is asked for suggests when `None`.
         scorer: Folder or Hub id of the WhisQ scorer that compares candidates; the embedded one when `None`.
+        sampling_rate: Rate of the sound file in Hz; the model's own when `None`. A higher one adds no treble.
+        loudness: Loudness to bring the clip to, in LUFS (players expect about -14); as it was made when `None`. It is
+            never lifted so far that it clips.
+        fade_ms: Length of the fades at both ends, in milliseconds.
         model: Folder or Hub id; the default model when `None`.
         dtype: Precision of the transformer, one of `DTYPES`; `"auto"` is the fastest that the device has.
 
@@ -69,6 +78,9 @@ class GenerationRequest:
     best_of: int = 1
     best_by: tuple[str, ...] | None = None
     scorer: str | None = None
+    sampling_rate: int | None = None
+    loudness: float | None = None
+    fade_ms: float = 5.0
     model: str | None = None
     dtype: str = "auto"
 
@@ -92,6 +104,11 @@ class GenerationRequest:
             check_number("eta", self.eta, maximum=1)
         check_count("seed", self.seed, minimum=0, maximum=2**63 - 1)
         check_choices("dtype", [self.dtype], DTYPES)
+        if self.sampling_rate is not None:
+            check_count("sampling_rate", self.sampling_rate, MAX_SAMPLING_RATE, minimum=MIN_SAMPLING_RATE)
+        if self.loudness is not None:
+            check_number("loudness", self.loudness, minimum=-70, maximum=0)
+        check_number("fade_ms", self.fade_ms)
         self._check_choice()
 
     def _check_music(self) -> None:
@@ -111,10 +128,11 @@ class GenerationRequest:
         if self.best_by is not None:
             if not isinstance(self.best_by, list | tuple) or not self.best_by:
                 raise ValueError(f"`best_by` must be a list of criteria, got {self.best_by!r}.")
-            check_choices("best_by", self.best_by, CRITERIA)
-            if len(set(self.best_by)) < len(self.best_by):
+            criteria = tuple(SHORT_CRITERIA.get(name, name) for name in self.best_by)
+            check_choices("best_by", criteria, CRITERIA)
+            if len(set(criteria)) < len(criteria):
                 raise ValueError(f"`best_by` must name each criterion once, got {list(self.best_by)}.")
-            object.__setattr__(self, "best_by", tuple(self.best_by))
+            object.__setattr__(self, "best_by", criteria)
         for name in ("best_by", "scorer"):
             if self.best_of == 1 and getattr(self, name) is not None:
                 raise ValueError(f"`{name}` goes with `best_of` of at least 2, got {getattr(self, name)!r}.")

@@ -16,11 +16,11 @@ import soxr
 import torch
 from torch import nn
 
+from qamdt.audio_formats import find_audio_format
 from qamdt.files import write_atomically
 
 
 SAMPLING_RATE = 16_000
-_FORMATS = {".wav": "WAV", ".flac": "FLAC", ".ogg": "OGG", ".mp3": "MP3"}
 
 
 def read_audio(
@@ -66,25 +66,26 @@ def read_audio(
 
 
 def write_audio(path: str | os.PathLike, waveform: torch.Tensor | np.ndarray, sampling_rate: int) -> None:
-    """Writes mono samples `(samples,)` to a wav, flac, ogg or mp3 file, whole or not at all.
+    """Writes mono samples `(samples,)` to a wav, flac, ogg, opus or mp3 file, whole or not at all.
 
     The file is encoded in memory, because libsndfile passes over a full disk in silence, and goes to a temporary file
     that then takes the place of `path`: a full disk or a killed process leaves no half-written file behind. Samples
     beyond ±1 are limited to ±1.
 
     Raises:
-        ValueError: `path` has an unknown extension, or `waveform` is not one finite mono signal.
+        ValueError: `path` has an unknown extension, such files have no such rate, or `waveform` is not one finite mono
+            signal.
         OSError: The disk is full or not writable; nothing is left at `path`.
     """
     path = Path(path)
-    file_format = _FORMATS.get(path.suffix.lower())
-    if file_format is None:
-        raise ValueError(f"`path` must end in one of {', '.join(_FORMATS)}, got {str(path)!r}.")
+    audio_format = find_audio_format(path, sampling_rate)
     samples = np.asarray(waveform.detach().cpu() if isinstance(waveform, torch.Tensor) else waveform, dtype=np.float32)
     if samples.ndim != 1 or not np.isfinite(samples).all():
         raise ValueError(f"`waveform` must be finite mono samples of shape (samples,), got shape {samples.shape}.")
     encoded = io.BytesIO()
-    soundfile.write(encoded, samples.clip(-1, 1), sampling_rate, format=file_format)
+    soundfile.write(
+        encoded, samples.clip(-1, 1), sampling_rate, format=audio_format.container, subtype=audio_format.codec
+    )
     try:
         write_atomically(path, lambda file: file.write_bytes(encoded.getbuffer()))
     except FileNotFoundError as error:

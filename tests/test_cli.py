@@ -62,8 +62,11 @@ def test_one_prompt_makes_one_file_and_its_record(run, tmp_path):
         "best_of": 1,
         "best_by": None,
         "scorer": None,
+        "sampling_rate": None,
+        "loudness": None,
+        "fade_ms": 5.0,
     }
-    assert record["sound"] == {"sampling_rate": 16_000, "seconds": 0.5}
+    assert record["sound"] == {"sampling_rate": 16_000, "seconds": 0.5, "gain_db": 0.0, "loudness_lufs": None}
     assert record["models"].keys() == {"model"}
     assert set(record["versions"]) == {"qamdt", "torch", "diffusers", "transformers", "python"}
 
@@ -188,7 +191,11 @@ def test_info_describes_the_model(run, tmp_path, capsys):
         (("--prompts", "p.txt", "--out-dir", "out", "-o", "a.wav"), "takes neither -o nor --spectrogram"),
         (("--prompts", "missing.txt", "--out-dir", "out"), "--prompts must be a file, got 'missing.txt', which does"),
         (("--request", "missing.json"), "--request must be a file, got 'missing.json', which does not exist"),
-        (("piano", "-o", "out.aiff"), "-o must end in .wav, .flac, .ogg, .mp3, got 'out.aiff'"),
+        (("piano", "-o", "out.aiff"), "`-o` must end in one of .wav, .flac, .ogg, .opus, .mp3, got 'out.aiff'"),
+        (("piano", "-o", "out.opus", "--sampling-rate", "44100"), "24000, 48000 Hz for a .opus file, got 44100; take"),
+        (("piano", "--sampling-rate", "0"), "`sampling_rate` must be an integer of at least 8000 and at most 192000"),
+        (("piano", "--loudness", "3"), "`loudness` must be a number at least -70 and at most 0, got 3.0"),
+        (("piano", "--fade-ms", "-1"), "`fade_ms` must be a number at least 0, got -1.0"),
         (("piano", "-o", "no/out.wav"), "the folder of -o must exist, got 'no/out.wav'"),
         (("piano", "--spectrogram", "no/out.png"), "the folder of --spectrogram must exist"),
     ],

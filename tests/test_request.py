@@ -17,6 +17,8 @@ def test_a_request_comes_back_from_json_as_it_was(tmp_path):
         assert hash(request) == hash(GenerationRequest.from_dict(request.to_dict()))
     request = GenerationRequest(prompt="piano", bpm=90, chords=[(0, "Am"), (2.5, "F")])
     assert GenerationRequest.from_dict(request.to_dict()) == request
+    by_old_names = GenerationRequest(prompt="piano", best_of=2, best_by=["quality", "alignment"])
+    assert by_old_names.best_by == ("overall_quality", "text_alignment")
     assert GenerationRequest.from_dict({"prompt": "piano"}) == GenerationRequest(prompt="piano")
 
 
@@ -74,6 +76,9 @@ def test_takes_share_no_candidate():
         ({"best_by": ["clap"]}, "`best_by` goes with `best_of` of at least 2"),
         ({"best_of": 2, "best_by": "clap"}, "`best_by` must be a list of criteria, got 'clap'"),
         ({"best_of": 2, "best_by": ["clap", "clap"]}, "`best_by` must name each criterion once"),
+        ({"best_of": 2, "best_by": ["quality", "overall_quality"]}, "`best_by` must name each criterion once"),
+        ({"sampling_rate": 44_100.5}, "`sampling_rate` must be an integer of at least 8000 and at most 192000, got"),
+        ({"loudness": float("nan")}, "`loudness` must be a number at least -70 and at most 0, got nan"),
         ({"scorer": "a/b"}, "`scorer` goes with `best_of` of at least 2"),
         ({"model": ""}, "`model` must be a folder or a Hub id, got ''"),
         ({"dtype": "float64"}, "`dtype` must be among 'auto', 'float32', 'bfloat16', got 'float64'"),
