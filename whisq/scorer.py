@@ -19,15 +19,27 @@ import numpy as np
 import torch
 
 from qamdt.complete_weights import load_complete
+from qamdt.precision import check_device
 from qamdt.quality import MAX_SCORE, MIN_SCORE
 from whisq.embedded import SCORER_DIR
 from whisq.encoders import AudioEncoder, TextEncoder, fingerprint, load_audio_encoder, load_text_encoder, locate
 from whisq.modeling_whisq import WhisQModel
-from whisq.windows import BATCH_IN_S, Window, clip_duration, cut_batches, cut_windows, find_flags, make_window
+from whisq.windows import (
+    BATCH_IN_S,
+    MIN_AUDIBLE_SHARE,
+    Window,
+    audible_share,
+    clip_duration,
+    cut_batches,
+    cut_windows,
+    find_flags,
+    make_window,
+)
 
 
 FRAME_HOP_IN_S = 0.5  # rounded to whole tokens
 FRAME_WINDOW_IN_S = 2.0
+LISTENING_VERSION = 2  # raise it when the encoder is given other samples of the same file, or a clip another flag
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -115,6 +127,7 @@ class WhisQScorer:
             revision: Branch, tag or commit of the Hub repository.
             device: Where to compute.
         """
+        check_device(device)
         model, name = load_model(path_or_id, revision=revision)
         return cls(model, load_audio_encoder(model.encoder_name("audio")), name=name, device=device)
 
@@ -140,6 +153,7 @@ class WhisQScorer:
             "scorer": self.name,
             "audio_encoder": self.audio_encoder.name,
             "text_encoder": self.model.config.text_encoder,
+            "listening": LISTENING_VERSION,
             "frame_hop_in_s": self.frame_hop_in_s,
             "frame_window_in_s": self._frame_window / self.audio_encoder.frames_per_s,
             "model_sha256": fingerprint(self.model),
@@ -301,7 +315,9 @@ def find_error(flags: Sequence[str], windows: Sequence[Window]) -> str | None:
     if "nan" in flags:
         return "the audio has samples that are not finite"
     if "silent" in flags:
-        return "the audio is silent"
+        return "its channels cancel out in the mix" if "out_of_phase" in flags else "the audio is silent"
+    if audible_share(windows) < MIN_AUDIBLE_SHARE:
+        return f"nothing is heard for {1 - audible_share(windows):.1%} of the clip"
     return None
 
 
