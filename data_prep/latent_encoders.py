@@ -6,6 +6,7 @@ Each function does one process's share; `numbers` are the numbers of the shards 
 import hashlib
 import inspect
 import json
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -26,6 +27,7 @@ from qamdt.models.autoencoder_waveform import AutoencoderWaveform
 from qamdt.shards import write_latent_shard, write_text_shard
 
 
+SECONDS_PER_SHARD = 60.0  # of work, which a kill costs at most
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 _TOKENIZER_AND_WEIGHTS = (".safetensors", ".bin", ".json", ".txt", ".model")
 
@@ -119,7 +121,7 @@ def encode_clips(
     clips_per_shard: int,
     show_progress: bool,
 ) -> dict[int, str]:
-    """Writes a shard for every `clips_per_shard` clips, and returns the keys of those that failed, with the reasons.
+    """Writes a shard for every `clips_per_shard` clips or `SECONDS_PER_SHARD` of work, and returns the keys of those that failed, with the reasons.
 
     Args:
         clips: The clips with their keys.
@@ -129,11 +131,12 @@ def encode_clips(
         out: Folder of the shards.
         numbers: Numbers of the shards to write.
         batch_size: Clips encoded at once.
-        clips_per_shard: Clips in a shard.
+        clips_per_shard: Clips in a shard at most.
         show_progress: Whether to show a bar.
     """
     errors: dict[int, str] = {}
     keys, means, stds = [], [], []
+    begun = time.monotonic()
 
     progress = tqdm(total=len(clips), desc="clips", unit="clip", disable=not show_progress)
     for batch, waveforms in _read_batches(clips, manifest, batch_size, vae, log_mel, errors):
@@ -146,9 +149,10 @@ def encode_clips(
             means.append(mean)
             stds.append(std)
         progress.update(len(batch))
-        if len(keys) >= clips_per_shard:
+        if len(keys) >= clips_per_shard or (keys and time.monotonic() - begun >= SECONDS_PER_SHARD):
             write_latent_shard(out, keys, means, stds, number=next(numbers))
             keys, means, stds = [], [], []
+            begun = time.monotonic()
     if keys:
         write_latent_shard(out, keys, means, stds, number=next(numbers))
     progress.close()

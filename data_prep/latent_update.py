@@ -42,6 +42,7 @@ from qamdt.latent_folder import (
     write_index,
 )
 from qamdt.manifest import Record, clip_identity, resolve_clip_path
+from qamdt.precision import check_device
 from qamdt.quality import QualityStats
 from qamdt.shards import Place, find_entries, next_shard_number
 
@@ -127,7 +128,8 @@ def encode_corpus(
         options: What decides what the folder holds; all as by default when `None`.
         batch_size: Clips encoded at once.
         text_batch_size: Texts encoded at once.
-        clips_per_shard: Clips in a file; at most this many are encoded again after a kill.
+        clips_per_shard: Clips in a file at most; what is encoded is written once a minute at the latest, so that a kill
+            costs no more.
         device: Where to compute; the accelerator of this process, if there is one, when `None`.
         clean: Whether to remove files that the new index does not name; a training that reads them would fail.
 
@@ -137,6 +139,8 @@ def encode_corpus(
     """
     manifest = Path(manifest)
     out = manifest.parent / "latents" if out is None else Path(out)
+    if device is not None:
+        check_device(device)
     options = (options or EncodingOptions()).resolve()
     # A process that is done early waits for the others, however long that takes.
     processes = PartialState(cpu=not torch.accelerator.is_available(), timeout=timedelta(days=7))

@@ -25,7 +25,7 @@ from data_prep.refine.questions import (
     read_suggestions,
     write_audio_messages,
 )
-from data_prep.refine.spending import CostLimitReached, Prices, Spending, sum_usage
+from data_prep.refine.spending import CostLimitReached, Prices, Spending, Usage, sum_usage
 from data_prep.refine.step_runner import StepRunner
 from qamdt.audio import write_audio
 from qamdt.manifest import Record
@@ -152,6 +152,22 @@ def test_a_server_that_is_not_there_stops_the_run(questions):
     with pytest.raises(RunStopped, match="cannot reach the server at http://127.0.0.1:9/v1/.*check `base_url`"):
         ask(questions(*map(str, range(50))), "http://127.0.0.1:9/v1", "ok", max_tries=2)
     assert time.monotonic() - started < BUSY
+
+
+def test_a_key_in_an_answer_is_not_kept(questions, monkeypatch):
+    escaped = "".join(f"\\u{ord(letter):04x}" for letter in SECRET)
+    answers = [f'{{"caption": "jazz {SECRET}", "paraphrases": ["jazz {escaped}"]}}', f"no JSON, but {SECRET}"]
+    for answer in answers:
+
+        async def answer_with_key(client, body, answer=answer):
+            client._was_reached = True
+            return answer, Usage()
+
+        monkeypatch.setattr(LlmClient, "_request", answer_with_key)
+        monkeypatch.setenv("OPENAI_API_KEY", SECRET)
+        rows = ask(questions("echo"), "http://localhost:1/v1", "ok", max_tries=1)
+        assert SECRET not in json.dumps(rows)
+        assert "***" in json.dumps(rows)
 
 
 def test_many_failures_in_a_row_stop_the_run(base_url, questions, monkeypatch):
