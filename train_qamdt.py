@@ -20,6 +20,7 @@ import argparse
 import contextlib
 import dataclasses
 import json
+import logging
 import math
 import shutil
 import sys
@@ -145,7 +146,7 @@ def train(config: TrainConfig, stop: StopSignal) -> dict:
     losses = [torch.tensor(loss, device=accelerator.device) for loss in state["losses"]]  # since the last logged line
     log_start, log_samples = time.monotonic(), sum(state["taken"])
     progress_bar = tqdm(
-        total=run.max_steps, initial=state["step"], disable=not accelerator.is_main_process, unit="step"
+        total=run.max_steps, initial=state["step"], disable=not accelerator.is_main_process or None, unit="step"
     )
     while True:
         state["minutes"], is_stopping = agree(accelerator, clock.minutes(), stop.is_requested)
@@ -385,6 +386,8 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--dry-run", action="store_true", help="print settings, size, memory and speed, and stop")
     parser.add_argument("overrides", nargs="*", metavar="key=value", help="settings that replace those of the file")
     arguments = parser.parse_args(argv)
+    logging.basicConfig(format="%(message)s")
+    logging.getLogger("data_prep").setLevel(logging.INFO)
     try:
         config = load_config(arguments.config, arguments.overrides)
         if arguments.dry_run:

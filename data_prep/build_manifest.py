@@ -196,7 +196,7 @@ class ManifestBuilder:
 
         records: list[Record] = []
         first_with: dict[str, str] = {}
-        for name, scan in tqdm(self._scan_all(names, num_workers), total=len(names), unit="file"):
+        for name, scan in tqdm(self._scan_all(names, num_workers), total=len(names), unit="file", disable=None):
             if isinstance(scan, str):
                 self._leave_out("unreadable", name, scan)
             elif scan.digest in first_with:

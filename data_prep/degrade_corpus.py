@@ -199,7 +199,8 @@ def degrade_corpus(
         ]
         outcomes = _degrade_all(manifest, jobs, folder, settings, num_workers)
         num_made = 0
-        for (record, missing), (made, error) in tqdm(zip(jobs, outcomes, strict=True), total=len(jobs), unit="clip"):
+        versions = tqdm(zip(jobs, outcomes, strict=True), total=len(jobs), unit="clip", disable=None)
+        for (record, missing), (made, error) in versions:
             if error:
                 failures.append(f"{record.id}: {error}")
             for version, values in zip(missing, made, strict=not error):

@@ -67,7 +67,7 @@ def label_manifest(
     unlabelled: list[dict[str, Any]] = []
 
     def label_all() -> Iterator[Record]:
-        for line in tqdm(scan_manifest(manifest), desc="labels", unit="clip"):
+        for line in tqdm(scan_manifest(manifest), desc="labels", unit="clip", disable=None):
             if line.record is None:
                 unlabelled.append({"line": line.number, "error": line.fault})
                 continue

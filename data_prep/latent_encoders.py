@@ -138,7 +138,7 @@ def encode_clips(
     keys, means, stds = [], [], []
     begun = time.monotonic()
 
-    progress = tqdm(total=len(clips), desc="clips", unit="clip", disable=not show_progress)
+    progress = tqdm(total=len(clips), desc="clips", unit="clip", disable=not show_progress or None)
     for batch, waveforms in _read_batches(clips, manifest, batch_size, vae, log_mel, errors):
         posterior = encode_waveforms(vae, normalize_waveform(waveforms.to(vae.device)), log_mel)
         for key, mean, std in zip(batch, posterior.mean.float().cpu(), posterior.std.float().cpu(), strict=True):
@@ -209,7 +209,7 @@ def encode_texts(
     texts_per_shard: int = 4096,
 ) -> None:
     """Writes the encoder states of texts, given with their keys, a shard at a time; the rest as `encode_clips`."""
-    progress = tqdm(total=len(texts), desc="texts", unit="text", disable=not show_progress)
+    progress = tqdm(total=len(texts), desc="texts", unit="text", disable=not show_progress or None)
     for shard_start in range(0, len(texts), texts_per_shard):
         shard = texts[shard_start : shard_start + texts_per_shard]
         states = []

@@ -180,7 +180,7 @@ def render_corpus(
         num_there = num_pieces - len(missing)
         tqdm.write(f"{num_there} of {num_pieces} pieces are there, {len(missing)} are rendered.", file=sys.stderr)
         rendered = _rendered(missing, folder, settings, num_workers)
-        for index, records in tqdm(rendered, initial=num_there, total=num_pieces, unit="piece"):
+        for index, records in tqdm(rendered, initial=num_there, total=num_pieces, unit="piece", disable=None):
             values = {"records": [record.to_dict() for record in records]}
             rows.append(make_row(keys[index], f"piece-{index:06d}") | values)
         rows.refresh()

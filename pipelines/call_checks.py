@@ -5,7 +5,6 @@ from __future__ import annotations
 from typing import Any
 
 import torch
-from diffusers.utils import logging
 
 from pipelines.call import Call
 from pipelines.denoising import takes_in_step
@@ -21,10 +20,6 @@ from pipelines.input_checks import (
     quoted,
 )
 from pipelines.samplers import check_scheduler
-
-
-logger = logging.get_logger(__name__)
-MAX_STRETCH = 4  # times the length of the clips in training, before a longer clip is worth a warning
 
 
 class CallChecksMixin:
@@ -77,15 +72,6 @@ class CallChecksMixin:
         if round(audio_length_in_s * self.sampling_rate) < 1:
             raise ValueError(
                 f"`audio_length_in_s` must be at least one sample, {1 / self.sampling_rate:g} s, got {audio_length_in_s!r}."
-            )
-
-    def warn_of_length(self, audio_length_in_s: float) -> None:
-        """Warns of a clip longer than anything that the network has heard."""
-        if audio_length_in_s > MAX_STRETCH * self.native_audio_length_in_s:
-            logger.warning(
-                f"The clip is {audio_length_in_s:g} s long, and the network was trained on clips of "
-                f"{self.native_audio_length_in_s:.4g} s: the longer a clip, the less of it hangs together, and the time "
-                "for a step grows with the square of its length."
             )
 
 

@@ -1,4 +1,4 @@
-"""The `qamdt` command: `generate` music, show `info` about a model, `convert` the published checkpoint.
+"""The `qamdt` command: `generate` music, show `info` about a model, `convert` a checkpoint, `serve` over HTTP.
 
 Exit status: 0 when done, 1 when something failed, 2 when the arguments make no sense, 130 when interrupted.
 """
@@ -6,6 +6,7 @@ Exit status: 0 when done, 1 when something failed, 2 when the arguments make no 
 from __future__ import annotations
 
 import argparse
+import os
 import sys
 from collections.abc import Sequence
 from dataclasses import fields
@@ -43,6 +44,7 @@ def build_parser() -> argparse.ArgumentParser:
     _add_generate(commands)
     _add_info(commands)
     _add_convert(commands)
+    _add_serve(commands)
     return parser
 
 
@@ -55,7 +57,7 @@ def _add_generate(commands: argparse._SubParsersAction) -> None:
         argument_default=argparse.SUPPRESS,  # so that a request from a file is changed only by what is given
     )
     files = dict.fromkeys(("output", "prompts", "out_dir", "request", "spectrogram"))
-    parser.set_defaults(run=_generate, num=1, device=None, **files)
+    parser.set_defaults(run=_generate, num=1, device=None, quiet=False, **files)
     parser.add_argument("prompt", nargs="?", help='what to play, such as "calm piano ballad, slow"')
     parser.add_argument(
         "-o", "--output", type=Path, help="sound file to write: wav, flac, ogg, opus or mp3 (music.wav)"
@@ -70,6 +72,7 @@ def _add_generate(commands: argparse._SubParsersAction) -> None:
     )
     parser.add_argument("--num", type=int, help="takes of each prompt, seeds counting up (1)")
     parser.add_argument("--spectrogram", type=Path, metavar="PNG", help="also draw what was made")
+    parser.add_argument("-q", "--quiet", action="store_true", help="print nothing but errors")
     parser.add_argument("--device", help='such as "cpu" or "cuda:1" (a GPU where there is one)')
     _add_request_options(parser)
 
@@ -118,6 +121,13 @@ def _add_request_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--fade-ms", type=float, metavar="MS", help=f"fades at both ends ({default.fade_ms:g} ms)")
     parser.add_argument("--model", help="folder or Hub id (QAMDT_MODEL, or the embedded model)")
     parser.add_argument(
+        "--lora",
+        action="append",
+        type=parse_lora,
+        metavar="PATH[:SCALE]",
+        help="folder or Hub id of an adapter on top of the model, and how strong it is (1); may be given several times",
+    )
+    parser.add_argument(
         "--dtype",
         choices=DTYPES,
         help="precision of the transformer; auto is bfloat16 where the processor has instructions for it "
@@ -155,6 +165,36 @@ def _add_convert(commands: argparse._SubParsersAction) -> None:
     )
 
 
+def _add_serve(commands: argparse._SubParsersAction) -> None:
+    for name, port, text, description in (
+        ("serve", 8000, "answer over HTTP", "Makes and scores music over HTTP. Its routes are told by /openapi.json."),
+        ("studio", 7860, "open a page in the browser", "A page in the browser, with everything that `serve` has."),
+    ):
+        key = "Asks for the key in the environment variable QAMDT_API_KEY, if it is set."
+        service = commands.add_parser(name, help=text, description=f"{description} {key}")
+        service.set_defaults(run=_serve)
+        service.add_argument("--port", type=int, default=port, help="port to answer at (%(default)s)")
+        _add_service_options(service)
+
+
+def _add_service_options(service: argparse.ArgumentParser) -> None:
+    service.add_argument("--host", default="127.0.0.1", help="address to answer at (%(default)s: this machine alone)")
+    service.add_argument(
+        "--folder", type=Path, default=Path("qamdt-files"), help="where what is made is kept (%(default)s)"
+    )
+    service.add_argument("--model", help="folder or Hub id (QAMDT_MODEL, or the embedded model)")
+    service.add_argument("--device", help='such as "cpu" or "cuda:1" (a GPU where there is one)')
+    service.add_argument(
+        "--max-waiting", type=int, default=16, metavar="N", help="generations that wait (%(default)s)"
+    )
+    service.add_argument(
+        "--max-seconds", type=float, default=60.0, metavar="S", help="longest clip, in seconds (%(default)s)"
+    )
+    service.add_argument(
+        "--keep-hours", type=float, default=24.0, metavar="H", help="how long it is kept (%(default)s)"
+    )
+
+
 def _generate(arguments: argparse.Namespace) -> None:
     _check_files(arguments)
     request = read_request(arguments)
@@ -169,10 +209,16 @@ def _generate(arguments: argparse.Namespace) -> None:
             num_takes=arguments.num,
             spectrogram=arguments.spectrogram,
             device=arguments.device,
+            is_quiet=arguments.quiet,
         )
     else:
         generate_prompts(
-            request, arguments.prompts, arguments.out_dir, num_takes=arguments.num, device=arguments.device
+            request,
+            arguments.prompts,
+            arguments.out_dir,
+            num_takes=arguments.num,
+            device=arguments.device,
+            is_quiet=arguments.quiet,
         )
 
 
@@ -181,6 +227,27 @@ def _info(arguments: argparse.Namespace) -> None:
     from qamdt.embedded import default_model
 
     print(describe_model(Path(arguments.model or default_model())))
+
+
+def _serve(arguments: argparse.Namespace) -> None:
+    from pipelines.service.settings import ServiceSettings, allowed_hosts
+
+    try:
+        settings = ServiceSettings(
+            folder=arguments.folder,
+            model=arguments.model,
+            device=arguments.device,
+            max_waiting=arguments.max_waiting,
+            max_seconds=arguments.max_seconds,
+            keep_hours=arguments.keep_hours,
+            api_key=os.environ.get("QAMDT_API_KEY") or None,
+            hosts=allowed_hosts(arguments.host),
+        )
+    except ValueError as error:
+        raise argparse.ArgumentTypeError(str(error)) from error
+    from pipelines.service.command import serve
+
+    serve(settings, host=arguments.host, port=arguments.port, with_studio=arguments.command == "studio")
 
 
 def _convert(arguments: argparse.Namespace) -> None:
@@ -260,6 +327,17 @@ def parse_quality(text: str) -> str | float | list[float] | list[tuple[float, fl
         return points
     scores = [score for (score,) in points]
     return scores[0] if len(scores) == 1 else scores
+
+
+def parse_lora(text: str) -> tuple[str, float]:
+    """Reads `--lora`: a folder or Hub id, and behind a colon its scale; without one it is 1."""
+    name, colon, scale = text.rpartition(":")
+    if not colon or Path(text).exists():
+        return text, 1.0
+    try:
+        return name, float(scale)
+    except ValueError:
+        return text, 1.0  # such as a Windows drive
 
 
 def _report(command: str, error: object, *, status: int) -> int:

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import importlib.util
 import json
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -25,6 +26,9 @@ from qamdt.precision import check_device, preferred_dtype
 from qamdt.quality_words import asks_for_best
 
 
+OnStep = Callable[[int, int], None]
+
+
 @dataclass(frozen=True, kw_only=True)
 class Clip:
     """A clip that was made.
@@ -35,6 +39,7 @@ class Clip:
         choice: Which of several candidates it is, and what they were rated; empty if there was one.
         music: What is played, for a model that knows tempo, key and chords.
         models: What `identify_models` said before they were loaded.
+        warnings: What the prompt asks for that the model cannot do.
     """
 
     request: GenerationRequest
@@ -42,6 +47,7 @@ class Clip:
     choice: dict[str, Any]
     music: Music | None
     models: dict[str, str | None]
+    warnings: tuple[str, ...] = ()
 
     def record(self) -> dict[str, Any]:
         """How the clip was made, as JSON has it; `GenerationRequest.load` reads the request from it."""
@@ -53,7 +59,8 @@ class Clip:
         }
         choice = {"best_of": self.choice} if self.choice else {}
         music = {} if self.music is None else {"music": asdict(self.music)}
-        facts = {"settings": self.request.to_dict(), "sound": sound, **choice, **music}
+        warnings = {"warnings": list(self.warnings)} if self.warnings else {}
+        facts = {"settings": self.request.to_dict(), "sound": sound, **choice, **music, **warnings}
         return {**facts, "models": self.models, "versions": versions()}
 
     def save(self, path: Path) -> None:
@@ -87,6 +94,7 @@ def identify_models(request: GenerationRequest) -> dict[str, str | None]:
         from whisq.embedded import CLAP_DIR, SCORER_DIR  # transformers is imported only for who asks for the best
 
         folders |= {"scorer": SCORER_DIR if request.scorer is None else Path(request.scorer), "clap": CLAP_DIR}
+    folders |= {f"lora {name}": Path(name) for name, _ in request.lora}
     return {name: _digest_files(folder) for name, folder in folders.items()}
 
 
@@ -137,7 +145,24 @@ def load_pipeline(request: GenerationRequest, device: str) -> QAMDTPipeline:
         pipe.scheduler = paper_scheduler(pipe.scheduler)
     elif request.sampler is not None:
         pipe.scheduler = make_scheduler(request.sampler, pipe.scheduler)
+    _load_adapters(pipe, request)
     return pipe.to(device)
+
+
+def _load_adapters(pipe: QAMDTPipeline, request: GenerationRequest) -> None:
+    if not request.lora:
+        return
+    if importlib.util.find_spec("peft") is None:
+        raise ImportError("`lora` needs peft; install it with `pip install 'qamdt[lora]'`.")
+    names = [f"lora-{number}" for number in range(len(request.lora))]
+    for adapter_name, (folder_or_id, _) in zip(names, request.lora, strict=True):
+        try:
+            pipe.load_lora_weights(folder_or_id, adapter_name=adapter_name)
+        except (OSError, ValueError, RuntimeError) as error:
+            raise ValueError(
+                f"`lora` must name adapters of the model {request.model!r}, got {folder_or_id!r}: {error}"
+            ) from error
+    pipe.set_adapters(names, [scale for _, scale in request.lora])
 
 
 class ClipMaker:
@@ -152,13 +177,22 @@ class ClipMaker:
         self.models = identify_models(request)
         self.loaded_for = _models_of(request)
         self.pipe = load_pipeline(request, device)
+        self._on_step: OnStep | None = None
         if request.scorer is not None:
             from whisq.scorer import WhisQScorer
 
             self.pipe.scorer = WhisQScorer.from_pretrained(request.scorer, device=device)
 
-    def make(self, requests: Sequence[GenerationRequest]) -> list[Clip]:
+    def answers(self, request: GenerationRequest) -> bool:
+        """Whether a decided request is for the models that are loaded."""
+        return _models_of(request) == self.loaded_for
+
+    def make(self, requests: Sequence[GenerationRequest], *, on_step: OnStep | None = None) -> list[Clip]:
         """Makes the clips of decided requests that differ in nothing but their seeds; none depends on the others.
+
+        Args:
+            requests: What to make.
+            on_step: Called after every denoising step as `on_step(steps_done, all_steps)`; what it raises ends the call.
 
         Raises:
             ValueError: The model cannot do what is asked; the requests differ in more, or are for other models.
@@ -166,8 +200,9 @@ class ClipMaker:
         request, *others = requests
         if any(replace(other, seed=request.seed) != request for other in others):
             raise ValueError(f"`requests` must differ in their seeds alone, got {list(requests)}.")
-        if _models_of(request) != self.loaded_for:
+        if not self.answers(request):
             raise ValueError(f"`requests` must be for {self.loaded_for}, which is loaded, got {_models_of(request)}.")
+        self._on_step = on_step
         if request.best_of > 1:
             return [self._make_best(request) for request in requests]
         output = self._generate(request, [request.seed for request in requests])
@@ -208,8 +243,13 @@ class ClipMaker:
             keep=keep,
             rank_by=rank_by,
             generator=[torch.Generator().manual_seed(seed) for seed in seeds],
+            callback_on_step_end=None if self._on_step is None else self._call_back,
             output_type="pt",
         )
+
+    def _call_back(self, pipe: QAMDTPipeline, step: int, timestep: torch.Tensor, tensors: dict) -> dict:
+        self._on_step(step + 1, pipe.num_timesteps)
+        return {}
 
     def _clip(
         self, request: GenerationRequest, waveform: torch.Tensor, music: Music | None, *, choice: dict[str, Any]
@@ -227,9 +267,10 @@ class ClipMaker:
             choice=choice,
             music=music,
             models=self.models,
+            warnings=tuple(self.pipe.list_warnings(request.prompt, request.seconds)),
         )
 
 
 def _models_of(request: GenerationRequest) -> dict[str, Any]:
     """The part of a request that decides what is loaded."""
-    return {name: getattr(request, name) for name in ("model", "dtype", "sampler", "best_by", "scorer")}
+    return {name: getattr(request, name) for name in ("model", "lora", "dtype", "sampler", "scorer")}

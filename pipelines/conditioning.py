@@ -5,11 +5,11 @@ Shapes: B batch (prompts times waveforms per prompt), L text tokens, D text widt
 
 from __future__ import annotations
 
+import logging
 from dataclasses import replace
 
 import numpy as np
 import torch
-from diffusers.utils import logging
 
 from pipelines.call import Call
 from pipelines.guidance import Guidance
@@ -20,7 +20,7 @@ from qamdt.conditions import Conditions
 from qamdt.music import Music, music_curve
 
 
-logger = logging.get_logger(__name__)
+logger = logging.getLogger(__name__)
 
 
 class ConditioningMixin:

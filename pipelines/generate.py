@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import argparse
 import re
+import sys
+import unicodedata
 from dataclasses import replace
 from pathlib import Path
 
@@ -12,6 +14,7 @@ from tqdm import tqdm
 
 from pipelines.clips import ClipMaker, choose_device, decide, identify_models, is_made
 from pipelines.request import GenerationRequest
+from pipelines.silence import loading_bars, request_warnings
 from pipelines.spectrogram import check_matplotlib, draw_spectrograms
 from qamdt.cpu_memory import keep_freed_memory
 
@@ -20,7 +23,13 @@ Take = tuple[Path, GenerationRequest]  # a sound file, and what it should be
 
 
 def generate_one(
-    request: GenerationRequest, output: Path, *, num_takes: int, spectrogram: Path | None, device: str | None
+    request: GenerationRequest,
+    output: Path,
+    *,
+    num_takes: int,
+    spectrogram: Path | None,
+    device: str | None,
+    is_quiet: bool = False,
 ) -> None:
     """Makes the takes of one prompt.
 
@@ -30,16 +39,23 @@ def generate_one(
         num_takes: How many to make, with seeds that count up.
         spectrogram: PNG file for a picture of them.
         device: Where to compute; a GPU where there is one when `None`.
+        is_quiet: Whether to say nothing.
     """
     if spectrogram is not None:
         check_matplotlib("--spectrogram")
     device = choose_device(device)
     request = decide(request, device)
-    _make([plan_takes(output, request, num_takes)], device, spectrogram)
+    _make([plan_takes(output, request, num_takes)], device, spectrogram=spectrogram, is_quiet=is_quiet)
 
 
 def generate_prompts(
-    request: GenerationRequest, prompts: Path, out_dir: Path, *, num_takes: int, device: str | None
+    request: GenerationRequest,
+    prompts: Path,
+    out_dir: Path,
+    *,
+    num_takes: int,
+    device: str | None,
+    is_quiet: bool = False,
 ) -> None:
     """Makes the takes of every prompt of a file that are not made yet.
 
@@ -49,6 +65,7 @@ def generate_prompts(
         out_dir: Folder for the sound files, named by line and prompt.
         num_takes: How many to make of each, with seeds that count up.
         device: Where to compute; a GPU where there is one when `None`.
+        is_quiet: Whether to say nothing.
     """
     out_dir.mkdir(parents=True, exist_ok=True)
     device = choose_device(device)
@@ -60,9 +77,10 @@ def generate_prompts(
     models = identify_models(request)
     num_takes = sum(map(len, batches))
     batches = [missing for takes in batches if (missing := [take for take in takes if not is_made(*take, models)])]
-    tqdm.write(f"{num_takes} to make, {num_takes - sum(map(len, batches))} of them done before.")
+    if not is_quiet:
+        tqdm.write(f"{num_takes} to make, {num_takes - sum(map(len, batches))} of them done before.")
     if batches:
-        _make(batches, device)
+        _make(batches, device, is_quiet=is_quiet)
 
 
 def plan_takes(path: Path, request: GenerationRequest, num_takes: int) -> list[Take]:
@@ -71,20 +89,23 @@ def plan_takes(path: Path, request: GenerationRequest, num_takes: int) -> list[T
     return list(zip(paths, request.takes(num_takes), strict=True))
 
 
-def _make(batches: list[list[Take]], device: str, spectrogram: Path | None = None) -> None:
+def _make(batches: list[list[Take]], device: str, *, spectrogram: Path | None = None, is_quiet: bool = False) -> None:
     """Makes takes, prompt by prompt, and writes them."""
     keep_freed_memory()
     _, request = batches[0][0]
-    maker = ClipMaker(request, device)
-    maker.pipe.set_progress_bar_config(desc="denoising", leave=False)
-    for takes in tqdm(batches, desc="prompts", disable=len(batches) == 1):
+    with loading_bars(shown=sys.stderr.isatty() and not is_quiet):
+        maker = ClipMaker(request, device)
+    maker.pipe.set_progress_bar_config(desc="denoising", leave=False, disable=is_quiet or None)
+    for takes in tqdm(batches, desc="prompts", disable=is_quiet or len(batches) == 1 or None):
         try:
-            clips = maker.make([request for _, request in takes])
+            with request_warnings(shown=not is_quiet):
+                clips = maker.make([request for _, request in takes])
         except ValueError as error:  # what only the model can refuse
             raise argparse.ArgumentTypeError(str(error)) from error
         for (path, _), clip in zip(takes, clips, strict=True):
             clip.save(path)
-            tqdm.write(str(path))
+            if not is_quiet:
+                tqdm.write(str(path))
         if spectrogram is not None:
             waveforms = torch.stack([clip.sound.waveform for clip in clips])
             draw_spectrograms(spectrogram, waveforms, clips[0].sound.sampling_rate)
@@ -104,5 +125,6 @@ def read_prompts(path: Path) -> list[tuple[int, str]]:
 
 
 def slug(prompt: str) -> str:
-    """A prompt as part of a file name."""
-    return re.sub(r"[^a-z0-9]+", "-", prompt.lower()).strip("-")[:40].strip("-") or "prompt"
+    """A prompt as part of a file name: letters and digits of any script stay, what else there is becomes a hyphen."""
+    words = re.sub(r"[\W_]+", "-", unicodedata.normalize("NFC", prompt).lower()).strip("-")
+    return words[:40].strip("-") or "prompt"

@@ -13,12 +13,15 @@ from typing import Any
 import diffusers
 import torch
 from diffusers import DiffusionPipeline, SchedulerMixin
+from diffusers.loaders.lora_base import LORA_WEIGHT_NAME_SAFE
 from huggingface_hub import snapshot_download
 from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError, OfflineModeIsEnabled
 from safetensors import SafetensorError
 
 from pipelines.input_checks import quoted
+from pipelines.model_limits import read_limits
 from pipelines.samplers import check_scheduler, noise_settings
+from pipelines.sharing import holds_only_shims
 from qamdt.complete_weights import check_complete
 from qamdt.embedded import TEXT_ENCODER_PACKAGE, default_model, load_text_encoder
 from qamdt.precision import preferred_dtype
@@ -79,6 +82,11 @@ class LoadingMixin:
                 )
             model = cls.download(model, **kwargs)
         if not (Path(model) / "model_index.json").is_file():
+            if (Path(model) / LORA_WEIGHT_NAME_SAFE).is_file():
+                raise FileNotFoundError(
+                    f"{model!r} holds a LoRA adapter, not a model. Load the model that it was trained for, and add it "
+                    "with `load_lora_weights`, or with `--lora` on the command line."
+                )
             raise FileNotFoundError(
                 "`pretrained_model_name_or_path` must be a folder that `save_pretrained` wrote, "
                 f"got {model!r}, which has no model_index.json."
@@ -87,6 +95,8 @@ class LoadingMixin:
             index = _read_object(Path(model) / "model_index.json")
             if not {"text_encoder", "tokenizer"} & kwargs.keys():
                 kwargs |= _packaged_text_encoder(Path(model), index, kwargs.get("dtype", kwargs.get("torch_dtype")))
+            if holds_only_shims(Path(model)):  # diffusers downloaded it, with the files that it asks for
+                kwargs["trust_remote_code"] = True
             pipe = super().from_pretrained(model, **kwargs)
             if "scheduler" in kwargs and "transformer" not in kwargs:
                 _check_other_scheduler(kwargs["scheduler"], Path(model), index)
@@ -107,26 +117,9 @@ class LoadingMixin:
         for name, part in pipe.components.items():
             if isinstance(part, torch.nn.Module) and name not in kwargs:
                 check_complete(part, Path(model) / name)
+        pipe._origin = Path(model)
+        pipe.model_limits = read_limits(pipe._origin)
         return pipe
-
-    def save_pretrained(self, save_directory: str | os.PathLike, **kwargs) -> None:
-        """Saves all parts to a folder that `from_pretrained` opens.
-
-        Args:
-            save_directory: The folder.
-            kwargs: Arguments of `DiffusionPipeline.save_pretrained`.
-
-        Raises:
-            ValueError: A part has adapters, which such a folder cannot hold.
-        """
-        for name, part in self.components.items():
-            if getattr(part, "peft_config", None):
-                raise ValueError(
-                    f"`save_pretrained` cannot save the adapters {sorted(part.peft_config)} of the {name}. Save them by "
-                    "`save_lora_weights`, then `unload_lora_weights`; or make them part of the weights, by `fuse_lora` "
-                    "and then `unload_lora_weights`."
-                )
-        super().save_pretrained(save_directory, **kwargs)
 
     @classmethod
     def from_pipe(cls, pipeline: DiffusionPipeline, **kwargs):
@@ -151,6 +144,7 @@ class LoadingMixin:
         if pipeline.config.get("_name_or_path") is not None:
             made.register_to_config(_name_or_path=pipeline.config["_name_or_path"])
         made._scorer = pipeline._scorer
+        made._origin, made.model_limits = pipeline._origin, pipeline.model_limits
         return made if dtype is None else made.to(dtype)
 
     @classmethod
@@ -168,7 +162,14 @@ class LoadingMixin:
         try:
             return snapshot_download(
                 pretrained_model_name,
-                allow_patterns=["model_index.json", "*/*.json", "*/*.safetensors", "*/*.txt", "*/*.model"],
+                allow_patterns=[
+                    "model_index.json",
+                    "README.md",
+                    "*/*.json",
+                    "*/*.safetensors",
+                    "*/*.txt",
+                    "*/*.model",
+                ],
                 **{option: kwargs[option] for option in options if kwargs.get(option) is not None},
             )
         except (HFValidationError, HfHubHTTPError, LocalEntryNotFoundError, OfflineModeIsEnabled) as error:

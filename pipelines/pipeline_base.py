@@ -5,6 +5,7 @@ Shapes: B batch (prompts times waveforms per prompt), C latent channels, T laten
 
 from __future__ import annotations
 
+import logging
 import math
 import os
 from collections.abc import Callable, Sequence
@@ -24,9 +25,11 @@ from pipelines.guidance import Guidance
 from pipelines.input_checks import check_count, check_number, check_tensor
 from pipelines.loading import LoadingMixin
 from pipelines.lora import QAMDTLoraLoaderMixin
+from pipelines.model_limits import ModelLimits
 from pipelines.pipeline_output import QAMDTPipelineOutput
 from pipelines.recordings import log_mel_of, read_recordings
 from pipelines.samplers import noise_settings, note_latent_settings
+from pipelines.sharing import SharingMixin
 from pipelines.turns import taking_turns
 from qamdt.conditions import Conditions
 from qamdt.decoding import decode_latents, latents_to_waveform, mel_to_waveform, samples_per_frame, vae_scale_factor
@@ -41,8 +44,12 @@ from qamdt.quality import QualityStats
 if TYPE_CHECKING:
     from whisq.scorer import WhisQScorer
 
+logger = logging.getLogger(__name__)
 
-class QAMDTPipelineBase(LoadingMixin, CallChecksMixin, ConditioningMixin, DiffusionPipeline, QAMDTLoraLoaderMixin):
+
+class QAMDTPipelineBase(
+    LoadingMixin, SharingMixin, CallChecksMixin, ConditioningMixin, DiffusionPipeline, QAMDTLoraLoaderMixin
+):
     """The parts of a pipeline, and the steps that a call is made of.
 
     Args:
@@ -103,6 +110,8 @@ class QAMDTPipelineBase(LoadingMixin, CallChecksMixin, ConditioningMixin, Diffus
         self._quality_stats = None if quality_stats is None else QualityStats.from_dict(dict(quality_stats))
         note_latent_settings(scheduler)
         self._noise_settings = noise_settings(scheduler)
+        self.model_limits = ModelLimits()  # `from_pretrained` reads them from the model card
+        self._origin = None
         self._scorer = None
         self._guidance_scales = []
         self._num_timesteps = 0
@@ -168,6 +177,16 @@ class QAMDTPipelineBase(LoadingMixin, CallChecksMixin, ConditioningMixin, Diffus
         patch_size, overlap = self.transformer.config.patch_size[0], self.transformer.config.patch_overlap[0]
         num_patches = max(1, math.ceil((num_frames - overlap) / (patch_size - overlap)))
         return num_patches * (patch_size - overlap) + overlap
+
+    def list_warnings(self, prompt: str, audio_length_in_s: float | None = None) -> list[str]:
+        """Lists what a prompt and a length ask for that the model cannot do, a sentence each."""
+        native = self.native_audio_length_in_s
+        return self.model_limits.warn(
+            prompt,
+            native if audio_length_in_s is None else audio_length_in_s,
+            native_audio_length_in_s=native,
+            tokenizer=self.tokenizer,
+        )
 
     def prepare_noise(self, call: Call, num_latent_frames: int) -> torch.Tensor:
         """Draws noise `(batch, channels, latent_frames, latent_bins)` of variance one, or takes the given one.
@@ -238,7 +257,9 @@ class QAMDTPipelineBase(LoadingMixin, CallChecksMixin, ConditioningMixin, Diffus
         Returns:
             Latents `(batch, channels, latent_frames, latent_bins)`, and what is played in each clip.
         """
-        self.warn_of_length(audio_length_in_s)
+        for prompt in call.prompts:
+            for warning in self.list_warnings(prompt, audio_length_in_s):
+                logger.warning(warning)
         with taking_turns(self.scheduler):
             music = self.prepare_music(call, audio_length_in_s)
             timesteps = self.get_timesteps(call.num_inference_steps, strength)
@@ -379,7 +400,9 @@ class QAMDTPipelineBase(LoadingMixin, CallChecksMixin, ConditioningMixin, Diffus
             music = None if music is None else [music[place] for place in places]
         audios = audios.cpu().numpy() if call.output_type == "np" else audios
         if call.return_dict:
-            return QAMDTPipelineOutput(audios=audios, music=music, scores=scores, choices=choices)
+            return QAMDTPipelineOutput(
+                audios=audios, music=music, scores=scores, choices=choices, sampling_rate=self.sampling_rate
+            )
         return (audios,) if scores is None else (audios, scores)
 
     def _predict(

@@ -1,6 +1,6 @@
 """Music from text with QA-MDT, at the quality asked for.
 
-    from pipelines.pipeline_qamdt import QAMDTPipeline
+    from qamdt import QAMDTPipeline
 
     QAMDTPipeline("a calm piano ballad", quality="high").audios[0]  # the default model, loaded once
 
@@ -19,6 +19,7 @@ from collections.abc import Callable
 import torch
 from diffusers import DiffusionPipeline
 
+from pipelines.auto_pipeline import register_for_text_to_audio
 from pipelines.call import Call
 from pipelines.loading import GenerateWhenCalledWithPrompt
 from pipelines.music_conditioning import Chords
@@ -117,8 +118,8 @@ class QAMDTPipeline(QAMDTPipelineBase, metaclass=GenerateWhenCalledWithPrompt):
             return_dict: Whether to return an output object rather than a tuple.
 
         Returns:
-            `QAMDTPipelineOutput` with `audios`, the `music` that is played, and the `scores` and `choices` that are asked
-            for; or a tuple with the audios and, with `return_scores`, the scores.
+            `QAMDTPipelineOutput` with `audios`, their `sampling_rate`, the `music` that is played, and the `scores` and
+            `choices` that are asked for; or a tuple with the audios and, with `return_scores`, the scores.
         """
         call = Call(
             prompt=prompt,
@@ -156,3 +157,6 @@ class QAMDTPipeline(QAMDTPipelineBase, metaclass=GenerateWhenCalledWithPrompt):
         self.check_inputs(call)
         latents, music = self.generate_latents(call, audio_length_in_s)
         return self.finish(call, latents, audio_length_in_s, music)
+
+
+register_for_text_to_audio("qamdt", QAMDTPipeline)

@@ -7,6 +7,7 @@ a wrong request is refused at once.
 from __future__ import annotations
 
 import json
+import math
 import os
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, fields, replace
@@ -55,6 +56,7 @@ class GenerationRequest:
             never lifted so far that it clips.
         fade_ms: Length of the fades at both ends, in milliseconds.
         model: Folder or Hub id; the default model when `None`.
+        lora: Adapters on top of it: `(folder or Hub id, scale)` each.
         dtype: Precision of the transformer, one of `DTYPES`; `"auto"` is the fastest that the device has.
 
     Raises:
@@ -82,12 +84,15 @@ class GenerationRequest:
     loudness: float | None = None
     fade_ms: float = 5.0
     model: str | None = None
+    lora: Sequence[tuple[str, float]] = ()
     dtype: str = "auto"
 
     def __post_init__(self):
         for name in ("prompt", "negative_prompt"):
             if not isinstance(getattr(self, name), str):
                 raise ValueError(f"`{name}` must be a text, got {getattr(self, name)!r}.")
+            if any("\ud800" <= letter <= "\udfff" for letter in getattr(self, name)):
+                raise ValueError(f"`{name}` must be a text of whole characters, got {getattr(self, name)!r}.")
         for name in ("model", "scorer"):
             if not (getattr(self, name) is None or (isinstance(getattr(self, name), str) and getattr(self, name))):
                 raise ValueError(f"`{name}` must be a folder or a Hub id, got {getattr(self, name)!r}.")
@@ -110,6 +115,7 @@ class GenerationRequest:
             check_number("loudness", self.loudness, minimum=-70, maximum=0)
         check_number("fade_ms", self.fade_ms)
         self._check_choice()
+        self._check_lora()
 
     def _check_music(self) -> None:
         """Refuses tempo, key and chords that make no sense."""
@@ -136,6 +142,19 @@ class GenerationRequest:
         for name in ("best_by", "scorer"):
             if self.best_of == 1 and getattr(self, name) is not None:
                 raise ValueError(f"`{name}` goes with `best_of` of at least 2, got {getattr(self, name)!r}.")
+
+    def _check_lora(self) -> None:
+        """Refuses what names no adapters."""
+        is_list = isinstance(self.lora, list | tuple)
+        if not is_list or not all(isinstance(entry, list | tuple) and len(entry) == 2 for entry in self.lora):
+            raise ValueError(f"`lora` must be a list of (folder or Hub id, scale) pairs, got {self.lora!r}.")
+        for name, scale in self.lora:
+            if not isinstance(name, str) or not name:
+                raise ValueError(f"`lora` must name folders or Hub ids, got {name!r}.")
+            check_number("lora", scale, minimum=-math.inf)
+        if len({name for name, _ in self.lora}) < len(self.lora):
+            raise ValueError(f"`lora` must name each adapter once, got {self.lora!r}.")
+        object.__setattr__(self, "lora", _with_tuples(self.lora))
 
     @classmethod
     def from_dict(cls, values: Mapping[str, Any]) -> GenerationRequest:

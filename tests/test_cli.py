@@ -10,7 +10,8 @@ import numpy as np
 import pytest
 import soundfile
 
-from pipelines.cli import main, parse_quality
+from pipelines.cli import main, parse_lora, parse_quality
+from pipelines.generate import slug
 from pipelines.pipeline_qamdt import QAMDTPipeline
 from pipelines.request import SAMPLER_NAMES
 from qamdt.music import NUM_MUSIC_FEATURES
@@ -57,6 +58,7 @@ def test_one_prompt_makes_one_file_and_its_record(run, tmp_path):
         "guidance": 3.5,
         "sampler": None,
         "eta": 0.0,
+        "lora": [],
         "dtype": dtype,
         "seed": 3,
         "best_of": 1,
@@ -148,6 +150,52 @@ def test_clips_of_a_model_that_was_trained_on_are_made_again(run, pipe_dir, tmp_
     assert "1 to make, 0 of them done before." in capsys.readouterr().out
     assert run(*command) == 0
     assert "1 to make, 1 of them done before." in capsys.readouterr().out
+
+
+def test_adapters_add_up_and_are_part_of_the_record(run, pipe, tmp_path):
+    peft = pytest.importorskip("peft")
+    for name in ("a", "b"):
+        config = peft.LoraConfig(r=2, target_modules=["to_q", "to_v"], init_lora_weights=False)
+        pipe.transformer.add_adapter(config, name)
+        layers = peft.get_peft_model_state_dict(pipe.transformer, adapter_name=name)
+        pipe.save_lora_weights(tmp_path / name, layers, transformer_lora_adapter_metadata=config.to_dict())
+    both = ("--lora", "a", "--lora", "b:0.5")
+    for output, options in (("plain", ()), ("off", ("--lora", "a:0")), ("a", ("--lora", "a")), ("both", both)):
+        assert run("generate", "piano", "--dtype", "float32", *options, "-o", f"{output}.wav") == 0
+    clips = {name: read(tmp_path / f"{name}.wav") for name in ("plain", "off", "a", "both")}
+    np.testing.assert_allclose(clips["off"], clips["plain"], atol=1e-4)
+    assert len({clip.tobytes() for clip in clips.values()}) >= 3
+    record = json.loads((tmp_path / "both.json").read_text())
+    assert record["settings"]["lora"] == [["a", 1.0], ["b", 0.5]]
+    assert record["models"].keys() == {"model", "lora a", "lora b"}
+    assert main(["generate", "--request", "both.json", "-o", "again.wav"]) == 0
+    assert (tmp_path / "again.wav").read_bytes() == (tmp_path / "both.wav").read_bytes()
+
+
+def test_what_is_no_adapter_is_named(run, tmp_path, capsys):
+    pytest.importorskip("peft")
+    (tmp_path / "empty").mkdir()
+    assert run("generate", "piano", "--lora", "empty") == 1
+    assert "`lora` must name adapters of the model" in capsys.readouterr().err
+    assert run("generate", "piano", "--model", "pipe", "--lora", "a", "--lora", "a:2") == 2
+    assert "`lora` must name each adapter once" in capsys.readouterr().err
+
+
+def test_quiet_says_nothing_and_a_vain_wish_gets_a_line(run, pipe_dir, capfd, caplog):
+    (pipe_dir / "README.md").write_text("---\ncannot: [{phrases: [drums], because: It knows none.}]\n---\n")
+    assert run("generate", "drums", "--quiet") == 0
+    output = capfd.readouterr()
+    assert (output.out, output.err, caplog.text) == ("", "", "")
+    assert run("generate", "drums") == 0
+    assert caplog.text.count("The prompt says 'drums': It knows none.") == 1
+    assert capfd.readouterr().out == "music.wav\n"
+
+
+def test_names_of_files_keep_letters_of_any_script():
+    assert slug("  Für Elise, 中文 & Пианино!! ") == "für-elise-中文-пианино"
+    assert slug("a_b/../c\\d") == "a-b-c-d"
+    assert slug("fu\N{COMBINING DIAERESIS}r") == "für"
+    assert slug("♪♪") == "prompt"
 
 
 def test_a_spectrogram_shows_every_take(run, tmp_path):
@@ -298,6 +346,15 @@ def test_qualities_of_the_command_line():
     assert parse_quality("3.5") == 3.5
     assert parse_quality("2,4.5") == [2.0, 4.5]
     assert parse_quality("0:2,5:4.5") == [(0.0, 2.0), (5.0, 4.5)]
+
+
+def test_adapters_of_the_command_line(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    assert parse_lora("runs/mine") == ("runs/mine", 1.0)
+    assert parse_lora("runs/mine:0.5") == ("runs/mine", 0.5)
+    assert parse_lora("owner/mine:-1") == ("owner/mine", -1.0)
+    (tmp_path / "take:2").mkdir()
+    assert parse_lora("take:2") == ("take:2", 1.0)
 
 
 def test_parsing_imports_nothing_slow():

@@ -146,7 +146,7 @@ def train_seed(
         initial=state["epoch"],
         desc=f"seed {seed}",
         unit="pass",
-        disable=not accelerator.is_main_process,
+        disable=not accelerator.is_main_process or None,
     ) as progress:
         while state["epoch"] < run.max_epochs and state["epoch"] - state["best_epoch"] < run.patience:
             losses = train_pass(config, music, accelerator, stop, objective, optimizer, state, save)

@@ -125,7 +125,7 @@ def fit(
         range(first_step, settings.num_steps),
         initial=first_step,
         total=settings.num_steps,
-        disable=not accelerator.is_main_process,
+        disable=not accelerator.is_main_process or None,
     )
     started = last_saved = time.monotonic()
     for step in progress:

@@ -147,6 +147,25 @@ def read_window(path: Path, *, clip_start_in_s: float, start_in_s: float, durati
     return make_window(samples, rate, start_in_s=start_in_s, asked_in_s=duration_in_s)
 
 
+def read_windows(path: Path) -> list[Window]:
+    """Reads a whole sound file as windows.
+
+    Raises:
+        FileNotFoundError: There is no such file.
+        ValueError: The file cannot be decoded.
+    """
+    if not path.is_file():
+        raise FileNotFoundError(f"there is no file {str(path)!r}.")
+    try:
+        duration_in_s = soundfile.info(path).duration
+    except soundfile.LibsndfileError as error:
+        raise ValueError(f"{str(path)!r} is no readable wav, flac, ogg, mp3 or opus file: {error}") from error
+    return [
+        read_window(path, clip_start_in_s=0.0, start_in_s=start, duration_in_s=length)
+        for start, length in cut_windows(duration_in_s)
+    ]
+
+
 def cut_batches(lengths_in_s: Sequence[float], batch_seconds: float) -> list[range]:
     """Cuts a row of clips or windows into batches that hold at most so many seconds when padded to their longest."""
     batches, start, longest = [], 0, 0.0

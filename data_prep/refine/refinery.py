@@ -156,7 +156,7 @@ class Refinery:
         """Runs a step that needs no network, on this machine or on a cluster."""
         request = self.request
         positions = self.run.positions if positions is None else positions
-        with tqdm(total=len(positions), desc=f"{step:8s}", unit="clip") as progress:
+        with tqdm(total=len(positions), desc=f"{step:8s}", unit="clip", disable=None) as progress:
             jobs = self._iterate_jobs(step, progress, positions)
             if request.engine == "ray":
                 batches = run_jobs_on_ray(
@@ -204,7 +204,7 @@ class Refinery:
     @contextmanager
     def _asking(self, step: str) -> Iterator[tuple[Iterator[Job], Callable[[dict[str, Any]], None]]]:
         """Yields the jobs of a step and where its rows go, with a progress bar that shows what was spent."""
-        with tqdm(total=len(self.run.positions), desc=f"{step:8s}", unit="clip") as progress:
+        with tqdm(total=len(self.run.positions), desc=f"{step:8s}", unit="clip", disable=None) as progress:
 
             def write(row: dict[str, Any]) -> None:
                 self._store(step, row)

@@ -125,7 +125,7 @@ def fit(loss_module: nn.Module, crops: RandomCrops, options: FitOptions, export:
         range(first_step, options.num_steps),
         initial=first_step,
         total=options.num_steps,
-        disable=not accelerator.is_main_process,
+        disable=not accelerator.is_main_process or None,
     )
     for step in progress:
         # One step: draw, predict, update.

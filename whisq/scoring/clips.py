@@ -75,7 +75,7 @@ def list_clips(inputs: Sequence[str | Path], *, prompts: str | Path | None = Non
 
 def probe_durations(clips: Sequence[Clip]) -> list[Clip]:
     """Fills in the lengths of clips from the headers of their files; one that cannot be opened keeps its length open."""
-    return [_probe_duration(clip) for clip in tqdm(clips, desc="headers", unit="clip", leave=False)]
+    return [_probe_duration(clip) for clip in tqdm(clips, desc="headers", unit="clip", leave=False, disable=None)]
 
 
 def _probe_duration(clip: Clip) -> Clip:

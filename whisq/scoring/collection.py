@@ -84,7 +84,8 @@ def append_rows(
     heard = [group for group in heard if group]
     loaded = load_windows(clips, heard, batch_seconds, num_workers)
     kept = len(share) - len(missing)
-    with tqdm(total=len(share), initial=kept, desc="scoring", unit="clip", disable=process_index > 0) as bar:
+    is_hidden = process_index > 0 or None
+    with tqdm(total=len(share), initial=kept, desc="scoring", unit="clip", disable=is_hidden) as bar:
         for group in heard:
             scores = score_group(clips, group, loaded, scorer)
             for index in group:

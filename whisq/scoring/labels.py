@@ -175,7 +175,7 @@ def make_schema(pyarrow: Any) -> pyarrow.Schema:
 
 
 def _read_in_groups(scores: Sequence[str | Path], scorer: str) -> Iterator[list[dict[str, Any]]]:
-    rows = iter(tqdm(ScoreRows(scores), desc="scores", unit="clip"))
+    rows = iter(tqdm(ScoreRows(scores), desc="scores", unit="clip", disable=None))
     while group := list(islice(rows, ROWS_PER_GROUP)):
         for row in group:
             if row["scorer"] != scorer:

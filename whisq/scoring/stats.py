@@ -180,7 +180,7 @@ def measure_scores(paths: Sequence[str | Path], *, method: str | None = None) ->
     by_source: dict[str, array] = defaultdict(lambda: array("d"))
     alignment = array("d")
     scorers, num_errors = set(), 0
-    for row in tqdm(ScoreRows(paths), desc="scores", unit="clip"):
+    for row in tqdm(ScoreRows(paths), desc="scores", unit="clip", disable=None):
         if row["status"] != "ok":
             num_errors += 1
             continue

@@ -147,7 +147,7 @@ def cache_clips(
         lengths = torch.tensor([waveform.shape[0] for waveform in waveforms])
         return encoder.encode(pad_sequence(waveforms, batch_first=True).to(device), lengths.to(device))
 
-    with tqdm(share, desc="clips", unit="clip", disable=store.process_index > 0) as progress:
+    with tqdm(share, desc="clips", unit="clip", disable=store.process_index > 0 or None) as progress:
         _fill(store, read_missing(), encode, batch_size=batch_size, items_per_shard=clips_per_shard)
     return faults
 
@@ -165,7 +165,9 @@ def cache_texts(
     """Encodes the texts that `store` lacks; see `cache_clips`."""
     missing = sorted({text for text in texts if text not in store}, key=lambda text: (len(text), text))
     share = missing[store.process_index :: num_processes]
-    with tqdm(share, desc="prompts", unit="prompt", disable=store.process_index > 0 or not missing) as progress:
+    with tqdm(
+        share, desc="prompts", unit="prompt", disable=store.process_index > 0 or not missing or None
+    ) as progress:
         items = ((text, text) for text in progress)
         _fill(store, items, encoder.encode, batch_size=batch_size, items_per_shard=texts_per_shard)
 
