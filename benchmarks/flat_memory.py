@@ -90,6 +90,7 @@ def main(argv: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--num-files", type=int, default=100, help="scored by the embedded scorer (%(default)s)")
     parser.add_argument("--num-clips", type=int, default=20, help="made by the default model (%(default)s)")
+    parser.add_argument("--seconds", type=float, default=2.0, help="length of each clip (%(default)s)")
     parser.add_argument("--num-steps", type=int, default=4, help="denoising steps of each clip (%(default)s)")
     arguments = parser.parse_args(argv)
     result = {}
@@ -98,7 +99,8 @@ def main(argv: list[str] | None = None) -> None:
         result["scored"] = score_files(WhisQScorer.from_pretrained(), paths)
     pipe = QAMDTPipeline.from_pretrained()
     pipe.set_progress_bar_config(disable=True)
-    result["generated"] = generate_clips(pipe, arguments.num_clips, num_inference_steps=arguments.num_steps)
+    how = {"num_inference_steps": arguments.num_steps, "audio_length_in_s": arguments.seconds}
+    result["generated"] = generate_clips(pipe, arguments.num_clips, **how)
     print(json.dumps(result, indent=2))
 
 

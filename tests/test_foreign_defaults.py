@@ -11,6 +11,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from pipelines.checkpoint_model import save_components
+from pipelines.model_info import describe_model
 from pipelines.pipeline_qamdt import QAMDTPipeline
 from pipelines.samplers import make_scheduler
 from qamdt.complete_weights import load_complete
@@ -198,6 +199,11 @@ def test_broken_json_of_a_model_is_an_error_that_names_the_model(pipe_dir):
         with pytest.raises(ValueError, match="cannot be loaded") as raised:
             QAMDTPipeline.from_pretrained(pipe_dir)
         assert str(pipe_dir) in str(raised.value), content
+        try:  # what `qamdt info` reads of it is enough, or a refusal too
+            said = describe_model(pipe_dir)
+        except ValueError as error:
+            said = str(error)
+        assert str(pipe_dir) in said
         path.write_text(whole, encoding="utf-8")
 
 

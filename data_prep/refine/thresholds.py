@@ -12,7 +12,7 @@ import numpy as np
 
 
 MIN_CLIPS = 20
-MIN_OWN_WINS = 0.65  # of a CLAP that may judge a data set: 0.5 is chance, and 20 clips leave it uncertain by 0.065
+MIN_OWN_WINS = 0.8  # of a CLAP that may judge a data set: 0.5 is chance, and 20 clips leave it uncertain by 0.065
 FEW_CAPTIONS_SHARE = 0.01  # pairs of captions of different clips that are more alike than a near-duplicate
 
 
