@@ -53,15 +53,16 @@ def break_structure(
 
 
 def _hold(samples: np.ndarray, grain: int, generator: np.random.Generator) -> np.ndarray:
-    """Lays windowed pieces of the loudest moment over each other, so that it sounds on."""
+    """Lays windowed pieces of the loudest moment over each other, so that it sounds on, evenly loud."""
     grain = min(grain, len(samples) // 2)
     loudness = uniform_filter1d(np.square(samples), grain)[grain : len(samples) - grain]
     middle = grain + int(np.argmax(loudness)) if len(loudness) else len(samples) // 2
     window, held = np.hanning(grain), np.zeros(len(samples) + 2 * grain)
-    for start in range(0, len(samples) + grain, grain // 4):
+    for start in range(0, len(samples) + grain, max(grain // 4, 1)):
         first = np.clip(middle - grain // 2 + generator.integers(-grain // 4, grain // 4 + 1), 0, len(samples) - grain)
         held[start : start + grain] += window * samples[first : first + grain]
-    return held[grain : grain + len(samples)]
+    loudness = np.sqrt(uniform_filter1d(np.square(held), grain))
+    return (held / (loudness + 1e-9))[grain : grain + len(samples)]
 
 
 def _smear(samples: np.ndarray, sampling_rate: int, generator: np.random.Generator) -> np.ndarray:

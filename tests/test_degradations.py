@@ -130,7 +130,7 @@ def test_each_kind_takes_its_own_structure(clips):
         broken = break_structure(clips[0], RATE, kind, bar_in_s=1.0, seed=1)
         loudness[kind] = np.square(broken[: 10 * RATE]).reshape(-1, RATE // 20).mean(axis=1)
     strokes = np.square(clips[0][: 10 * RATE]).reshape(-1, RATE // 20).mean(axis=1)
-    assert loudness["drone"].std() / loudness["drone"].mean() < 0.3 * strokes.std() / strokes.mean()
+    assert loudness["drone"].std() / loudness["drone"].mean() < 0.5 * strokes.std() / strokes.mean()
     assert loudness["smear"].std() / loudness["smear"].mean() < 0.5 * strokes.std() / strokes.mean()
     repeated = break_structure(clips[0], RATE, "repeated_bar", bar_in_s=1.0)
     np.testing.assert_allclose(repeated[:bar], repeated[3 * bar : 4 * bar], atol=1e-6)

@@ -102,7 +102,8 @@ def derive_thresholds(
     is_exchanged = ~np.eye(len(similarities), dtype=bool)
     exchanged = similarities[is_exchanged]
     between_captions = (text_embeddings @ text_embeddings.T)[is_exchanged]
-    duplicate = round(float(np.quantile(between_captions, 1 - FEW_CAPTIONS_SHARE)), 4)
+    # Rounding can bring the cosine of equal captions above 1.
+    duplicate = round(min(float(np.quantile(between_captions, 1 - FEW_CAPTIONS_SHARE)), 1.0), 4)
     if own_wins(similarities) < MIN_OWN_WINS:
         return Thresholds(audio_text=-1.0, duplicate=duplicate, max_loss=1.0)
     gap = float(np.diagonal(similarities).mean() - exchanged.mean())
