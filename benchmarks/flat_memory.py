@@ -27,7 +27,7 @@ from whisq.scorer import WhisQScorer
 
 def resident_mib() -> float:
     """The memory of this process that is in use now."""
-    with open("/proc/self/statm") as file:
+    with open("/proc/self/statm", encoding="utf-8") as file:
         pages = int(file.read().split()[1])
     return pages * resource.getpagesize() / 2**20
 

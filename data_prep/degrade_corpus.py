@@ -18,7 +18,7 @@ from collections import Counter
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import asdict, dataclass, replace
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import Any
 
 import numpy as np
@@ -31,6 +31,7 @@ from data_prep.structure_damage import DEFAULT_BAR_IN_S, STRUCTURE_KINDS, STRUCT
 from qamdt.audio import SAMPLING_RATE, normalize_waveform, read_audio, write_audio
 from qamdt.keyed_rows import KeyedRows, file_identity, make_key, make_row
 from qamdt.manifest import Record, clip_identity, resolve_clip_path, scan_manifest, write_manifest
+from qamdt.outputs import check_output
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -111,6 +112,8 @@ def _write_version(
         score, frames = STRUCTURE_SCORES[kind], np.full(len(frames), STRUCTURE_SCORES[kind])
 
     path = f"audio/{record.id}-v{version}.flac"
+    if ".." in PurePosixPath(path).parts:
+        raise ValueError(f"the id {record.id!r} would name a file outside the folder; rename the clip.")
     (folder / path).parent.mkdir(parents=True, exist_ok=True)  # ids may have slashes
     write_audio(folder / path, degraded, SAMPLING_RATE)
     return {
@@ -186,6 +189,8 @@ def degrade_corpus(
     settings = settings or DegradeSettings()
     manifest, folder = Path(manifest), Path(folder)
     failures: list[str] = []
+    out = folder / "manifest.jsonl"
+    check_output(out, inputs=[manifest], is_ours=lambda path: (folder / "progress.jsonl").is_file())
     records = _choose_clips(manifest, split, num_clips, failures)
     with KeyedRows(folder, "progress") as rows:
         keys = {
@@ -213,8 +218,8 @@ def degrade_corpus(
             for version, key in enumerate(keys[record.id])
             if _is_made(rows, key, folder)
         ]
-        write_manifest(folder / "manifest.jsonl", versions)
-    return folder / "manifest.jsonl", Counter(kept=len(versions) - num_made, made=num_made), failures
+        write_manifest(out, versions)
+    return out, Counter(kept=len(versions) - num_made, made=num_made), failures
 
 
 def _choose_clips(manifest: Path, split: str | None, num_clips: int | None, failures: list[str]) -> list[Record]:

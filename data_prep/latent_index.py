@@ -7,7 +7,7 @@ from pathlib import Path
 import torch
 
 from qamdt.latent_folder import round_score
-from qamdt.manifest import Record, read_manifest
+from qamdt.manifest import Record, scan_manifest
 from qamdt.quality import QualityStats
 from qamdt.quality_words import NUM_LEVELS
 
@@ -15,21 +15,28 @@ from qamdt.quality_words import NUM_LEVELS
 logger = logging.getLogger(__name__)
 
 
-def choose_records(manifest: Path, split: str | None, limit: int | None) -> list[Record]:
-    """Returns the clips to encode.
+def choose_records(
+    manifest: Path, split: str | None, limit: int | None
+) -> tuple[list[Record], list[dict[str, int | str]]]:
+    """Returns the clips to encode, and the lines of the manifest that describe none, each with what is wrong with it.
 
     Args:
         manifest: The manifest of the corpus.
         split: Only clips whose tag `split` has this value.
         limit: Only so many of them.
     """
-    records = read_manifest(manifest)
+    lines = list(scan_manifest(manifest))
+    records = [line.record for line in lines if line.record is not None]
+    bad_lines = [{"line": line.number, "error": line.fault} for line in lines if line.record is None]
     if split is not None:
         records = [record for record in records if record.tags.get("split") == split]
     records = records[:limit]
     if not records:
-        raise ValueError(f"no clip of {str(manifest)!r} is left to encode (`split` is {split!r}, `limit` {limit}).")
-    return records
+        faults = f"; the first of {len(bad_lines)} bad lines: {bad_lines[0]}" if bad_lines else ""
+        raise ValueError(
+            f"no clip of {str(manifest)!r} is left to encode (`split` is {split!r}, `limit` {limit}){faults}."
+        )
+    return records, bad_lines
 
 
 def choose_stats(

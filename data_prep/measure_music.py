@@ -36,6 +36,7 @@ from qamdt.audio import SAMPLING_RATE, read_audio
 from qamdt.keyed_rows import DONE, KeyedRows, make_key, make_row
 from qamdt.manifest import Record, clip_identity, read_manifest, resolve_clip_path, scan_manifest, write_manifest
 from qamdt.music import MAX_TEMPO_BPM, MIN_TEMPO_BPM
+from qamdt.outputs import check_output
 from qamdt.tempo_and_key import beat_grid, key_and_margin, tempo_and_clarity
 
 
@@ -86,7 +87,8 @@ def _choose_octave(bpm: float, tagged: float | None) -> float:
 
 def fill_in(record: Record, measured: dict[str, Any], *, min_tempo_clarity: float, min_key_margin: float) -> Record:
     """Returns a record with what it lacks and what was measured surely; what an earlier run filled in counts as lacking."""
-    filled_before = record.extra.get("music_measured", [])
+    filled_before = record.extra.get("music_measured")
+    filled_before = filled_before if isinstance(filled_before, list) else []
     known = {name: None if name in filled_before else getattr(record, name) for name in FIELDS}
     found: dict[str, Any] = {}
     if known["tempo_bpm"] is None and measured.get("tempo_clarity", -1.0) >= min_tempo_clarity:
@@ -126,6 +128,7 @@ def measure_manifest(
         raise ValueError(f"`out` must not be the manifest itself, got {str(out)!r}; give it another name.")
     if num_workers < 1:
         raise ValueError(f"`num_workers` must be at least 1, got {num_workers}.")
+    check_output(out, is_ours=lambda path: path.with_name(f"{out.stem}.measurements.jsonl").is_file())
     lines = list(scan_manifest(manifest))
     records = [line.record for line in lines if line.record is not None]
     faults = [f"line {line.number}: {line.fault}" for line in lines if line.record is None]

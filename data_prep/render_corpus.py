@@ -27,6 +27,7 @@ from data_prep.synthesis import DEFAULT_SOUNDFONT, Synthesizer, check_soundfont,
 from qamdt.audio import SAMPLING_RATE, write_audio
 from qamdt.keyed_rows import DONE, KeyedRows, make_key, make_row
 from qamdt.manifest import Record, write_manifest
+from qamdt.outputs import check_output_folder
 from qamdt.settings import hold_folder_to
 
 
@@ -170,6 +171,7 @@ def render_corpus(
     for soundfont in settings.soundfonts:
         check_soundfont(soundfont)
     import_fluidsynth()
+    check_output_folder(folder, ["manifest.jsonl"], is_ours=(folder / "pieces.jsonl").is_file())
     (folder / "audio").mkdir(parents=True, exist_ok=True)
     decisive = asdict(settings) | {"version": VERSION, "soundfont_digests": list(map(_digest, settings.soundfonts))}
     manifest_path = folder / "manifest.jsonl"

@@ -1,4 +1,4 @@
-"""The `qamdt` command: `generate` music, show `info` about a model, `convert` a checkpoint, `serve` over HTTP.
+"""The `qamdt` command: `generate` music, `evaluate` it, show `info` about a model, `convert` a checkpoint, `serve`.
 
 Exit status: 0 when done, 1 when something failed, 2 when the arguments make no sense, 130 when interrupted.
 """
@@ -12,7 +12,9 @@ from collections.abc import Sequence
 from dataclasses import fields
 from pathlib import Path
 
+from pipelines.evaluation import command as evaluation
 from pipelines.input_checks import check_count
+from pipelines.listening import command as listening
 from pipelines.request import CRITERIA, DTYPES, SAMPLER_NAMES, GenerationRequest
 from qamdt import __version__
 from qamdt.audio_formats import find_audio_format
@@ -42,6 +44,8 @@ def build_parser() -> argparse.ArgumentParser:
     parser.add_argument("--version", action="version", version=f"qamdt {__version__}")
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
     _add_generate(commands)
+    evaluation.add_parser(commands)
+    listening.add_parser(commands)
     _add_info(commands)
     _add_convert(commands)
     _add_serve(commands)
@@ -57,7 +61,7 @@ def _add_generate(commands: argparse._SubParsersAction) -> None:
         argument_default=argparse.SUPPRESS,  # so that a request from a file is changed only by what is given
     )
     files = dict.fromkeys(("output", "prompts", "out_dir", "request", "spectrogram"))
-    parser.set_defaults(run=_generate, num=1, device=None, quiet=False, **files)
+    parser.set_defaults(run=_generate, num=1, device=None, overwrite=False, quiet=False, **files)
     parser.add_argument("prompt", nargs="?", help='what to play, such as "calm piano ballad, slow"')
     parser.add_argument(
         "-o", "--output", type=Path, help="sound file to write: wav, flac, ogg, opus or mp3 (music.wav)"
@@ -74,6 +78,7 @@ def _add_generate(commands: argparse._SubParsersAction) -> None:
     parser.add_argument("--spectrogram", type=Path, metavar="PNG", help="also draw what was made")
     parser.add_argument("-q", "--quiet", action="store_true", help="print nothing but errors")
     parser.add_argument("--device", help='such as "cpu" or "cuda:1" (a GPU where there is one)')
+    parser.add_argument("--overwrite", action="store_true", help="replace files that were not made by this command")
     _add_request_options(parser)
 
 
@@ -209,6 +214,8 @@ def _generate(arguments: argparse.Namespace) -> None:
             num_takes=arguments.num,
             spectrogram=arguments.spectrogram,
             device=arguments.device,
+            inputs=(arguments.request,),
+            overwrite=arguments.overwrite,
             is_quiet=arguments.quiet,
         )
     else:
@@ -218,6 +225,8 @@ def _generate(arguments: argparse.Namespace) -> None:
             arguments.out_dir,
             num_takes=arguments.num,
             device=arguments.device,
+            inputs=(arguments.request,),
+            overwrite=arguments.overwrite,
             is_quiet=arguments.quiet,
         )
 

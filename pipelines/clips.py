@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import importlib.util
-import json
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
@@ -19,9 +18,10 @@ from pipelines.request import GenerationRequest
 from pipelines.samplers import PAPER_SETTINGS, make_scheduler, paper_scheduler
 from qamdt.audio import write_audio
 from qamdt.embedded import EMBEDDED_MODEL_DIR, default_model
-from qamdt.files import write_json
+from qamdt.files import read_json, write_json
 from qamdt.keyed_rows import file_identity, make_key
 from qamdt.music import Music
+from qamdt.outputs import has_fields
 from qamdt.precision import check_device, preferred_dtype
 from qamdt.quality_words import asks_for_best
 
@@ -74,10 +74,15 @@ def record_path(path: Path) -> Path:
     return path.with_suffix(".json")
 
 
+def is_ours(path: Path) -> bool:
+    """Whether a sound file, or the record beside one, was made here: its record says so."""
+    return has_fields(record_path(path), ("settings", "sound", "versions"))
+
+
 def is_made(path: Path, request: GenerationRequest, models: dict[str, str | None]) -> bool:
     """Whether a sound file is there that the same models made for the same request; its record is written last."""
     try:
-        record = json.loads(record_path(path).read_text(encoding="utf-8"))
+        record = read_json(record_path(path))
         is_same = record["models"] == models and GenerationRequest.from_dict(record["settings"]) == request
     except (FileNotFoundError, ValueError, KeyError, TypeError):  # no record, or one of another kind
         return False

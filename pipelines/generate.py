@@ -6,17 +6,20 @@ import argparse
 import re
 import sys
 import unicodedata
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
 import torch
 from tqdm import tqdm
 
-from pipelines.clips import ClipMaker, choose_device, decide, identify_models, is_made
+from pipelines.clips import ClipMaker, choose_device, decide, identify_models, is_made, is_ours, record_path
 from pipelines.request import GenerationRequest
 from pipelines.silence import loading_bars, request_warnings
-from pipelines.spectrogram import check_matplotlib, draw_spectrograms
+from pipelines.spectrogram import check_matplotlib, draw_spectrograms, is_our_picture
 from qamdt.cpu_memory import keep_freed_memory
+from qamdt.files import read_text_lines
+from qamdt.outputs import OVERWRITE_HINT, check_output
 
 
 Take = tuple[Path, GenerationRequest]  # a sound file, and what it should be
@@ -29,6 +32,8 @@ def generate_one(
     num_takes: int,
     spectrogram: Path | None,
     device: str | None,
+    inputs: Sequence[Path | None] = (),
+    overwrite: bool = False,
     is_quiet: bool = False,
 ) -> None:
     """Makes the takes of one prompt.
@@ -39,13 +44,20 @@ def generate_one(
         num_takes: How many to make, with seeds that count up.
         spectrogram: PNG file for a picture of them.
         device: Where to compute; a GPU where there is one when `None`.
+        inputs: Files that the request was read from.
+        overwrite: Whether files that were not made here may be replaced.
         is_quiet: Whether to say nothing.
     """
     if spectrogram is not None:
         check_matplotlib("--spectrogram")
     device = choose_device(device)
     request = decide(request, device)
-    _make([plan_takes(output, request, num_takes)], device, spectrogram=spectrogram, is_quiet=is_quiet)
+    takes = plan_takes(output, request, num_takes)
+    if not overwrite:
+        check_takes(takes, inputs)
+        if spectrogram is not None:
+            check_output(spectrogram, inputs=inputs, is_ours=is_our_picture, hint=OVERWRITE_HINT)
+    _make([takes], device, spectrogram=spectrogram, is_quiet=is_quiet)
 
 
 def generate_prompts(
@@ -55,6 +67,8 @@ def generate_prompts(
     *,
     num_takes: int,
     device: str | None,
+    inputs: Sequence[Path | None] = (),
+    overwrite: bool = False,
     is_quiet: bool = False,
 ) -> None:
     """Makes the takes of every prompt of a file that are not made yet.
@@ -65,6 +79,8 @@ def generate_prompts(
         out_dir: Folder for the sound files, named by line and prompt.
         num_takes: How many to make of each, with seeds that count up.
         device: Where to compute; a GPU where there is one when `None`.
+        inputs: Files that the request was read from.
+        overwrite: Whether files that were not made here may be replaced.
         is_quiet: Whether to say nothing.
     """
     out_dir.mkdir(parents=True, exist_ok=True)
@@ -77,6 +93,9 @@ def generate_prompts(
     models = identify_models(request)
     num_takes = sum(map(len, batches))
     batches = [missing for takes in batches if (missing := [take for take in takes if not is_made(*take, models)])]
+    if not overwrite:
+        for takes in batches:
+            check_takes(takes, [prompts, *inputs], sound_is_ours=True)
     if not is_quiet:
         tqdm.write(f"{num_takes} to make, {num_takes - sum(map(len, batches))} of them done before.")
     if batches:
@@ -87,6 +106,21 @@ def plan_takes(path: Path, request: GenerationRequest, num_takes: int) -> list[T
     """The takes of one prompt: `path`, or several of it that are numbered from 1."""
     paths = [path] if num_takes == 1 else [path.with_stem(f"{path.stem}-{i + 1}") for i in range(num_takes)]
     return list(zip(paths, request.takes(num_takes), strict=True))
+
+
+def check_takes(takes: list[Take], inputs: Sequence[Path | None], *, sound_is_ours: bool = False) -> None:
+    """Refuses takes that would replace an input, or files that were not made here.
+
+    Args:
+        takes: The takes to make.
+        inputs: Files that are read.
+        sound_is_ours: Whether a sound file without a record is taken for one whose making was interrupted.
+    """
+    for path, _ in takes:
+        for file in (path, record_path(path)):
+            is_torn = sound_is_ours and file == path and not record_path(path).exists()
+            allowed = is_torn or is_ours(file)
+            check_output(file, inputs=inputs, is_ours=lambda _, allowed=allowed: allowed, hint=OVERWRITE_HINT)
 
 
 def _make(batches: list[list[Take]], device: str, *, spectrogram: Path | None = None, is_quiet: bool = False) -> None:
@@ -114,10 +148,9 @@ def _make(batches: list[list[Take]], device: str, *, spectrogram: Path | None = 
 def read_prompts(path: Path) -> list[tuple[int, str]]:
     """Line numbers and prompts of a text file; empty lines and lines that begin with # are left out."""
     try:
-        lines = path.read_text(encoding="utf-8").splitlines()
-    except UnicodeDecodeError as error:
-        raise argparse.ArgumentTypeError(f"--prompts must be a UTF-8 text file, got {str(path)!r}: {error}") from error
-    prompts = [(number, line.strip()) for number, line in enumerate(lines, start=1)]
+        prompts = [(number, line.strip()) for number, line in enumerate(read_text_lines(path), start=1)]
+    except ValueError as error:
+        raise argparse.ArgumentTypeError(f"--prompts: {error}") from error
     prompts = [(number, prompt) for number, prompt in prompts if prompt and not prompt.startswith("#")]
     if not prompts:
         raise argparse.ArgumentTypeError(f"--prompts must hold at least one prompt, got {str(path)!r} with none")

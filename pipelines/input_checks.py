@@ -16,7 +16,7 @@ def check_number(
     name: str, value: float, *, minimum: float = 0, maximum: float = math.inf, is_open: bool = False
 ) -> None:
     """Refuses what is no finite number from `minimum` (with `is_open` above it) to `maximum`."""
-    is_number = _is_real(value) and math.isfinite(value)
+    is_number = _is_real(value) and abs(value) < math.inf
     if not is_number or not minimum <= value <= maximum or (is_open and value == minimum):
         above = f"greater than {minimum:g}" if is_open else f"at least {minimum:g}"
         below = "" if maximum == math.inf else f" and at most {maximum:g}"

@@ -11,12 +11,12 @@ import math
 import os
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, fields, replace
-from pathlib import Path
 from typing import Any
 
 from pipelines.input_checks import check_choices, check_count, check_number
 from pipelines.quality_argument import Quality, check_word, read_curve
 from qamdt.audio_formats import MAX_SAMPLING_RATE, MIN_SAMPLING_RATE
+from qamdt.files import is_text, read_json
 
 
 SAMPLER_NAMES = ("dpm++", "unipc", "euler", "euler-ancestral", "ddim", "paper")
@@ -91,8 +91,8 @@ class GenerationRequest:
         for name in ("prompt", "negative_prompt"):
             if not isinstance(getattr(self, name), str):
                 raise ValueError(f"`{name}` must be a text, got {getattr(self, name)!r}.")
-            if any("\ud800" <= letter <= "\udfff" for letter in getattr(self, name)):
-                raise ValueError(f"`{name}` must be a text of whole characters, got {getattr(self, name)!r}.")
+            if not is_text(getattr(self, name)):
+                raise ValueError(f"`{name}` must be text in UTF-8, got {getattr(self, name)!r}.")
         for name in ("model", "scorer"):
             if not (getattr(self, name) is None or (isinstance(getattr(self, name), str) and getattr(self, name))):
                 raise ValueError(f"`{name}` must be a folder or a Hub id, got {getattr(self, name)!r}.")
@@ -181,7 +181,7 @@ class GenerationRequest:
             ValueError: It holds no request.
         """
         try:
-            values = json.loads(Path(path).read_text(encoding="utf-8"))
+            values = read_json(path)
             return cls.from_dict(values["settings"] if isinstance(values, dict) and "settings" in values else values)
         except ValueError as error:  # JSON and UTF-8 errors are such, too
             raise ValueError(f"{str(path)!r} holds no request: {error}") from error

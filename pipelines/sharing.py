@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 import tempfile
 from pathlib import Path
@@ -13,7 +12,7 @@ from pipelines.lora import refuse_adapters
 from pipelines.media_spec import MANIFEST_NAME, model_manifest
 from pipelines.model_card import model_card
 from pipelines.model_limits import CARD_NAME, read_front_matter
-from qamdt.files import write_json, write_text
+from qamdt.files import read_json, write_json, write_text
 
 
 # diffusers asks for a Python file for each class that is not its own. These lead to the installed package.
@@ -117,7 +116,7 @@ def write_shims(pipe: SharingMixin, folder: Path) -> None:
 
 def holds_only_shims(folder: Path) -> bool:
     """Whether the Python files beside the weights of a model folder are, to the letter, those that we write."""
-    index = json.loads((folder / "model_index.json").read_text(encoding="utf-8"))
+    index = read_json(folder / "model_index.json")
     for path in folder.glob("*/*.py"):
         module, name = index.get(path.parent.name, [None, None])
         is_ours = path.stem == module and module.startswith("qamdt.")

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 from scipy.signal import butter, sosfilt
 
-from benchmarks import signal_measures
+from pipelines.evaluation import signal_measures
 from qamdt import tempo_and_key
 
 

@@ -166,7 +166,7 @@ def test_flags_tell_what_is_wrong_with_the_samples():
 
 def test_unreadable_files_say_so(tmp_path):
     (tmp_path / "a.wav").write_bytes(b"this is no sound")
-    with pytest.raises(ValueError, match="is no readable wav, flac, ogg, mp3 or opus file"):
+    with pytest.raises(ValueError, match="must be a readable wav, flac, ogg, mp3 or opus file"):
         read_window(tmp_path / "a.wav", clip_start_in_s=0, start_in_s=0, duration_in_s=None)
     with pytest.raises(FileNotFoundError, match="there is no file"):
         read_window(tmp_path / "b.wav", clip_start_in_s=0, start_in_s=0, duration_in_s=None)

@@ -306,6 +306,15 @@ def test_a_release_is_trained_on_evaluated_and_ablated_by_three_commands(tmp_pat
     assert len(answers) == len((report / "predictions.csv").read_text().splitlines()) - 1
     assert all(line.split(",")[0].startswith("audiomos2025-track1-S10") for line in answers)
 
+    # The same scorer on another release, without training: another table beside the first.
+    other = write_phase1(tmp_path / "other", kind="quality", num_systems=3, clips_per_system=3, seconds=0.2)
+    weights = (tmp_path / "run" / "seed-1" / "model").stat().st_mtime_ns
+    command = [str(tmp_path / "run"), "--out", str(tmp_path / "generalisation"), f"data.musiceval={other}"]
+    assert evaluate_main([*command, "run.num_resamples=10"]) == 0
+    assert "| control: prompts exchanged |" in (tmp_path / "generalisation" / "report.md").read_text()
+    assert (report / "answer.txt").read_text().splitlines() == answers
+    assert (tmp_path / "run" / "seed-1" / "model").stat().st_mtime_ns == weights
+
     settings += [f"data.features={tmp_path / 'run' / 'features'}", f"run.output_dir={tmp_path / 'ablation'}"]
     grid = ["--only", "sweep", "--weights", "0.1", "--blurs", "0.05", "0.1"]
     assert ablation_main(["--config", "default", *settings, *grid]) == 1

@@ -8,7 +8,6 @@ move, so a clip has the same embedding always; the random crops of CLAP's own fr
 from __future__ import annotations
 
 import hashlib
-import json
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Protocol
@@ -23,7 +22,9 @@ from qamdt.complete_weights import load_complete
 if TYPE_CHECKING:
     from transformers import ClapFeatureExtractor, ClapModel, PreTrainedTokenizerBase
 
-    from whisq.modeling_clap import MiniClap
+    from qamdt.files import read_json
+from whisq.modeling_clap import MiniClap
+
 
 EMBEDDED = "embedded"
 LAION_SUFFIXES = (".pt", ".safetensors")
@@ -73,7 +74,7 @@ def load_clap(name_or_path: str = EMBEDDED, *, revision: str | None = None, devi
 
 def _is_mini_clap(folder: Path) -> bool:
     config = folder / "config.json"
-    return config.is_file() and json.loads(config.read_text(encoding="utf-8")).get("_class_name") == "MiniClap"
+    return config.is_file() and read_json(config).get("_class_name") == "MiniClap"
 
 
 def split_windows(waveform: np.ndarray, window_samples: int) -> list[np.ndarray]:

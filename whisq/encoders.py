@@ -13,7 +13,6 @@ Shapes: B batch, S samples, N mel frames, T audio tokens, L text tokens, D width
 from __future__ import annotations
 
 import hashlib
-import json
 import logging
 import math
 import os
@@ -30,6 +29,7 @@ from transformers.models.whisper.modeling_whisper import WhisperEncoder
 
 from qamdt.audio import SAMPLING_RATE
 from qamdt.complete_weights import load_complete
+from qamdt.files import read_json
 from whisq.embedded import load_audio_tower
 from whisq.modeling_audio_tower import AudioTower
 from whisq.modeling_clap import MiniClap
@@ -396,7 +396,7 @@ def read_config(folder_or_id: str, commit: str | None) -> dict[str, Any]:
         from huggingface_hub import hf_hub_download
 
         path = Path(hf_hub_download(folder_or_id, "config.json", revision=commit))
-    return json.loads(path.read_text(encoding="utf-8"))
+    return read_json(path)
 
 
 def freeze(encoder: nn.Module) -> nn.Module:

@@ -18,6 +18,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
+from qamdt.audio import SAMPLING_RATE
 from qamdt.complete_weights import load_complete
 from qamdt.precision import check_device
 from qamdt.quality import MAX_SCORE, MIN_SCORE
@@ -319,7 +320,7 @@ def load_model(path_or_id: str | os.PathLike | None, *, revision: str | None = N
 
 def find_error(flags: Sequence[str], windows: Sequence[Window]) -> str | None:
     """Why a clip with these flags has no score."""
-    if clip_duration(windows) == 0:
+    if clip_duration(windows) * SAMPLING_RATE < 1:  # a sample or two at a higher rate are none at 16 kHz
         return "the file holds no samples of the clip"
     if "nan" in flags:
         return "the audio has samples that are not finite"

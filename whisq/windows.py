@@ -8,14 +8,15 @@ is what the encoder is given.
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
-import soundfile
 import torch
 
 from qamdt.audio import SAMPLING_RATE
+from qamdt.files import is_text
+from qamdt.sound_files import CUT_TOLERANCE_IN_S, measure_length, read_samples
 from whisq.audio import SILENT_PEAK, level, resample
 
 
@@ -30,8 +31,6 @@ AUDIBLE_FRAME_IN_S = 0.05
 AUDIBLE_LEVEL = 10 ** (-50 / 20)  # against the peak of the clip
 MIN_AUDIBLE_SHARE, FEW_AUDIBLE_SHARE = 0.05, 0.25  # below the first there is no score, below the second a flag
 BATCH_IN_S = 160.0  # what the embedded scorer scores at once in well under a gigabyte
-# Some samples more or less come from rounding and from headers of compressed files.
-TRUNCATION_TOLERANCE_IN_S = 0.1
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -134,16 +133,11 @@ def read_window(path: Path, *, clip_start_in_s: float, start_in_s: float, durati
         FileNotFoundError: There is no such file.
         ValueError: The file cannot be decoded.
     """
+    if not is_text(str(path)):
+        raise ValueError("the name of the file is not UTF-8; rename it.")
     if not path.is_file():
         raise FileNotFoundError(f"there is no file {str(path)!r}.")
-    try:
-        with soundfile.SoundFile(path) as file:
-            rate = file.samplerate
-            file.seek(min(round((clip_start_in_s + start_in_s) * rate), file.frames))
-            count = -1 if duration_in_s is None else round(duration_in_s * rate)
-            samples = file.read(count, dtype="float32", always_2d=True)
-    except soundfile.LibsndfileError as error:
-        raise ValueError(f"{str(path)!r} is no readable wav, flac, ogg, mp3 or opus file: {error}") from error
+    samples, rate = read_samples(path, start_in_s=clip_start_in_s + start_in_s, duration_in_s=duration_in_s)
     return make_window(samples, rate, start_in_s=start_in_s, asked_in_s=duration_in_s)
 
 
@@ -156,14 +150,13 @@ def read_windows(path: Path) -> list[Window]:
     """
     if not path.is_file():
         raise FileNotFoundError(f"there is no file {str(path)!r}.")
-    try:
-        duration_in_s = soundfile.info(path).duration
-    except soundfile.LibsndfileError as error:
-        raise ValueError(f"{str(path)!r} is no readable wav, flac, ogg, mp3 or opus file: {error}") from error
-    return [
-        read_window(path, clip_start_in_s=0.0, start_in_s=start, duration_in_s=length)
-        for start, length in cut_windows(duration_in_s)
+    length = measure_length(path)
+    *some, last = [
+        read_window(path, clip_start_in_s=0.0, start_in_s=start, duration_in_s=duration)
+        for start, duration in cut_windows(length.duration_in_s)
     ]
+    missing_in_s = length.missing_in_s if length.is_cut else 0.0
+    return [*some, replace(last, missing_in_s=last.missing_in_s + missing_in_s)]
 
 
 def cut_batches(lengths_in_s: Sequence[float], batch_seconds: float) -> list[range]:
@@ -195,7 +188,7 @@ def find_flags(windows: Sequence[Window]) -> tuple[str, ...]:
         "mostly_silent": has_sound and not is_silent and audible_share(windows) < FEW_AUDIBLE_SHARE,
         "clipped": is_finite and _mean_by_length(windows, [w.clipped_share for w in windows]) > CLIPPED_SHARE,
         "short": clip_duration(windows) < SHORT_IN_S,
-        "truncated": sum(window.missing_in_s for window in windows) > TRUNCATION_TOLERANCE_IN_S,
+        "truncated": sum(window.missing_in_s for window in windows) > CUT_TOLERANCE_IN_S,
         "low_sampling_rate": windows[0].sampling_rate < SAMPLING_RATE,
         "multichannel": windows[0].num_channels > 2,
     }

@@ -272,7 +272,7 @@ class LlmClient:
             is_timeout = isinstance(error, (TimeoutError, openai.APITimeoutError))
             reason = f"no answer within {self.server.timeout_in_s:g} s" if is_timeout else "connection failed"
             raise _TryFailed(self._redact(f"{reason}: {error.__cause__ or error}".rstrip(": "))) from None
-        except (openai.APIError, ValueError) as error:
+        except (openai.APIError, ValueError, RecursionError) as error:
             self._was_reached = True
             raise _TryFailed(self._redact(f"the answer is no JSON: {error}")) from None
         self._was_reached = True
@@ -384,7 +384,9 @@ def _read_usage(completion: Any) -> Usage:
     usage = completion.get("usage") if isinstance(completion, dict) else None
     if not isinstance(usage, dict):
         return Usage(requests=1)
-    return Usage(int(usage.get("prompt_tokens") or 0), int(usage.get("completion_tokens") or 0), 1)
+    counts = (usage.get("prompt_tokens"), usage.get("completion_tokens"))
+    # Servers differ in what they count and how; what is no number of tokens says nothing.
+    return Usage(*(int(count) if type(count) in (int, float) and 0 <= count < 1e12 else 0 for count in counts), 1)
 
 
 def _read_content(completion: Any) -> str:

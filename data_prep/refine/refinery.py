@@ -25,6 +25,7 @@ from data_prep.refine.run import RefineRun, Summary
 from data_prep.refine.spending import CostLimitReached, Spending, sum_usage
 from data_prep.refine.step_runner import StepRunner
 from data_prep.refine.thresholds import MIN_OWN_WINS
+from qamdt.outputs import check_output, check_output_folder
 
 
 SAMPLE_MANIFEST = Path(__file__).resolve().parent.parent / "sample_corpus" / "manifest.jsonl"
@@ -88,6 +89,10 @@ class Refinery:
 
     def refine(self) -> RefineResult:
         """Runs all steps and writes what came of them."""
+        folder = self.run.folder
+        is_ours = (folder / "steps").is_dir()
+        check_output(self.request.refined_manifest, inputs=[self.request.manifest], is_ours=lambda path: is_ours)
+        check_output_folder(folder, ["failures.jsonl", "refinements.jsonl", "report.md"], is_ours=is_ours)
         with self.run:
             stopped = self._run_steps()
             summary = self.run.finish(self.request.refined_manifest, keeps_originals=not self.request.drop_originals)

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+
+from qamdt.files import read_json
 
 
 MIN_CLIPS = 20
@@ -58,7 +59,7 @@ class Thresholds:
 def read_thresholds(path: str | Path) -> Thresholds:
     """Reads thresholds from a JSON file."""
     try:
-        values = json.loads(Path(path).read_text(encoding="utf-8"))
+        values = read_json(path)
         if not isinstance(values, dict):
             raise ValueError(f"expected a JSON object, got {values!r}.")
         return Thresholds.from_dict(values)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import secrets
 import shutil
 import time
@@ -12,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from pipelines.request import GenerationRequest
-from qamdt.files import write_json
+from qamdt.files import read_json, write_json
 
 
 JOB_NAME = "job.json"
@@ -107,7 +106,7 @@ class JobFolder:
         jobs, bad = [], []
         for path in self.folder.glob(f"gen_*/{JOB_NAME}"):
             try:
-                jobs.append(Job.from_dict(json.loads(path.read_text(encoding="utf-8"))))
+                jobs.append(Job.from_dict(read_json(path)))
             except (ValueError, KeyError, TypeError):
                 bad.append(path)
         return sorted(jobs, key=lambda job: job.created_at), bad

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import base64
-import json
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -12,6 +11,7 @@ from pipelines.clips import record_path
 from pipelines.media_spec import OUTPUT_FORMATS
 from pipelines.service.generation_queue import GenerationQueue
 from pipelines.service.jobs import Job
+from qamdt.files import read_json
 
 
 MEDIA_TYPES = {suffix: media_type for media_type, suffix in OUTPUT_FORMATS.items()} | {".json": "application/json"}
@@ -53,7 +53,7 @@ def _outputs(job: Job, queue: GenerationQueue, base_url: str) -> dict[str, list[
     folder = queue.jobs.place(job)
     audios = []
     for file in job.files:
-        record = json.loads(record_path(folder / file).read_text(encoding="utf-8"))
+        record = read_json(record_path(folder / file))
         output = {"media_type": MEDIA_TYPES[job.suffix], "seed": record["settings"]["seed"], **record["sound"]}
         output |= {"warnings": record["warnings"]} if "warnings" in record else {}
         if job.response_format == "b64_json":

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
@@ -11,6 +10,7 @@ from typing import Any
 from pipelines.clips import record_path
 from pipelines.request import GenerationRequest
 from pipelines.service.generation_queue import GenerationQueue
+from qamdt.files import read_json
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -52,7 +52,7 @@ def list_takes(queue: GenerationQueue) -> list[Take]:
         for name in job.files if job.status == "complete" else ():
             path = queue.jobs.place(job) / name
             try:
-                record = json.loads(record_path(path).read_text(encoding="utf-8"))
+                record = read_json(record_path(path))
             except (OSError, ValueError):  # removed by hand
                 continue
             takes.append(Take(path=path, made_at=job.finished_at, record=record))

@@ -17,6 +17,7 @@ from pipelines.studio.history import Take, find_take, list_takes
 from pipelines.studio.making import COMPARISONS, Form, describe_score, describe_take, follow, sound_of, status, submit
 from pipelines.studio.pictures import draw_clip
 from pipelines.studio.quality_curve import SCRIPT, START, STYLE, TEMPLATE, from_quality
+from qamdt.files import read_json
 from qamdt.quality_words import MAX_SCORE, MIN_SCORE
 
 
@@ -269,7 +270,7 @@ class Studio:
         return describe_score(score), gr.update(value=draw_clip(Path(path), score), visible=True)
 
     def _take(self, path: Path) -> Take:
-        record = json.loads(record_path(path).read_text(encoding="utf-8"))
+        record = read_json(record_path(path))
         return Take(path=path, made_at=path.stat().st_mtime, record=record)
 
 
@@ -300,4 +301,4 @@ def _show_all(gr, results: list[list]) -> list:
 def _knows_music(model: str) -> bool:
     """Whether a model takes tempo, key and chords; one that is not here might."""
     config = Path(model) / "transformer" / "config.json"
-    return not config.is_file() or bool(json.loads(config.read_text(encoding="utf-8")).get("num_music_features"))
+    return not config.is_file() or bool(read_json(config).get("num_music_features"))

@@ -20,7 +20,7 @@ from torch import nn
 from qamdt.audio import LogMel
 from qamdt.complete_weights import load_complete
 from qamdt.cpu_memory import keep_freed_memory
-from qamdt.decoders.fitting import RandomCrops, add_fit_arguments, fit, fit_options
+from qamdt.decoders.fitting import RandomCrops, add_fit_arguments, fit, fit_options, run_command
 from qamdt.decoders.spectral_losses import (
     fine_frequency_error,
     multi_resolution_stft_distance,
@@ -180,4 +180,4 @@ def main(argv: list[str] | None = None) -> None:
 
 
 if __name__ == "__main__":
-    main()
+    run_command(main)

@@ -73,6 +73,16 @@ def finalize(
     return quality_path
 
 
+def is_label_file(path: Path) -> bool:
+    """Whether a file is a table that `finalize` wrote."""
+    pyarrow, parquet = _import_pyarrow()
+    try:
+        metadata = parquet.read_schema(path).metadata or {}
+    except (pyarrow.ArrowException, OSError):
+        return False
+    return b"quality_stats" in metadata
+
+
 def quality_stats_path(out: Path) -> Path:
     """Where the thresholds of a label file stand."""
     return out.with_suffix(".quality.json")

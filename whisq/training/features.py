@@ -21,12 +21,11 @@ from pathlib import Path
 
 import torch
 from safetensors import safe_open
-from safetensors.torch import save_file
 from torch.nn.utils.rnn import pad_sequence
 from tqdm import tqdm
 
 from qamdt.audio import read_audio
-from qamdt.files import read_json_lines, write_atomically, write_json, write_json_lines
+from qamdt.files import read_json, read_json_lines, write_json, write_json_lines, write_tensors
 from qamdt.keyed_rows import file_identity
 from whisq.audio import level
 from whisq.encoders import AudioEncoder, TextEncoder
@@ -82,7 +81,7 @@ class FeatureStore:
         offsets = torch.tensor([0, *(state.shape[0] for state in states)]).cumsum(0)
         tensors = {"hidden_states": torch.cat(list(states)).half().contiguous(), "offsets": offsets}
         write_json_lines(path.with_suffix(".jsonl"), keys)
-        write_atomically(path, lambda file: save_file(tensors, file))
+        write_tensors(path, tensors)
         self._index(path)
 
     def _index(self, path: Path) -> None:
@@ -210,7 +209,7 @@ def read_clip(clip: RatedClip, max_seconds: float) -> torch.Tensor:
 
 def _check_settings(path: Path, settings: dict) -> None:
     if path.is_file():
-        found = json.loads(path.read_text(encoding="utf-8"))
+        found = read_json(path)
         if found != settings:
             raise ValueError(
                 f"{str(path.parent)!r} was filled with {found}, now the settings are {settings}; "
