@@ -26,6 +26,8 @@ def describe_model(folder: Path) -> str:
     index = read_json(folder / "model_index.json")
     try:
         return _describe(folder, index)
+    except ValueError as error:
+        raise ValueError(f"{str(folder)!r} cannot be described: {error}") from error
     except (TypeError, KeyError, AttributeError, IndexError) as error:
         raise ValueError(
             f"the JSON files of {str(folder)!r} hold what does not belong there ({type(error).__name__}: {error}). Copy "

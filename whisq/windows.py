@@ -179,7 +179,7 @@ def find_flags(windows: Sequence[Window]) -> tuple[str, ...]:
     `low_sampling_rate`: below the 16 kHz that the encoder hears. `multichannel`: more than two channels were averaged.
     """
     is_finite = all(window.is_finite for window in windows)
-    has_sound = is_finite and clip_duration(windows) > 0
+    has_sound = is_finite and clip_duration(windows) * SAMPLING_RATE >= 1
     is_silent = has_sound and max(window.peak for window in windows) <= SILENT_PEAK
     found = {
         "nan": not is_finite,
