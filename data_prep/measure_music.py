@@ -157,11 +157,13 @@ def _measure_all(
     """Yields key and record with what was measured, or with what was wrong, as results come."""
     work = [(manifest, key, record) for key, record in missing]
     if num_workers == 1 or len(work) < 2:
-        yield from tqdm(map(_measure_one, work), total=len(work), unit="clip")
+        yield from tqdm(map(_measure_one, work), total=len(work), unit="clip", disable=None)
         return
     # A fresh interpreter for each worker: forking a process that has used threads (torch) can hang.
     with multiprocessing.get_context("spawn").Pool(num_workers) as pool:
-        yield from tqdm(pool.imap_unordered(_measure_one, work, chunksize=4), total=len(work), unit="clip")
+        yield from tqdm(
+            pool.imap_unordered(_measure_one, work, chunksize=4), total=len(work), unit="clip", disable=None
+        )
 
 
 def _measure_one(work: tuple[Path, int, Record]) -> tuple[int, Record, dict[str, Any], str | None]:

@@ -19,6 +19,7 @@ from pipelines.input_checks import (
     check_texts,
     quoted,
 )
+from pipelines.prompt_schedule import check_prompts
 from pipelines.samplers import check_scheduler
 
 
@@ -34,7 +35,7 @@ class CallChecksMixin:
             )
         text_dim = self.transformer.config.cross_attention_dim
         if call.prompt_embeds is None:
-            check_texts("prompt", call.prompt)
+            check_prompts(call.prompt)
         else:
             check_embeds("prompt", call.prompt_embeds, call.prompt_attention_mask, text_dim)
         check_texts("negative_prompt", call.negative_prompt, call.num_prompts)
@@ -65,6 +66,10 @@ class CallChecksMixin:
         check_choices(
             "callback_on_step_end_tensor_inputs", call.callback_on_step_end_tensor_inputs, self._callback_tensor_inputs
         )
+        if call.num_sections > 1 and "prompt_embeds" in call.callback_on_step_end_tensor_inputs:
+            raise ValueError(
+                "`callback_on_step_end_tensor_inputs` must not hold 'prompt_embeds' where prompts change over the clip."
+            )
 
     def check_length(self, audio_length_in_s: float) -> None:
         """Refuses a length that no clip can have."""

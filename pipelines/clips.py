@@ -12,6 +12,8 @@ import torch
 
 from pipelines.mastering import Master, master
 from pipelines.model_info import versions
+from pipelines.pipeline_audio_to_audio import QAMDTAudioToAudioPipeline
+from pipelines.pipeline_inpaint import QAMDTInpaintPipeline
 from pipelines.pipeline_output import QAMDTPipelineOutput
 from pipelines.pipeline_qamdt import QAMDTPipeline
 from pipelines.request import GenerationRequest
@@ -39,6 +41,7 @@ class Clip:
         choice: Which of several candidates it is, and what they were rated; empty if there was one.
         music: What is played, for a model that knows tempo, key and chords.
         models: What `identify_models` said before they were loaded.
+        recording: What `identify_recording` said.
         warnings: What the prompt asks for that the model cannot do.
     """
 
@@ -47,6 +50,7 @@ class Clip:
     choice: dict[str, Any]
     music: Music | None
     models: dict[str, str | None]
+    recording: str | None
     warnings: tuple[str, ...] = ()
 
     def record(self) -> dict[str, Any]:
@@ -59,8 +63,9 @@ class Clip:
         }
         choice = {"best_of": self.choice} if self.choice else {}
         music = {} if self.music is None else {"music": asdict(self.music)}
+        recording = {} if self.recording is None else {"recording": self.recording}
         warnings = {"warnings": list(self.warnings)} if self.warnings else {}
-        facts = {"settings": self.request.to_dict(), "sound": sound, **choice, **music, **warnings}
+        facts = {"settings": self.request.to_dict(), "sound": sound, **choice, **music, **recording, **warnings}
         return {**facts, "models": self.models, "versions": versions()}
 
     def save(self, path: Path) -> None:
@@ -80,10 +85,14 @@ def is_ours(path: Path) -> bool:
 
 
 def is_made(path: Path, request: GenerationRequest, models: dict[str, str | None]) -> bool:
-    """Whether a sound file is there that the same models made for the same request; its record is written last."""
+    """Whether a sound file is there that the same models made for the same request and the same recording.
+
+    Its record is written last.
+    """
     try:
         record = read_json(record_path(path))
         is_same = record["models"] == models and GenerationRequest.from_dict(record["settings"]) == request
+        is_same = is_same and record.get("recording") == identify_recording(request)
     except (FileNotFoundError, ValueError, KeyError, TypeError):  # no record, or one of another kind
         return False
     return is_same and path.is_file()
@@ -101,6 +110,12 @@ def identify_models(request: GenerationRequest) -> dict[str, str | None]:
         folders |= {"scorer": SCORER_DIR if request.scorer is None else Path(request.scorer), "clap": CLAP_DIR}
     folders |= {f"lora {name}": Path(name) for name, _ in request.lora}
     return {name: _digest_files(folder) for name, folder in folders.items()}
+
+
+def identify_recording(request: GenerationRequest) -> str | None:
+    """Returns what tells the recording of a request from a later one of the same name; `None` if there is none."""
+    path = None if request.recording is None else Path(request.recording)
+    return f"{make_key(*file_identity(path)):016x}" if path is not None and path.is_file() else None
 
 
 def _model_folder(request: GenerationRequest) -> str:
@@ -137,6 +152,8 @@ def decide(request: GenerationRequest, device: str) -> GenerationRequest:
         steps=request.steps or steps,
         eta=eta if request.eta is None else request.eta,
         best_by=request.best_by or (criteria if request.best_of > 1 else None),
+        plan_music=request.recording is None if request.plan_music is None else request.plan_music,
+        strength=0.5 if request.init_audio is not None and request.strength is None else request.strength,
         dtype=str(preferred_dtype(device)).removeprefix("torch.") if request.dtype == "auto" else request.dtype,
     )
 
@@ -231,26 +248,33 @@ class ClipMaker:
         rank_by: tuple[str, ...] | None = None,
     ) -> QAMDTPipelineOutput:
         """Generates a waveform for each seed, none of which depends on others, and keeps all or the best."""
-        return self.pipe(
-            request.prompt,
-            quality=request.quality,
-            negative_prompt=request.negative_prompt,
-            bpm=request.bpm,
-            key=request.key,
-            chords=request.chords,
-            time_signature=request.time_signature,
-            plan_music=request.plan_music,
-            audio_length_in_s=request.seconds,
-            num_inference_steps=request.steps,
-            guidance_scale=request.guidance,
-            eta=request.eta,
-            num_waveforms_per_prompt=len(seeds),
-            keep=keep,
-            rank_by=rank_by,
-            generator=[torch.Generator().manual_seed(seed) for seed in seeds],
-            callback_on_step_end=None if self._on_step is None else self._call_back,
-            output_type="pt",
-        )
+        arguments = {
+            "quality": request.quality,
+            "negative_prompt": request.negative_prompt,
+            "bpm": request.bpm,
+            "key": request.key,
+            "chords": request.chords,
+            "time_signature": request.time_signature,
+            "plan_music": request.plan_music,
+            "num_inference_steps": request.steps,
+            "guidance_scale": request.guidance,
+            "eta": request.eta,
+            "num_waveforms_per_prompt": len(seeds),
+            "keep": keep,
+            "rank_by": rank_by,
+            "generator": [torch.Generator().manual_seed(seed) for seed in seeds],
+            "callback_on_step_end": None if self._on_step is None else self._call_back,
+            "output_type": "pt",
+        }
+        if request.init_audio is not None:
+            pipe = QAMDTAudioToAudioPipeline.from_pipe(self.pipe)
+            return pipe(request.prompt, audio=request.init_audio, strength=request.strength, **arguments)
+        arguments |= {"audio_length_in_s": request.seconds, "loop": request.loop}
+        if request.inpaint_audio is not None:
+            pipe = QAMDTInpaintPipeline.from_pipe(self.pipe)
+            arguments |= {"spans": request.spans, "audio_start_in_s": request.audio_start or 0.0}
+            return pipe(request.prompt, audio=request.inpaint_audio, **arguments)
+        return self.pipe(request.prompt, **arguments)
 
     def _call_back(self, pipe: QAMDTPipeline, step: int, timestep: torch.Tensor, tensors: dict) -> dict:
         self._on_step(step + 1, pipe.num_timesteps)
@@ -264,7 +288,7 @@ class ClipMaker:
             self.pipe.sampling_rate,
             output_sampling_rate=request.sampling_rate,
             loudness=request.loudness,
-            fade_ms=request.fade_ms,
+            fade_ms=0.0 if request.loop else request.fade_ms,
         )
         return Clip(
             request=request,
@@ -272,7 +296,8 @@ class ClipMaker:
             choice=choice,
             music=music,
             models=self.models,
-            warnings=tuple(self.pipe.list_warnings(request.prompt, request.seconds)),
+            recording=identify_recording(request),
+            warnings=tuple(self.pipe.list_warnings(request.text, request.seconds)),
         )
 
 

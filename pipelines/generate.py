@@ -53,6 +53,7 @@ def generate_one(
     device = choose_device(device)
     request = decide(request, device)
     takes = plan_takes(output, request, num_takes)
+    inputs = [*inputs, request.recording]
     if not overwrite:
         check_takes(takes, inputs)
         if spectrogram is not None:
@@ -95,7 +96,7 @@ def generate_prompts(
     batches = [missing for takes in batches if (missing := [take for take in takes if not is_made(*take, models)])]
     if not overwrite:
         for takes in batches:
-            check_takes(takes, [prompts, *inputs], sound_is_ours=True)
+            check_takes(takes, [prompts, request.recording, *inputs], sound_is_ours=True)
     if not is_quiet:
         tqdm.write(f"{num_takes} to make, {num_takes - sum(map(len, batches))} of them done before.")
     if batches:
@@ -108,7 +109,7 @@ def plan_takes(path: Path, request: GenerationRequest, num_takes: int) -> list[T
     return list(zip(paths, request.takes(num_takes), strict=True))
 
 
-def check_takes(takes: list[Take], inputs: Sequence[Path | None], *, sound_is_ours: bool = False) -> None:
+def check_takes(takes: list[Take], inputs: Sequence[str | Path | None], *, sound_is_ours: bool = False) -> None:
     """Refuses takes that would replace an input, or files that were not made here.
 
     Args:

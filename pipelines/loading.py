@@ -144,6 +144,7 @@ class LoadingMixin:
         if pipeline.config.get("_name_or_path") is not None:
             made.register_to_config(_name_or_path=pipeline.config["_name_or_path"])
         made._scorer = pipeline._scorer
+        made.set_progress_bar_config(**getattr(pipeline, "_progress_bar_config", {}))
         made._origin, made.model_limits = pipeline._origin, pipeline.model_limits
         return made if dtype is None else made.to(dtype)
 

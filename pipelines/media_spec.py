@@ -53,7 +53,7 @@ PARAMETERS: dict[str, dict[str, Any]] = {
         "schema": {"anyOf": [{"type": "string"}, {"type": "array", "items": {"type": "array"}}]},
     },
     "time_signature": {"type": "string", "enum": ["4/4", "3/4"]},
-    "plan_music": {"type": "boolean", "default": _DEFAULT.plan_music},
+    "plan_music": {"type": "boolean", "default": True},
     "steps": {"type": "integer", "min": 1},
     "guidance_scale": {"type": "number", "default": _DEFAULT.guidance, "min": 0},
     "sampler": {"type": "string", "enum": list(SAMPLER_NAMES)},

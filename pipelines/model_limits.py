@@ -9,7 +9,7 @@ The front matter of the card, `README.md` in the model folder, may hold
         before_name: true
         because: It knows no artists.
 
-What the model itself knows is not written there: its length, and the letters that its tokenizer reads.
+What the model itself knows is not written there: the letters that its tokenizer reads.
 """
 
 from __future__ import annotations
@@ -71,7 +71,6 @@ class ModelLimits:
         prompt: str,
         audio_length_in_s: float,
         *,
-        native_audio_length_in_s: float,
         tokenizer: PreTrainedTokenizerBase | None,
     ) -> list[str]:
         """Lists what a prompt asks for in vain, a sentence each.
@@ -79,16 +78,10 @@ class ModelLimits:
         Args:
             prompt: What to play.
             audio_length_in_s: How much of it.
-            native_audio_length_in_s: The length that the model was built for.
             tokenizer: What reads the prompt; its letters are not looked at when `None`.
         """
         found = [(limit.find(prompt), limit.because) for limit in self.limits]
         warnings = [f"The prompt says {phrase!r}: {because}" for phrase, because in found if phrase is not None]
-        if audio_length_in_s > 1.01 * native_audio_length_in_s:
-            warnings.append(
-                f"{audio_length_in_s:g} s are more than the {native_audio_length_in_s:g} s that the model was built "
-                "for: it holds together less from there on."
-            )
         warnings += _find_asked_length(prompt, audio_length_in_s)
         return warnings + self._find_unread(prompt, tokenizer)
 

@@ -53,6 +53,13 @@ def test_one_prompt_makes_one_file_and_its_record(run, tmp_path):
         "chords": None,
         "time_signature": None,
         "plan_music": True,
+        "loop": False,
+        "init_audio": None,
+        "strength": None,
+        "inpaint_audio": None,
+        "inpaint_start": None,
+        "inpaint_end": None,
+        "audio_start": None,
         "seconds": 0.5,
         "steps": 2,
         "guidance": 3.5,
@@ -71,6 +78,47 @@ def test_one_prompt_makes_one_file_and_its_record(run, tmp_path):
     assert record["sound"] == {"sampling_rate": 16_000, "seconds": 0.5, "gain_db": 0.0, "loudness_lufs": None}
     assert record["models"].keys() == {"model"}
     assert set(record["versions"]) == {"qamdt", "torch", "diffusers", "transformers", "python"}
+
+
+def test_a_recording_is_changed_continued_and_made_a_loop(run, tmp_path):
+    noise = 0.1 * np.random.default_rng(0).standard_normal((4410, 2))
+    soundfile.write(tmp_path / "in.wav", noise, 11_025)
+    assert run("generate", "piano", "--init-audio", "in.wav", "--strength", 0.2, "-o", "changed.wav") == 0
+    assert len(read(tmp_path / "changed.wav")) == 6400
+    record = json.loads((tmp_path / "changed.json").read_text())
+    assert {name: record["settings"][name] for name in ("init_audio", "strength", "plan_music")} == {
+        "init_audio": "in.wav",
+        "strength": 0.2,
+        "plan_music": False,
+    }
+    assert run("generate", "--request", "changed.json", "-o", "again.wav") == 0
+    np.testing.assert_array_equal(read(tmp_path / "again.wav"), read(tmp_path / "changed.wav"))
+
+    spans = ("--inpaint-start", 0.1, 0.3, "--inpaint-end", 0.15, 0.35, "--seconds", 0.6)
+    assert run("generate", "piano", "--inpaint-audio", "in.wav", *spans, "--audio-start", 0.1, "-o", "filled.wav") == 0
+    filled = read(tmp_path / "filled.wav")
+    assert len(filled) == 9600
+    assert record["recording"] == json.loads((tmp_path / "filled.json").read_text())["recording"]
+    assert run("generate", "piano", "--then", 0.2, "drums", "--loop", "--seconds", 0.5, "-o", "loop.wav") == 0
+    assert len(read(tmp_path / "loop.wav")) == 24 * 320
+    assert abs(read(tmp_path / "loop.wav")[[0, -1]]).min() > 0  # no fades
+    settings = json.loads((tmp_path / "loop.json").read_text())["settings"]
+    assert settings["prompt"] == [[0.0, "piano"], [0.2, "drums"]]
+    assert run("generate", "piano", "--inpaint-audio", "loop.wav", "--loop", "-o", "looped.wav") == 0
+    assert run("generate", "piano", "--inpaint-audio", "loop.wav", "--loop", "-o", "loop.wav") == 1
+    assert run("generate", "piano", "--init-audio", "in.wav", "-o", "in.wav") == 1
+
+
+def test_another_recording_of_the_same_name_is_done_again(run, tmp_path, capsys):
+    (tmp_path / "prompts.txt").write_text("piano")
+    command = ("generate", "--prompts", "prompts.txt", "--out-dir", "out", "--init-audio", "in.wav", "--strength", 0.1)
+    for seed, made_before in ((0, 0), (0, 1), (1, 0)):
+        if not made_before:
+            soundfile.write(
+                tmp_path / "in.wav", 0.1 * np.random.default_rng(seed).standard_normal(3200 + seed), 16_000
+            )
+        assert run(*command) == 0
+        assert f"1 to make, {made_before} of them done before" in capsys.readouterr().out
 
 
 def test_a_take_depends_on_its_own_seed_only(run, tmp_path):
@@ -245,6 +293,7 @@ def test_info_describes_the_model(run, tmp_path, capsys):
         (("piano", "--loudness", "3"), "`loudness` must be a number at least -70 and at most 0, got 3.0"),
         (("piano", "--fade-ms", "-1"), "`fade_ms` must be a number at least 0, got -1.0"),
         (("piano", "-o", "no/out.wav"), "the folder of -o must exist, got 'no/out.wav'"),
+        (("piano", "--init-audio", "no.wav"), "--init-audio must be a file, got 'no.wav', which does not exist"),
         (("piano", "--spectrogram", "no/out.png"), "the folder of --spectrogram must exist"),
     ],
 )
@@ -297,7 +346,8 @@ def test_what_only_the_model_can_refuse_is_a_wrong_argument_too(run, tmp_path, c
 
 
 @pytest.mark.parametrize(
-    ("content", "message"), [(b"# nothing\n\n", "at least one prompt"), (b"\xff\xfe\x00", "must be a UTF-8 text file")]
+    ("content", "message"),
+    [(b"# nothing\n\n", "at least one prompt"), (b"\xff\xfe\x00", "must be a text file in UTF-8")],
 )
 def test_a_file_without_prompts_is_refused(run, tmp_path, capsys, content, message):
     (tmp_path / "prompts.txt").write_bytes(content)

@@ -4,6 +4,8 @@ import json
 import pickle
 import shutil
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -13,6 +15,8 @@ import torch
 from pipelines.cli import main
 from pipelines.evaluation import clip_rows, control
 from pipelines.evaluation import run as evaluation_run
+from pipelines.evaluation.quality_control import curve_followings, quality_responses
+from pipelines.evaluation.wanted import wanted_of_text
 from qamdt.files import write_json, write_json_lines
 
 
@@ -67,6 +71,13 @@ def evaluate(*arguments, function="bands", draws=False):
         return status, json.load(file)
 
 
+def forget():
+    """Removes a report with all that was measured for it."""
+    shutil.rmtree("report.rows")
+    for path in Path().glob("report.*"):
+        path.unlink()
+
+
 DISTANCES = ("--metrics", "fad,kad,prdc")
 
 
@@ -91,7 +102,7 @@ def test_distances_come_with_intervals_and_real_music_beside_them(place):
 def test_a_killed_run_goes_on_where_it_was_and_a_moved_folder_is_known(place, monkeypatch):
     command = ("--generated", "generated", "--reference", "real", *DISTANCES)
     _, whole = evaluate(*command)
-    shutil.rmtree("report.rows")
+    forget()
     heard = []
     hear = clip_rows.hear
 
@@ -126,7 +137,7 @@ def test_workers_change_nothing(place, monkeypatch):
             return super().map(function, pickle.loads(pickle.dumps(jobs)))
 
     _, alone = evaluate("--generated", "generated", "--reference", "real", *DISTANCES)
-    shutil.rmtree("report.rows")
+    forget()
     monkeypatch.setattr(clip_rows, "ProcessPoolExecutor", Pool)
     monkeypatch.setattr(torch, "set_num_threads", lambda number: None)
     _, shared = evaluate("--generated", "generated", "--reference", "real", *DISTANCES, "--num-workers", 3)
@@ -196,6 +207,45 @@ def test_control_is_read_from_records_and_compared_with_what_is_known_of_the_ref
     assert status == 1
     assert "qamdt[evaluate]" in report["not_measured"]["key, weighted as MIREX does"]
     assert set(report["clips"]["generated"]) == {"key", "key, or its relative"}
+
+
+@pytest.mark.parametrize(
+    ("prompt", "instrument"),
+    [
+        ("piano in F sharp minor", "piano"),  # no harp
+        ("electric piano, mellow", "electric piano"),
+        ("harpsichord, baroque", "harpsichord"),
+        ("cello and choir", None),
+        ("big band swing", None),
+    ],
+)
+def test_the_only_instrument_of_a_prompt_is_found(prompt, instrument):
+    assert wanted_of_text(prompt).instrument == instrument
+
+
+def test_quality_that_follows_what_is_asked_is_told_from_one_that_does_not():
+    def clips(answer):
+        asked = [(pair, quality) for pair in "ab" for quality in ("high", 1.5, 3.0, 4.5)]
+        return [
+            (replace(wanted_of_text("piano"), pair=pair, quality=quality), {"overall_quality": answer(quality)})
+            for pair, quality in asked
+        ]
+
+    obedient = quality_responses(clips(lambda quality: 4.9 if quality == "high" else 1 + quality / 2))
+    assert obedient == ([pytest.approx(1)] * 2, [pytest.approx(0.5)] * 2)  # the word is left out beside scores
+    assert quality_responses(clips(lambda quality: 3.0))[0] == [0, 0]
+
+    def curve(asked, heard):
+        measured = {"curve": heard, "curve_hop_in_s": 0.5, "duration_in_s": 2.0}
+        return replace(wanted_of_text("piano"), quality=asked), measured
+
+    rising, falling = ((0.0, 1.0), (2.0, 5.0)), (5.0, 1.0)
+    own, errors, exchanged = curve_followings(
+        [curve(rising, [1.5, 2.5, 3.5, 4.5]), curve(falling, [4.5, 3.5, 2.5, 1.5]), curve(3.0, [3.0, 3.0, 3.0, 3.0])]
+    )
+    assert own == [pytest.approx(1)] * 2
+    assert exchanged == [pytest.approx(-1)] * 2
+    assert errors == [pytest.approx(0)] * 2
 
 
 def test_prompts_are_read_from_a_file_and_those_without_clips_are_named(place):
@@ -280,6 +330,13 @@ def test_a_damaged_record_beside_a_clip_is_named(place):
 def test_arguments_that_make_no_sense_are_refused(place, capsys, arguments, word):
     assert main(["evaluate", "-o", "report.json", *arguments]) == 2
     assert word in capsys.readouterr().err
+
+
+def test_a_file_that_is_no_report_is_not_replaced(place, capsys):
+    (place / "report.md").write_text("my notes")
+    assert main(["evaluate", "-o", "report.json", "--generated", "generated", "--metrics", "fad"]) == 1
+    assert "this command did not make it" in capsys.readouterr().err
+    assert (place / "report.md").read_text() == "my notes"
 
 
 @pytest.mark.parametrize(

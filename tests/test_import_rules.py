@@ -124,3 +124,16 @@ def test_importing_qamdt_imports_nothing_slow():
     program = "import sys, qamdt; print(sorted({'numpy', 'torch', 'transformers', 'diffusers'} & sys.modules.keys()))"
     result = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True, cwd=ROOT)
     assert result.stdout.strip() == "[]"
+
+
+def test_bars_are_for_terminals():
+    """Every progress bar says `disable=`; what it says ends in `None`, which is tqdm's word for "not a terminal"."""
+    wrong = [
+        f"{path.relative_to(ROOT)}:{node.lineno}"
+        for package in ALLOWED
+        for path in sorted((ROOT / package).rglob("*.py")) or [ROOT / f"{package}.py"]
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8")))
+        if isinstance(node, ast.Call) and getattr(node.func, "id", None) == "tqdm"
+        if not any(keyword.arg == "disable" for keyword in node.keywords)
+    ]
+    assert not wrong

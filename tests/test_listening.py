@@ -74,9 +74,14 @@ def test_page_holds_every_sound_at_one_loudness_and_names_no_system(place, capsy
     assert max(levels) - min(levels) < 6  # they differed by 9.5 dB, and by what loudness takes bands for
 
 
-def test_same_seed_writes_the_same_test_and_another_one_hides_sounds_otherwise(place):
+def test_same_seed_writes_the_same_test_and_another_one_needs_another_file(place, capsys):
     _, test, key = make()
     assert make()[1:] == (test, key)
+    assert main(["listening-test", "-o", "test.html", "--systems", "ours=ours", "base=base", "--seed", "1"]) == 1
+    assert "key of another test" in capsys.readouterr().err
+    assert json.loads((place / "test.key.json").read_text()) == key
+    for name in ("test.key.json", "test.html"):
+        (place / name).unlink()
     _, other, other_key = make("--seed", "1")
     assert other["id"] != test["id"]
     assert other_key["clips"] != key["clips"]

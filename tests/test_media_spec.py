@@ -5,6 +5,7 @@ from dataclasses import fields
 
 import pytest
 
+from pipelines.clips import decide
 from pipelines.media_spec import FIELDS, INPUTS, MANIFEST_NAME, PARAMETERS, body_schema, model_manifest, read_values
 from pipelines.request import GenerationRequest
 from qamdt.embedded import EMBEDDED_MODEL_DIR
@@ -18,9 +19,13 @@ def test_every_name_is_a_field_of_a_request_and_no_file_can_be_named():
 
 
 def test_defaults_are_those_of_a_request():
+    decided = decide(
+        GenerationRequest(prompt="piano"), "cpu"
+    )  # to plan music is the default where there is no recording
     for name, spec in PARAMETERS.items():
         if "default" in spec and name != "num_outputs":
-            assert spec["default"] == getattr(GenerationRequest, FIELDS.get(name, name))
+            source = decided if name == "plan_music" else GenerationRequest
+            assert spec["default"] == getattr(source, FIELDS.get(name, name))
 
 
 def test_the_embedded_model_has_its_manifest():

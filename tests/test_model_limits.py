@@ -18,7 +18,7 @@ def warn(tokenizer):
     limits = read_limits(EMBEDDED_MODEL_DIR)
 
     def warn(prompt, seconds=10.24):
-        return limits.warn(prompt, seconds, native_audio_length_in_s=10.24, tokenizer=tokenizer)
+        return limits.warn(prompt, seconds, tokenizer=tokenizer)
 
     return warn
 
@@ -30,7 +30,6 @@ def warn(tokenizer):
         ("rock in the style of Queen", 10, "It knows no artists"),
         ("verse, chorus, verse", 10, "It follows no form"),
         ("solo piano in stereo", 10, "It makes mono at 16 kHz"),
-        ("solo piano", 30, "30 s are more than the 10.24 s that the model was built for"),
         ("a 3 minute song", 10.24, "The prompt says 3 minute, which sets no length: 10.24 s are made"),
         ("ピアノ🎹 бал\N{CYRILLIC SMALL LETTER OMEGA}", 10, "cannot read"),
         ("спокойное пианино", 10, "The model reads English: 'спокойное', 'пианино'"),

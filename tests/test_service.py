@@ -147,7 +147,7 @@ def test_the_queue_is_bounded_says_positions_and_can_be_left(service, held):
         ({"inputs": {"prompt": "piano"}, "parameters": {"model": "/etc"}}, 400, "There is no parameter `model`"),
         ({"inputs": {"prompt": "piano"}, "parameters": {"lora": [["/etc", 1]]}}, 400, "There is no parameter `lora`"),
         ({"inputs": {"prompt": "p" * 3000}}, 400, "`prompt` may have at most 2000 characters here"),
-        ({"inputs": {"prompt": "\ud800"}}, 400, "`prompt` must be a text of whole characters"),
+        ({"inputs": {"prompt": "\ud800"}}, 400, "`prompt` must be text in UTF-8"),
         ({"inputs": {"prompt": "piano"}, "parameters": {"duration": 61}}, 400, "`duration` may be at most 60 seconds"),
         ({"inputs": {"prompt": "piano"}, "parameters": {"duration": 1e999}}, 400, "`seconds` must be a number"),
         ({"inputs": {"prompt": "piano"}, "parameters": {"steps": 10**6}}, 400, "`steps` may be at most 200 here"),
@@ -194,6 +194,14 @@ def test_hostile_requests_are_refused(service, method, path, headers, status):
     response = service.request(method, path, headers=headers)
     assert response.status_code == status
     assert error_of(response)["message"]
+
+
+def test_the_document_says_what_an_id_is_good_for(service):
+    paths = service.get("/openapi.json").json()["paths"]
+    operations = {operation["operationId"] for path in paths.values() for operation in path.values()}
+    links = paths["/v1/generations"]["post"]["responses"]["201"]["links"]
+    assert {link["operationId"] for link in links.values()} <= operations
+    assert "prompt" in json.dumps(paths["/v1/generations"]["post"]["requestBody"])
 
 
 def test_a_job_of_another_client_is_found_by_its_id_alone(service):

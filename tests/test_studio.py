@@ -27,7 +27,9 @@ def studio(build_components, tmp_path_factory):
     settings = ServiceSettings(folder=folder / "files", model=str(folder / "tiny"), max_waiting=2)
     app = create_app(settings)
     client = TestClient(guarded(mount_studio(app), settings))
-    yield SimpleNamespace(client=client, page=Studio(app.state.queue, settings, app.state.scoring), app=app)
+    page = Studio(app.state.queue, settings, app.state.scoring)
+    page.build()
+    yield SimpleNamespace(client=client, page=page, app=app)
     app.state.queue.close(30)
 
 
@@ -96,7 +98,7 @@ def test_two_takes_are_made_and_stand_in_the_history(studio, monkeypatch):
     *_, heard, done = studio.page.make(*vars(wanted).values())
     assert "Done" in done[0]
     assert heard[2]["value"].endswith("0.wav")
-    assert heard[6]["visible"]
+    assert heard[7]["visible"]
     assert "Quality heard** 3.00 of 5" in done[3]
     takes = list_takes(studio.app.state.queue)
     assert [take.request.seed for take in takes] == [8, 7]

@@ -65,7 +65,7 @@ def measure_clips(
         jobs = _missing(collection, keys, rows)
         results = _run(jobs, measure, reconstruction, num_workers)
         for (key, clip, _), result in tqdm(
-            zip(jobs, results, strict=True), total=len(jobs), desc=measure.name, unit="clip", disable=not jobs
+            zip(jobs, results, strict=True), total=len(jobs), desc=measure.name, unit="clip", disable=not jobs or None
         ):
             failure = result.reason if isinstance(result, Failure) else None
             rows.append(make_row(key, clip.id, failure=failure) | ({} if failure else {"measured": result}))

@@ -87,5 +87,5 @@ def make_clips(takes: Sequence[Take], *, device: str | None) -> None:
     missing[0][0].parent.mkdir(parents=True, exist_ok=True)
     maker = ClipMaker(missing[0][1], device)
     maker.pipe.set_progress_bar_config(disable=True)
-    for path, request in tqdm(missing, desc="clips"):
+    for path, request in tqdm(missing, desc="clips", disable=None):
         maker.make([request])[0].save(path)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -163,7 +164,7 @@ def wanted_of_text(text: str) -> Wanted:
     """What a prompt asks for."""
     said = read_prompt(text)
     # "electric piano" is not asked for a piano too.
-    named = [name for name in sorted(INSTRUMENTS, key=len, reverse=True) if name in text.lower()]
+    named = [name for name in sorted(INSTRUMENTS, key=len, reverse=True) if re.search(rf"\b{name}\b", text.lower())]
     named = [name for number, name in enumerate(named) if not any(name in longer for longer in named[:number])]
     music = Music(
         tempo_bpm=said.tempo_bpm, first_beat_in_s=0.0, time_signature=said.time_signature or "4/4", key=said.key

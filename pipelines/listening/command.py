@@ -77,7 +77,7 @@ def _write_page(arguments: argparse.Namespace) -> list[str]:
         raise argparse.ArgumentTypeError(f"each system needs a name of its own, got {arguments.systems}")
     from pipelines.listening.page import build_test, format_page
     from pipelines.listening.stimuli import collect_stimuli
-    from qamdt.files import write_json, write_text
+    from qamdt.files import read_json, write_json, write_text
     from qamdt.outputs import check_output, has_fields
 
     key_path = arguments.output.with_suffix(".key.json")
@@ -89,6 +89,10 @@ def _write_page(arguments: argparse.Namespace) -> list[str]:
     )
     title = arguments.title or "Listening test"
     test, key = build_test(arguments.kind or "mos", stimuli, title=title, seed=arguments.seed)
+    if key_path.exists() and read_json(key_path)["id"] != key["id"]:
+        raise ValueError(
+            f"{str(key_path)!r} is the key of another test, without which its answers mean nothing; choose another -o."
+        )
     write_json(key_path, key)
     write_text(arguments.output, format_page(test))
     print(f"Wrote {arguments.output} with {len(test['trials'])} trials, and its key {key_path}.")

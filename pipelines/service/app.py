@@ -51,7 +51,14 @@ def create_app(settings: ServiceSettings):
         queue.close(DRAIN_IN_S)
 
     # Without pages of documentation, which load scripts from elsewhere; the document itself is at /openapi.json.
-    app = FastAPI(title="qamdt", version=__version__, lifespan=lifespan, docs_url=None, redoc_url=None)
+    app = FastAPI(
+        title="qamdt",
+        version=__version__,
+        lifespan=lifespan,
+        docs_url=None,
+        redoc_url=None,
+        generate_unique_id_function=lambda route: route.name,
+    )
     app.state.queue, app.state.settings, app.state.scoring = queue, settings, Scoring(settings)
 
     @app.exception_handler(ServiceError)

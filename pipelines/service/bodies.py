@@ -120,8 +120,8 @@ def check_limits(request: GenerationRequest, num_clips: int, settings: ServiceSe
     Raises:
         ValueError: A field is beyond its limit.
     """
-    for name in ("prompt", "negative_prompt"):
-        if len(getattr(request, name)) > settings.max_prompt:
+    for name, text in (("prompt", request.text), ("negative_prompt", request.negative_prompt)):
+        if len(text) > settings.max_prompt:
             raise ValueError(f"`{name}` may have at most {settings.max_prompt} characters here.")
     if len(request.chords or ()) > MAX_CHORDS:
         raise ValueError(f"`chords` may have at most {MAX_CHORDS} characters or pairs here.")

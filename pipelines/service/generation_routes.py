@@ -27,6 +27,9 @@ ANSWERS = {
     413: {"description": "The body is too large."},
     429: {"description": "The queue is full."},
 }
+# What the id that a client is given is good for, so that tools that read the document can follow it.
+FOLLOWERS = ("get_generation", "delete_generation", "cancel_generation", "get_events")
+LINKS = {name: {"operationId": name, "parameters": {"generation_id": "$response.body#/id"}} for name in FOLLOWERS}
 ALIAS_SCHEMA = {
     "type": "object",
     "required": ["input"],
@@ -59,7 +62,12 @@ def add_generation_routes(app, queue: GenerationQueue, settings: ServiceSettings
             raise ServiceError(job.error["code"], job.error["message"], id=job.id)
         return render_job(job, queue, str(request.base_url))
 
-    @app.post("/v1/generations", status_code=201, responses=ANSWERS, openapi_extra=_json_body(body_schema()))
+    @app.post(
+        "/v1/generations",
+        status_code=201,
+        responses=ANSWERS | {201: {"description": "It is accepted.", "links": LINKS}},
+        openapi_extra=_json_body(body_schema()),
+    )
     async def create_generation(request: Request) -> dict:
         """Asks for music; with the header `Prefer: wait=N` the answer comes when it is made, or after N seconds."""
         job = read_job(parse_json(await request.body()), queue.engine, settings)

@@ -42,7 +42,7 @@ class Take:
         """A line about it."""
         request = self.request
         moment = datetime.fromtimestamp(self.made_at).strftime("%d %b %H:%M:%S")
-        return f"{moment} · {request.prompt[:50]} · quality {describe_quality(request.quality)} · seed {request.seed}"
+        return f"{moment} · {request.text[:50]} · quality {describe_quality(request.quality)} · seed {request.seed}"
 
 
 def list_takes(queue: GenerationQueue) -> list[Take]:

@@ -187,7 +187,7 @@ class Studio:
         except ValueError as error:
             raise gr.Error(str(error), duration=None, print_exception=False) from error
         ids = [job.id for job in jobs]
-        nothing = [gr.update()] * 8
+        nothing = [gr.update()] * sum(map(len, self.results))
         for now in follow(jobs, self.queue):
             yield [now, ids, *nothing]
         try:
@@ -197,7 +197,7 @@ class Studio:
             return
         takes = [self._take(path) for path in paths]
         yield [status("Done. Scoring it."), [], *_show_all(gr, [_parts(gr, take) for take in takes])]
-        scores = [self.scoring.score_file(take.path, take.request.prompt) for take in takes]
+        scores = [self.scoring.score_file(take.path, take.request.text) for take in takes]
         parts = [_parts(gr, take, score) for take, score in zip(takes, scores, strict=True)]
         yield [status("Done."), [], *_show_all(gr, parts)]
 
@@ -219,7 +219,7 @@ class Studio:
         import gradio as gr
 
         take = find_take(self.queue, key)
-        return [gr.update(visible=True), None, "", []] if take is None else _parts(gr, take)
+        return [gr.update()] * len(self.old) if take is None else _parts(gr, take)
 
     def restore_take(self, key: str | None, seed: int | None = None):
         """Puts the settings of a take back into the form."""
@@ -233,7 +233,7 @@ class Studio:
         score = {"low": 1.5, "medium": 3.5, "high": 4.5, None: 4.5}.get(request.quality, request.quality)
         chords = request.chords if isinstance(request.chords, str | None) else None
         form = [
-            request.prompt,
+            request.text,
             played,
             is_curve,
             gr.update() if is_curve else score,
@@ -275,12 +275,14 @@ class Studio:
 
 
 def _build_result(gr, name: str, *, visible: bool) -> tuple:
-    """The parts of a result: a player, what there is to say, a picture, and files to take away."""
+    """The parts of a result: a player, what there is to say, a picture, and two files to take away."""
     player = gr.Audio(label=f"Take {name}", interactive=False, buttons=["download"], visible=visible)
     text = gr.Markdown()
     picture = gr.Plot(label=f"Take {name}: waveform, spectrogram and quality", show_label=False, visible=False)
-    downloads = gr.Files(label=f"Take {name}: sound and how it was made", interactive=False, visible=False)
-    return player, text, picture, downloads
+    with gr.Row():
+        sound = gr.DownloadButton(f"Take {name}: sound", visible=False)
+        record = gr.DownloadButton(f"Take {name}: how it was made", visible=False)
+    return player, text, picture, sound, record
 
 
 def _parts(gr, take: Take, score: dict | None = None) -> list:
@@ -288,13 +290,15 @@ def _parts(gr, take: Take, score: dict | None = None) -> list:
         gr.update(value=str(take.path), visible=True),
         describe_take(take.record, score),
         gr.update(value=draw_clip(take.path, score), visible=True),
-        gr.update(value=[str(take.path), str(record_path(take.path))], visible=True),
+        gr.update(value=str(take.path), visible=True),
+        gr.update(value=str(record_path(take.path)), visible=True),
     ]
 
 
 def _show_all(gr, results: list[list]) -> list:
     """The parts of two results, of which the second may be missing."""
-    missing = [gr.update(value=None, visible=False), "", gr.update(visible=False), gr.update(visible=False)]
+    hidden = gr.update(visible=False)
+    missing = [gr.update(value=None, visible=False), "", hidden, hidden, hidden]
     return [part for result in (*results, *[missing] * (2 - len(results))) for part in result]
 
 
