@@ -17,6 +17,7 @@ from pipelines.request import GenerationRequest
 from pipelines.restoration import Restoration
 from qamdt.audio import write_audio
 from qamdt.files import write_json
+from qamdt.outputs import check_output, has_fields
 
 
 def restore_file(
@@ -42,6 +43,9 @@ def restore_file(
     """
     if output.exists() and output.samefile(audio):
         raise argparse.ArgumentTypeError(f"-o must not be the recording itself, got {str(output)!r}")
+    is_ours = has_fields(record_path(output), ["restoration"])
+    for path in (output, record_path(output)):
+        check_output(path, inputs=[audio], is_ours=lambda path: is_ours)
     device = choose_device(device)
     request = decide(request, device)
     models = identify_models(request)
