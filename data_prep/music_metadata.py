@@ -155,8 +155,8 @@ def read_table(path: Path, report: Callable[[str, str], None]) -> dict[str, list
         try:
             if fault is not None:
                 raise ValueError(fault)
-            names = [str(values.pop(field) or "") for field in PATH_FIELDS if field in values]
-            name = next(filter(None, names), None)
+            names = {_plain(field): values.pop(field) for field in list(values) if _plain(field) in PATH_FIELDS}
+            name = next((str(names[field]) for field in PATH_FIELDS if names.get(field)), None)
             if name is None or not is_text(name):
                 raise ValueError("the field `path` is missing.")
             note = Note.from_dict(values)
@@ -169,6 +169,11 @@ def read_table(path: Path, report: Callable[[str, str], None]) -> dict[str, list
     if num_rows and not notes:
         raise ValueError(f"no row of the table {str(path)!r} can be used; each must name its file in a field `path`.")
     return notes
+
+
+def _plain(field: str) -> str:
+    """Returns the name of a column without the capitals and spaces that people write."""
+    return field.strip().lower()
 
 
 def _read_rows(path: Path) -> Iterator[tuple[int, dict[str, Any], str | None]]:
@@ -206,7 +211,7 @@ def _read_csv_rows(path: Path, content: bytes) -> Iterator[tuple[int, dict[str, 
         header = reader.fieldnames or []
     except csv.Error as error:
         raise ValueError(f"the header of the table {str(path)!r} cannot be read: {error}.") from error
-    if not set(header) & set(PATH_FIELDS):
+    if not {*map(_plain, header)} & {*PATH_FIELDS}:
         raise ValueError(
             f"the header of the table {str(path)!r} must name the files in a column `path` (or {PATH_FIELDS[1:]}), "
             f"got {ascii(header)[:200]}."

@@ -187,7 +187,7 @@ def test_a_bad_extra_costs_the_extra_alone(music):
     (music / "sub" / "two.txt").symlink_to("/etc/hostname")
     table = music / "table.csv"
     rows = [
-        b"file_name,captions,tempo_bpm,quality_score",
+        b" File_Name,captions,tempo_bpm,quality_score",
         b"one.wav," + b"x" * 200_000 + b",,",
         b"one.wav,caf\xe9,,",
         b'sub/two.flac,"two\nlines\xe2\x80\xa8of text","127,5",3',

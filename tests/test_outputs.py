@@ -4,6 +4,7 @@ import argparse
 import json
 import shutil
 import threading
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -20,6 +21,7 @@ from qamdt.outputs import check_output, check_output_folder
 from whisq import cli as whisq_cli
 from whisq import train_clap
 from whisq.scoring.rows import open_keyed_rows
+from whisq.train import train as train_whisq
 
 
 ROW = {
@@ -160,6 +162,9 @@ def test_generating_refuses_what_it_did_not_make(tmp_path, monkeypatch, capsys):
     for command in refused:
         assert cli.main(["generate", *command.split()]) == 1, command
         assert "error: " in capsys.readouterr().err
+    for output in ("sound.wav", "noted.wav", "mine.flac"):
+        assert cli.main(["restore", "mine.wav", "-o", output]) == 1
+        assert "did not make it" in capsys.readouterr().err
     allowed = ["piano -o mine.wav", "--prompts one.txt --out-dir out", "piano -o new.wav"]
     for command in [*allowed, *(f"{command} --overwrite" for command in refused)]:
         assert cli.main(["generate", *command.split()]) == 0, command
@@ -196,6 +201,10 @@ def test_a_second_writer_is_refused_by_name(music, capsys, scorer_dir, tmp_path)
         assert capsys.readouterr().err.count("another process is writing") == 2
         with pytest.raises(RuntimeError, match="another process is writing"):
             fit(argparse.Namespace(), None, options, None)
+        config = SimpleNamespace(run=SimpleNamespace(output_dir=str(run)))
+        alone = SimpleNamespace(is_main_process=True, wait_for_everyone=lambda: None)
+        with pytest.raises(RuntimeError, match="another process is writing"):
+            train_whisq(config, None, alone, None)
     with claim_folder(run):
         pass
 

@@ -71,7 +71,7 @@ class Scoring:
         """
         check_sound(path, self._settings.max_upload_seconds)
         scorer = self.load()
-        with self._lock:
+        with self._lock, loading_bars(shown=False):  # the text encoder comes with the first prompt
             try:
                 score = asdict(scorer.score(path, prompts=prompt or None)[0])
             except ValueError as error:
