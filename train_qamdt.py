@@ -19,11 +19,12 @@ checkpoint. `--dry-run` prints the settings, and what a run takes of memory and 
 import argparse
 import contextlib
 import dataclasses
-import json
+import logging
 import math
 import shutil
 import sys
 import time
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -36,15 +37,17 @@ from tqdm import tqdm
 from data_prep.training_latents import find_latents
 from pipelines.checkpoint_model import check_autoencoder, render_previews, save_components, save_lora
 from pipelines.spectrogram import check_matplotlib
-from qamdt.files import cut_log, replace_folder, write_text
+from qamdt.files import append_json_line, claim_folder, cut_log, replace_folder, write_json, write_text
 from qamdt.models.transformer_qamdt import QAMDTTransformer2DModel
+from qamdt.outputs import check_output_folder, is_readable_by
 from qamdt.run_control import Clock, StopSignal, agree, peak_memory_in_gib, run_progress
-from qamdt.settings import format_settings
+from qamdt.settings import format_settings, load_settings
 from qamdt.training.averages import ExponentialAverage, save_weights
 from qamdt.training.checkpoints import (
     NOT_OF_THE_MODEL,
     find_checkpoint,
     link_tree,
+    list_checkpoints,
     load_resume,
     read_state,
     save_checkpoint,
@@ -63,6 +66,9 @@ from qamdt.training.sampling import EpochSampler
 from qamdt.training.tracking import Tracker, start_tracker
 
 
+OUTPUTS = ("config.yaml", "loss.jsonl", "checkpoints", "components", "export", "previews", SNAPSHOT_FOLDER)
+
+
 def train(config: TrainConfig, stop: StopSignal) -> dict:
     """Runs the training and returns its last state.
 
@@ -71,10 +77,20 @@ def train(config: TrainConfig, stop: StopSignal) -> dict:
         stop: Looked at after every update; once it is requested, the run saves and ends.
     """
     config, reason = choose_precision(config)
+    accelerator = make_accelerator(config)
+    say(accelerator, f"Precision: {config.run.mixed_precision}, {reason}.")
+    output_dir = Path(config.run.output_dir)
+    is_ours = is_readable_by(partial(load_settings, TrainConfig), output_dir / "config.yaml")
+    is_ours = is_ours or bool(list_checkpoints(output_dir / "checkpoints"))
+    check_output_folder(output_dir, OUTPUTS, is_ours=is_ours)
+    with claim_folder(output_dir, is_main_process=accelerator.is_main_process):
+        return train_model(config, accelerator, stop)
+
+
+def train_model(config: TrainConfig, accelerator: Accelerator, stop: StopSignal) -> dict:
+    """Does what `train` says, with the processes and the folder that it has prepared."""
     run = config.run
     output_dir = Path(run.output_dir)
-    accelerator = make_accelerator(config)
-    say(accelerator, f"Precision: {run.mixed_precision}, {reason}.")
     set_seed(run.seed)
 
     # Data.
@@ -145,7 +161,7 @@ def train(config: TrainConfig, stop: StopSignal) -> dict:
     losses = [torch.tensor(loss, device=accelerator.device) for loss in state["losses"]]  # since the last logged line
     log_start, log_samples = time.monotonic(), sum(state["taken"])
     progress_bar = tqdm(
-        total=run.max_steps, initial=state["step"], disable=not accelerator.is_main_process, unit="step"
+        total=run.max_steps, initial=state["step"], disable=not accelerator.is_main_process or None, unit="step"
     )
     while True:
         state["minutes"], is_stopping = agree(accelerator, clock.minutes(), stop.is_requested)
@@ -213,8 +229,7 @@ def train(config: TrainConfig, stop: StopSignal) -> dict:
                 "peak_memory_gib": peak_memory_in_gib(accelerator.device),
             }
             if accelerator.is_main_process:
-                with (output_dir / "loss.jsonl").open("a") as file:
-                    file.write(json.dumps(line) + "\n")
+                append_json_line(output_dir / "loss.jsonl", line)
             tracker.log(line)
             progress_bar.set_postfix(loss=f"{line['loss']:.4f}", clips_per_s=line["clips_per_s"])
             losses, log_start, log_samples = [], time.monotonic(), num_samples
@@ -320,7 +335,7 @@ def save(
         if config.lora is not None:
             save_lora(model, averages, folder)
         snapshots.save(snapshot_averages, folder)
-        (folder / "training.json").write_text(json.dumps(state, indent=2) + "\n")
+        write_json(folder / "training.json", state)
 
     checkpoint = save_checkpoint(
         accelerator,
@@ -385,6 +400,8 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--dry-run", action="store_true", help="print settings, size, memory and speed, and stop")
     parser.add_argument("overrides", nargs="*", metavar="key=value", help="settings that replace those of the file")
     arguments = parser.parse_args(argv)
+    logging.basicConfig(format="%(message)s")
+    logging.getLogger("data_prep").setLevel(logging.INFO)
     try:
         config = load_config(arguments.config, arguments.overrides)
         if arguments.dry_run:

@@ -16,7 +16,7 @@ import time
 
 import torch
 
-from benchmarks.signal_measures import bandwidth_hz, noise_floor_db
+from pipelines.evaluation.signal_measures import bandwidth_hz, noise_floor_db
 from pipelines.pipeline_qamdt import QAMDTPipeline
 from qamdt.audio import SAMPLING_RATE, LogMel
 from qamdt.cpu_memory import keep_freed_memory

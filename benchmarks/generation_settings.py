@@ -17,8 +17,9 @@ import numpy as np
 import torch
 from tqdm import tqdm
 
-from benchmarks.control_metrics import Wanted, is_tempo, measure, write_prompts
-from qamdt import tempo_and_key
+from benchmarks.control_metrics import measure, write_prompts
+from pipelines.evaluation.control import is_key, is_tempo
+from pipelines.evaluation.wanted import Wanted
 from qamdt.audio import SAMPLING_RATE
 from whisq.clap import load_clap
 
@@ -39,12 +40,12 @@ class Setting:
         return f"{self.num_inference_steps} steps, scale {self.guidance_scale:g} from {first:g} to {last:g}"
 
 
-# One thing is changed at a time.
 SETTINGS = (
     Setting(),
     *(Setting(num_inference_steps=steps) for steps in (6, 8, 12)),
     *(Setting(num_inference_steps=12, guidance_scale=scale) for scale in (2.0, 5.0)),
-    *(Setting(num_inference_steps=12, guidance_interval=interval) for interval in ((0.0, 0.5), (0.25, 1.0))),
+    Setting(num_inference_steps=12, guidance_interval=(0.25, 1.0)),
+    *(Setting(num_inference_steps=steps, guidance_interval=(0.0, 0.5)) for steps in (8, 12)),
 )
 
 
@@ -60,7 +61,7 @@ def measure_clip(pipe, clap, wanted: Wanted, setting: Setting, seconds: float) -
     return {
         "cpu_s": cpu_s,
         "tempo": float(is_tempo(measured["tempo_bpm"], wanted.tempo_bpm, 1)),
-        "key": float(measured["key"] == tempo_and_key.normalize_key(wanted.key)),
+        "key": float(is_key(measured["key"], wanted.key)),
         "beat_contrast": measured.get("beat_contrast", np.nan),
         "chords": float(chords[0] - chords[1:].mean()),
         "clap_similarity": float(similarity[0, 0]),
@@ -70,24 +71,19 @@ def measure_clip(pipe, clap, wanted: Wanted, setting: Setting, seconds: float) -
 
 
 def format_table(rows: list[dict]) -> str:
-    """A line for each setting, over the prompts that all settings have made."""
+    """A line for each setting, over the prompts that it and the first setting have made."""
     values = {(row["setting"], row["prompt"]): row["measured"] for row in rows}
-    settings = list(dict.fromkeys(setting for setting, _ in values))
-    prompts = [p for p in {prompt: None for _, prompt in values} if all((s, p) in values for s in settings)]
-    lines = [
-        f"{len(prompts)} prompts",
-        "",
-        f"| setting | {' | '.join(MEASURES)} |",
-        "|---" * (len(MEASURES) + 1) + "|",
-    ]
-    for setting in settings:
+    first = str(SETTINGS[0])
+    lines = [f"| setting | prompts | {' | '.join(MEASURES)} |", "|---" * (len(MEASURES) + 2) + "|"]
+    for setting in dict.fromkeys(setting for setting, _ in values):
+        prompts = [prompt for some, prompt in values if some == setting and (first, prompt) in values]
         cells = []
         for name in MEASURES:
-            own, first = (np.array([values[s, p][name] for p in prompts]) for s in (setting, settings[0]))
-            error = np.nanstd(own - first) / max(np.sqrt(len(prompts) - 1), 1)
-            away = f" ({np.nanmean(own - first) / error:+.1f})" if error > 0 else ""
+            own, reference = (np.array([values[some, p][name] for p in prompts]) for some in (setting, first))
+            error = np.nanstd(own - reference) / max(np.sqrt(len(prompts) - 1), 1)
+            away = f" ({np.nanmean(own - reference) / error:+.1f})" if error > 0 else ""
             cells.append(f"{np.nanmean(own):.3g}{away}")
-        lines.append(f"| {setting} | {' | '.join(cells)} |")
+        lines.append(f"| {setting} | {len(prompts)} | {' | '.join(cells)} |")
     return "\n".join(lines)
 
 
@@ -96,6 +92,9 @@ def main(argv: list[str] | None = None) -> None:
     parser.add_argument("--model", help="folder or Hub id; the embedded model when left out")
     parser.add_argument("--num-prompts", type=int, default=20)
     parser.add_argument("--seconds", type=float, default=10.0, help="length of each clip")
+    parser.add_argument(
+        "--only", nargs="+", choices=list(map(str, SETTINGS)), metavar="SETTING", help="of the settings"
+    )
     parser.add_argument("--output", type=Path, required=True, help="JSON lines, one a clip, to go on with")
     arguments = parser.parse_args(argv)
 
@@ -112,7 +111,7 @@ def main(argv: list[str] | None = None) -> None:
     with arguments.output.open("a", encoding="utf-8") as file:
         for wanted in tqdm(prompts, desc="prompts"):
             for setting in SETTINGS:
-                if (str(setting), wanted.text) in done:
+                if (str(setting), wanted.text) in done or (arguments.only and str(setting) not in arguments.only):
                     continue
                 measured = measure_clip(pipe, clap, wanted, setting, arguments.seconds)
                 rows.append({"setting": str(setting), "prompt": wanted.text, "measured": measured, "source": source})

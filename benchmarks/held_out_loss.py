@@ -39,18 +39,25 @@ VARIANTS = ("given", "text", "no text", "quality")
 
 
 def read_batches(
-    folder: str, scaling_factor: float | None, repeats: int, clean_only: bool
+    folder: str,
+    scaling_factor: float | None,
+    repeats: int,
+    clean_only: bool,
+    *,
+    prefix_probability: float = 0.0,
+    crop_in_frames: int = DataConfig.crop_in_frames,
 ) -> list[tuple[Batch, torch.Tensor]]:
     """Returns the batches, each clip `repeats` times with other noise, and with each the states of the empty text."""
     config = DataConfig(
         latents=folder,
+        crop_in_frames=crop_in_frames,
         scaling_factor=scaling_factor,
         text_dropout=0.0,
         quality_dropout=0.0,
         clip_quality_dropout=0.0,
         frame_quality_dropout=0.0,
         global_quality_dropout=0.0,
-        prefix_probability=0.0,
+        prefix_probability=prefix_probability,
     )
     dataset = LatentDataset(config, seed=0)
     records = [dataset.latents.records[clip] for clip in dataset.clips]

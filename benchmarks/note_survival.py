@@ -11,17 +11,19 @@ import argparse
 import time
 from collections import defaultdict
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 import numpy as np
 import torch
 from tqdm import tqdm
 
-from benchmarks.control_metrics import is_tempo
-from benchmarks.music_measures import chord_match
+from pipelines.evaluation.control import is_tempo
+from pipelines.evaluation.music_measures import chord_match
+from pipelines.evaluation.reconstruction import reconstruct_waveforms
 from pipelines.pipeline_qamdt import QAMDTPipeline
 from qamdt import tempo_and_key
-from qamdt.audio import SAMPLING_RATE, LogMel, read_audio
+from qamdt.audio import SAMPLING_RATE, read_audio
 from qamdt.decoders.spectral_losses import multi_resolution_stft_distance
 from qamdt.decoding import latents_to_waveform
 from qamdt.encoding import encode_waveforms
@@ -35,14 +37,7 @@ Decode = Callable[[torch.Tensor], torch.Tensor]
 
 def embedded_pair() -> Decode:
     """Returns what sends waveforms `(batch, samples)` through the embedded autoencoder and vocoder."""
-    pipe = QAMDTPipeline.from_pretrained()
-    log_mel = LogMel()
-
-    def reconstruct(waveforms: torch.Tensor) -> torch.Tensor:
-        latents = encode_waveforms(pipe.vae, waveforms, log_mel).mode() * pipe.vae.config.scaling_factor
-        return pipe.decode(latents)[:, : waveforms.shape[1]]
-
-    return reconstruct
+    return partial(reconstruct_waveforms, QAMDTPipeline.from_pretrained())
 
 
 def waveform_autoencoder(folder: Path) -> Decode:

@@ -135,7 +135,7 @@ def measure(manifest: Path, server: Server, num_clips: int, num_asked: int) -> N
 
 
 def _resident_in_mb() -> float:
-    pages = int(Path("/proc/self/statm").read_text().split()[1])
+    pages = int(Path("/proc/self/statm").read_text(encoding="ascii").split()[1])
     return pages * resource.getpagesize() / 2**20
 
 

@@ -4,8 +4,9 @@
 
 Long files are cut into clips. Where something is said about a part of a file (a caption or a score with `start_in_s`), the
 cuts keep to that part, so that each clip has the caption and the score of its own music. Silent clips, files that sound
-the same as another, files and rows that cannot be read are left out: they are counted, listed with the reason in
-`manifest.bad.jsonl`, and make the exit status 1. The command may be killed; again, it reads only what it had not read.
+the same as another, files, rows and tags that cannot be read are left out: they are counted, listed with the reason in
+`manifest.bad.jsonl`, and make the exit status 1. So are files that are cut off, of which what can be decoded is taken.
+The command may be killed; again, it reads only what it had not read.
 `data_prep.music_metadata` says what tables and files may hold.
 """
 
@@ -13,26 +14,28 @@ import argparse
 import dataclasses
 import hashlib
 import importlib.util
+import math
 import sys
 from collections import Counter
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import soundfile
 from tqdm import tqdm
 
 from data_prep.music_metadata import Note, describe_tags, read_embedded_tags, read_sidecars, read_table
-from qamdt.files import write_json_lines
+from qamdt.files import printable, write_json_lines
 from qamdt.keyed_rows import DONE, KeyedRows, file_identity, make_key, make_row
 from qamdt.manifest import Record, write_manifest
+from qamdt.outputs import check_output
+from qamdt.sound_files import iterate_blocks, list_sound_files, measure_length, open_sound
 
 
-AUDIO_SUFFIXES = (".wav", ".flac", ".ogg", ".opus", ".mp3", ".aif", ".aiff")
 LEVEL_FRAME_IN_S = 0.1
-SCAN_VERSION = 1  # raise it when a scan finds something else in the same file
+SCAN_VERSION = 2  # raise it when a scan finds something else in the same file
 SILENCE = 1e-3  # a clip whose peak stays below is silent
 DEFAULT_CLIP_IN_S = 10.24  # what the presets crop
 
@@ -45,33 +48,39 @@ class Scan:
         duration_in_s: Its length, as far as it can be decoded.
         digest: Of its samples, whatever the file is called and however it is compressed without loss.
         peaks: Peak of every `LEVEL_FRAME_IN_S`.
+        missing_in_s: How much more its header promises; `None` where it is cut and does not say how much.
     """
 
     duration_in_s: float
     digest: str
     peaks: list[float]
+    missing_in_s: float | None = 0.0
 
 
 def scan_audio(path: Path) -> Scan:
     """Decodes a file from end to end."""
+    length = measure_length(path)
     digest, peaks, num_samples = hashlib.sha256(), [], 0
-    try:
-        with soundfile.SoundFile(path) as file:
-            rate = file.samplerate
-            frame = round(LEVEL_FRAME_IN_S * rate)
-            for block in file.blocks(100 * frame, dtype="float32", always_2d=True):
-                mono = block.mean(axis=1)
-                if not np.isfinite(mono).all():
-                    raise ValueError("it holds samples that are not finite.")
-                digest.update((mono * 32767).astype(np.int16).tobytes())
-                num_samples += len(mono)
-                padded = np.pad(np.abs(mono), (0, -len(mono) % frame))
-                peaks += padded.reshape(-1, frame).max(axis=1).round(5).tolist()
-    except soundfile.LibsndfileError as error:
-        raise ValueError(f"it cannot be decoded: {error}") from error
+    with open_sound(path) as file:
+        rate = file.samplerate
+        frame = round(LEVEL_FRAME_IN_S * rate)
+        for block in iterate_blocks(file, round(length.duration_in_s * rate), multiple_of=frame):
+            mono = block.mean(axis=1)
+            if not np.isfinite(mono).all():
+                raise ValueError("it holds samples that are not finite.")
+            digest.update((mono * 32767).clip(-32768, 32767).astype(np.int16).tobytes())
+            num_samples += len(mono)
+            padded = np.pad(np.abs(mono), (0, -len(mono) % frame))
+            peaks += padded.reshape(-1, frame).max(axis=1).round(5).tolist()
     if num_samples == 0:
         raise ValueError("it holds no sound.")
-    return Scan(duration_in_s=num_samples / rate, digest=f"{rate}-{digest.hexdigest()}", peaks=peaks)
+    missing_in_s = 0.0 if not length.is_cut else None if math.isinf(length.missing_in_s) else length.missing_in_s
+    return Scan(
+        duration_in_s=num_samples / rate,
+        digest=f"{rate}-{digest.hexdigest()}",
+        peaks=peaks,
+        missing_in_s=missing_in_s,
+    )
 
 
 def cut(scan: Scan, notes: list[Note], *, clip_in_s: float, min_in_s: float) -> list[tuple[float, float, list[Note]]]:
@@ -85,10 +94,6 @@ def cut(scan: Scan, notes: list[Note], *, clip_in_s: float, min_in_s: float) -> 
     for note in notes:
         if note.start_in_s is not None:
             end = scan.duration_in_s if note.duration_in_s is None else note.start_in_s + note.duration_in_s
-            if not 0 <= note.start_in_s < min(end, scan.duration_in_s) or end > scan.duration_in_s + 0.1:
-                raise ValueError(
-                    f"a note is about {note.start_in_s:g} s to {end:g} s of it, but it lasts {scan.duration_in_s:.2f} s."
-                )
             parts.setdefault((note.start_in_s, min(end, scan.duration_in_s)), []).append(note)
     clips = []
     for (start, end), own in sorted(parts.items()) if parts else [((0.0, scan.duration_in_s), [])]:
@@ -122,11 +127,20 @@ def make_record(path: str, start: float, length: float, notes: list[Note], defau
     )
 
 
+def find_misfit(note: Note, duration_in_s: float) -> str | None:
+    """Says why a note cannot be about a part of a file of this length; `None` where it can, or is about the whole."""
+    if note.start_in_s is None:
+        return None
+    start = note.start_in_s
+    end = duration_in_s if note.duration_in_s is None else start + note.duration_in_s
+    if 0 <= start < min(end, duration_in_s) and end <= duration_in_s + 0.1:
+        return None
+    return f"a note is about {start:g} s to {end:g} s of it, but it lasts {duration_in_s:.2f} s."
+
+
 def _slice_curve(note: Note, start: float, length: float) -> dict[str, Any]:
     """Returns the part of a curve of scores that belongs to a clip, and its mean as the clip's score."""
-    rate = note.fields.get("quality_frame_rate")
-    if not rate:
-        raise ValueError("a note has `quality_frames` without a `quality_frame_rate` above zero.")
+    rate = note.fields["quality_frame_rate"]
     offset = start - (note.start_in_s or 0.0)
     first = min(round(offset * rate), len(note.fields["quality_frames"]) - 1)
     frames = note.fields["quality_frames"][first : max(first + 1, round((offset + length) * rate))]
@@ -166,6 +180,8 @@ class ManifestBuilder:
                 f"`out` must lie in {str(self.folder)!r} or above it, as paths in a manifest may not leave its folder, "
                 f"got {str(self.out)!r}."
             )
+        if self.out.suffix.lower() != ".jsonl":
+            raise ValueError(f"`out` must be a .jsonl file, got {str(self.out)!r}.")
         if not 0 < min_in_s <= clip_in_s:
             raise ValueError(
                 f"`min_in_s` and `clip_in_s` must satisfy 0 < min <= clip, got {min_in_s} and {clip_in_s}."
@@ -179,30 +195,39 @@ class ManifestBuilder:
 
     def build(self, tables: list[str | Path] = (), *, num_workers: int = 4) -> Path:
         """Writes the manifest and the list of what was left out, and returns the manifest's path."""
+        for path in (self.out, self.bad_path):
+            check_output(path, inputs=tables, is_ours=lambda path: self._scans_path.is_file())
         noted: dict[str, list[Note]] = {}
         for table in tables:
             for path, notes in read_table(
                 Path(table), lambda place, fault: self._leave_out("row", place, fault)
             ).items():
                 noted.setdefault(path, []).extend(notes)
-        files = sorted(
-            file
-            for file in self.folder.rglob("*")
-            if file.suffix.lower() in AUDIO_SUFFIXES and not file.name.startswith(".") and file.is_file()
-        )
+        files, refused = list_sound_files(self.folder)
         names = {file.relative_to(self.folder).as_posix(): file for file in files}
+        for file, reason in refused:
+            self._leave_out("unreadable", printable(file.relative_to(self.folder).as_posix()), reason)
+        if noted and not noted.keys() & names.keys():
+            raise ValueError(
+                f"no row of {', '.join(map(str, tables))} is about a file of {str(self.folder)!r}, such as "
+                f"{next(iter(names), 'none')!r}; `path` must be relative to that folder, got {next(iter(noted))!r}."
+            )
         for path in sorted(noted.keys() - names.keys()):
             self._leave_out("row", path, "a row is about this file, which is not there.")
 
         records: list[Record] = []
         first_with: dict[str, str] = {}
-        for name, scan in tqdm(self._scan_all(names, num_workers), total=len(names), unit="file"):
+        for name, scan in tqdm(self._scan_all(names, num_workers), total=len(names), unit="file", disable=None):
             if isinstance(scan, str):
                 self._leave_out("unreadable", name, scan)
             elif scan.digest in first_with:
                 self._leave_out("duplicate", name, f"it sounds the same as {first_with[scan.digest]}.")
             else:
                 first_with[scan.digest] = name
+                if scan.missing_in_s != 0.0:
+                    lacks = "an unknown part" if scan.missing_in_s is None else f"{scan.missing_in_s:.2f} s"
+                    reason = f"its end is missing, {lacks}; {scan.duration_in_s:.2f} s can be decoded and were taken."
+                    self._leave_out("cut", name, reason)
                 records += self._make_records(name, names[name], scan, noted.get(name, []))
         if not records:
             self._write_bad()
@@ -217,29 +242,58 @@ class ManifestBuilder:
     def bad_path(self) -> Path:
         return self.out.with_suffix(".bad.jsonl")
 
+    @property
+    def _scans_path(self) -> Path:
+        return self.out.with_name(f".{self.out.stem}.scans.jsonl")
+
     def _make_records(self, name: str, file: Path, scan: Scan, notes: list[Note]) -> list[Record]:
         """Makes the records of one file's clips; a fault leaves out the file."""
-        path = file.resolve().relative_to(self.out.resolve().parent).as_posix()
+        path = (self.folder.resolve() / name).relative_to(self.out.resolve().parent).as_posix()
         records = []
         try:
-            notes = [*notes, *read_sidecars(file), *([read_embedded_tags(file)] if self.reads_tags else [])]
-            clips = cut(scan, notes, clip_in_s=self.clip_in_s, min_in_s=self.min_in_s)
+            clips = cut(
+                scan, self._find_notes(name, file, scan, notes), clip_in_s=self.clip_in_s, min_in_s=self.min_in_s
+            )
             for start, length, own in clips:
                 first = int(start / LEVEL_FRAME_IN_S)
                 if max(scan.peaks[first : int((start + length) / LEVEL_FRAME_IN_S) + 1]) < SILENCE:
                     self._leave_out("silent", f"{name}@{start:g}", f"{length:g} s of silence.")
                 else:
                     records.append(make_record(path, start, length, own, self.defaults))
-        except (ValueError, TypeError) as error:
+        except ValueError as error:
             self._leave_out("wrong metadata", name, str(error))
             return []
         if not clips:
             self._leave_out("short", name, f"it lasts {scan.duration_in_s:.2f} s, less than {self.min_in_s:g} s.")
         return records
 
+    def _find_notes(self, name: str, file: Path, scan: Scan, notes: list[Note]) -> list[Note]:
+        """Returns what is said about a file, beside what tables say; what cannot be used is left out by itself."""
+        report = partial(self._leave_out, "wrong metadata")
+        sidecars = read_sidecars(
+            file, self.folder, lambda sidecar, fault: report(name, f"{sidecar} beside it: {fault}")
+        )
+        found = [*notes, *sidecars]
+        if self.reads_tags:
+            try:
+                tagged = read_embedded_tags(file)
+                for fault in tagged.faults:
+                    report(name, fault)
+                found.append(tagged)
+            except ValueError as error:
+                report(name, str(error))
+        fitting = []
+        for note in found:
+            misfit = find_misfit(note, scan.duration_in_s)
+            if misfit is None:
+                fitting.append(note)
+            else:
+                report(name, misfit)
+        return fitting
+
     def _scan_all(self, names: dict[str, Path], num_workers: int):
         """Yields each file's name with its scan, or with what is wrong with it, in order; remembers scans on disk."""
-        rows = KeyedRows(self.out.parent, f".{self.out.stem}.scans")
+        rows = KeyedRows(self._scans_path.parent, self._scans_path.stem)
 
         def scan(name: str) -> tuple[str, int, Scan | str]:
             try:
@@ -287,11 +341,11 @@ def main(argv: list[str] | None = None) -> int:
     try:
         builder = ManifestBuilder(**arguments)
         manifest = builder.build(tables, num_workers=num_workers)
-    except (ValueError, OSError, ImportError) as error:
+    except (ValueError, OSError, ImportError, RuntimeError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
     print(
-        f"{builder.counts['clips']} clips in {manifest}, {builder.counts['without caption']} of them without caption; "
+        f"{builder.counts['clips']} clips in {printable(str(manifest))}, {builder.counts['without caption']} of them without caption; "
         f"files read: {builder.counts['read']}, known from before: {builder.counts['known']}."
     )
     if builder.bad:

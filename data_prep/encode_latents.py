@@ -9,8 +9,8 @@ taken from the manifest each time. So the same command again does what is missin
 labels, scores or captions costs no encoding of clips; and a clip whose audio or span changed, or another autoencoder, is
 encoded anew beside what was there. `--clean` removes what the manifest no longer needs.
 
-With `accelerate launch` or `torchrun`, every process encodes its share on its own device. Clips that cannot be encoded
-are counted, listed in `bad_clips.jsonl`, and make the exit status 1.
+With `accelerate launch` or `torchrun`, every process encodes its share on its own device. Clips that cannot be encoded,
+and lines of the manifest that describe none, are counted, listed in `bad_clips.jsonl`, and make the exit status 1.
 """
 
 import argparse

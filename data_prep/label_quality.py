@@ -8,7 +8,7 @@
 
 Every record gets the score of its clip and the curve along it, and for the reader's eye level and prefix; the
 thresholds go to `labelled.quality.json`, where the encoder finds them. Latents of the same clips are kept. More music that is labelled later with the same `--stats` has the same levels.
-Records whose clip has no score lose the quality they may have had from another scorer, and lines that describe no clip
+Records whose clip has no score, or one of another sound than today's, lose the quality they may have had from another scorer, and lines that describe no clip
 are left out; both are counted, listed in `labelled.unlabelled.jsonl`, and make the exit status 1.
 """
 
@@ -23,10 +23,11 @@ from tqdm import tqdm
 
 from qamdt.files import write_json_lines
 from qamdt.manifest import Record, scan_manifest, write_manifest
-from qamdt.quality import QualityStats
+from qamdt.outputs import check_output
+from qamdt.quality import QualityStats, is_quality_file
 from whisq.cli import add_threshold_options, read_thresholds
 from whisq.scoring.labels import judged_scores
-from whisq.scoring.rows import ScoreRows
+from whisq.scoring.rows import ScoreRows, is_of_this_sound
 from whisq.scoring.stats import ScoreStats, Thresholds, measure_scores
 
 
@@ -61,25 +62,33 @@ def label_manifest(
     manifest, out = Path(manifest), Path(out)
     if out.resolve().parent != manifest.resolve().parent:
         raise ValueError(f"`out` must lie beside the manifest {str(manifest)!r}, got {str(out)!r}.")
+    quality_path, unlabelled_path = out.with_suffix(".quality.json"), out.with_suffix(".unlabelled.jsonl")
+    was_labelled = is_quality_file(quality_path)
+    for path in (out, quality_path, unlabelled_path):
+        check_output(path, inputs=[manifest, *scores], is_ours=lambda path: was_labelled)
     stats = stats or measure_scores(scores)
     quality_stats = stats.quality_stats(method=method, thresholds=thresholds, per_source=per_source)
     rows = ScoreRows(scores)
     unlabelled: list[dict[str, Any]] = []
 
     def label_all() -> Iterator[Record]:
-        for line in tqdm(scan_manifest(manifest), desc="labels", unit="clip"):
+        for line in tqdm(scan_manifest(manifest), desc="labels", unit="clip", disable=None):
             if line.record is None:
                 unlabelled.append({"line": line.number, "error": line.fault})
                 continue
             record, row = line.record, rows.read(line.record.id)
+            error = None
             if row is None or row["status"] != "ok":
                 error = "it has no row in the scores" if row is None else row["error"]
+            elif not is_of_this_sound(row, manifest, record):
+                row, error = None, "its sound has changed since it was scored; run `whisq score` again"
+            if error is not None:
                 unlabelled.append({"id": record.id, "path": record.path, "error": error})
             yield label_record(record, row, stats, quality_stats, per_source=per_source)
 
+    quality_stats.save(quality_path)  # first, as it tells that the manifest beside it is ours
     write_manifest(out, label_all())
-    quality_stats.save(out.with_suffix(".quality.json"))
-    write_json_lines(out.with_suffix(".unlabelled.jsonl"), unlabelled)
+    write_json_lines(unlabelled_path, unlabelled)
     return len(unlabelled)
 
 

@@ -5,7 +5,7 @@ Each function does one process's share; `numbers` are the numbers of the shards 
 
 import hashlib
 import inspect
-import json
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -18,14 +18,18 @@ from transformers import AutoConfig, AutoModel, AutoTokenizer, PreTrainedModel, 
 
 from qamdt import embedded
 from qamdt.audio import SAMPLING_RATE, LogMel, normalize_waveform, read_audio
+from qamdt.complete_weights import load_complete
 from qamdt.encoding import encode_waveforms, samples_per_latent_frame
+from qamdt.files import read_json
 from qamdt.keyed_rows import digest_weights
 from qamdt.manifest import Record, resolve_clip_path
 from qamdt.models.autoencoder_waveform import AutoencoderWaveform
 from qamdt.shards import write_latent_shard, write_text_shard
+from qamdt.sound_files import CUT_TOLERANCE_IN_S
 
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
+MOST_SECONDS_PER_SHARD = 60.0  # what a killed process loses at most
 _TOKENIZER_AND_WEIGHTS = (".safetensors", ".bin", ".json", ".txt", ".model")
 
 
@@ -50,7 +54,7 @@ def describe_autoencoder(folder: Path, dtype: str) -> dict[str, Any]:
 
 def read_autoencoder_config(folder: Path) -> dict[str, Any]:
     """Returns the config of an autoencoder."""
-    return json.loads((folder / "config.json").read_text(encoding="utf-8"))
+    return read_json(folder / "config.json")
 
 
 def _hears_waveforms(config: dict[str, Any]) -> bool:
@@ -60,8 +64,8 @@ def _hears_waveforms(config: dict[str, Any]) -> bool:
 def load_autoencoder(folder: Path, dtype: str) -> tuple[nn.Module, LogMel | None]:
     """Loads an autoencoder, and what its spectrograms are computed with; `None` for one that hears waveforms."""
     if _hears_waveforms(read_autoencoder_config(folder)):
-        return AutoencoderWaveform.from_pretrained(folder, torch_dtype=DTYPES[dtype]).eval(), None
-    return AutoencoderKL.from_pretrained(folder, torch_dtype=DTYPES[dtype]).eval(), LogMel()
+        return load_complete(AutoencoderWaveform, folder, torch_dtype=DTYPES[dtype]).eval(), None
+    return load_complete(AutoencoderKL, folder, torch_dtype=DTYPES[dtype]).eval(), LogMel()
 
 
 def measure_frame_rate(folder: Path) -> float:
@@ -101,7 +105,7 @@ def load_text_encoder(name: str | None) -> tuple[PreTrainedTokenizerBase, PreTra
     if name is None:
         return embedded.load_text_encoder()
     tokenizer = AutoTokenizer.from_pretrained(name)
-    model = AutoModel.from_pretrained(name)
+    model = load_complete(AutoModel, name)
     return tokenizer, (model.get_encoder() if model.config.is_encoder_decoder else model).eval()
 
 
@@ -118,7 +122,7 @@ def encode_clips(
     clips_per_shard: int,
     show_progress: bool,
 ) -> dict[int, str]:
-    """Writes a shard for every `clips_per_shard` clips, and returns the keys of those that failed, with the reasons.
+    """Writes a shard for every `clips_per_shard` clips, or every minute; returns the keys that failed, with the reasons.
 
     Args:
         clips: The clips with their keys.
@@ -128,13 +132,14 @@ def encode_clips(
         out: Folder of the shards.
         numbers: Numbers of the shards to write.
         batch_size: Clips encoded at once.
-        clips_per_shard: Clips in a shard.
+        clips_per_shard: Most clips in a shard.
         show_progress: Whether to show a bar.
     """
     errors: dict[int, str] = {}
     keys, means, stds = [], [], []
+    written_at = time.monotonic()
 
-    progress = tqdm(total=len(clips), desc="clips", unit="clip", disable=not show_progress)
+    progress = tqdm(total=len(clips), desc="clips", unit="clip", disable=not show_progress or None)
     for batch, waveforms in _read_batches(clips, manifest, batch_size, vae, log_mel, errors):
         posterior = encode_waveforms(vae, normalize_waveform(waveforms.to(vae.device)), log_mel)
         for key, mean, std in zip(batch, posterior.mean.float().cpu(), posterior.std.float().cpu(), strict=True):
@@ -145,9 +150,11 @@ def encode_clips(
             means.append(mean)
             stds.append(std)
         progress.update(len(batch))
-        if len(keys) >= clips_per_shard:
-            write_latent_shard(out, keys, means, stds, number=next(numbers))
+        if len(keys) >= clips_per_shard or time.monotonic() - written_at > MOST_SECONDS_PER_SHARD:
+            if keys:
+                write_latent_shard(out, keys, means, stds, number=next(numbers))
             keys, means, stds = [], [], []
+            written_at = time.monotonic()
     if keys:
         write_latent_shard(out, keys, means, stds, number=next(numbers))
     progress.close()
@@ -174,6 +181,9 @@ def _read_batches(
                 start_in_s=record.start_in_s,
                 duration_in_s=record.duration_in_s,
             )
+            missing_in_s = record.duration_in_s - waveform.shape[0] / sampling_rate
+            if missing_in_s > CUT_TOLERANCE_IN_S:
+                raise ValueError(f"its file ends {missing_in_s:.2f} s before the clip should.")
             num_samples = waveform.shape[0] // hop * hop
             if num_samples == 0:
                 raise ValueError(f"the clip is shorter than one latent frame, {waveform.shape[0]} samples.")
@@ -204,17 +214,22 @@ def encode_texts(
     texts_per_shard: int = 4096,
 ) -> None:
     """Writes the encoder states of texts, given with their keys, a shard at a time; the rest as `encode_clips`."""
-    progress = tqdm(total=len(texts), desc="texts", unit="text", disable=not show_progress)
-    for shard_start in range(0, len(texts), texts_per_shard):
-        shard = texts[shard_start : shard_start + texts_per_shard]
-        states = []
-        for start in range(0, len(shard), batch_size):
-            batch = [text for text, _ in shard[start : start + batch_size]]
-            tokens = tokenizer(batch, padding=True, truncation=True, max_length=max_tokens, return_tensors="pt")
-            tokens = tokens.to(encoder.device)
-            hidden_states = encoder(**tokens).last_hidden_state.float().cpu()  # (B, L, D)
-            lengths = tokens["attention_mask"].sum(dim=1).tolist()
-            states += [state[:length] for state, length in zip(hidden_states, lengths, strict=True)]
-            progress.update(len(batch))
-        write_text_shard(out, [key for _, key in shard], states, number=next(numbers))
+    progress = tqdm(total=len(texts), desc="texts", unit="text", disable=not show_progress or None)
+    keys, states = [], []
+    written_at = time.monotonic()
+    for start in range(0, len(texts), batch_size):
+        batch = texts[start : start + batch_size]
+        tokens = tokenizer(
+            [text for text, _ in batch], padding=True, truncation=True, max_length=max_tokens, return_tensors="pt"
+        ).to(encoder.device)
+        hidden_states = encoder(**tokens).last_hidden_state.float().cpu()  # (B, L, D)
+        lengths = tokens["attention_mask"].sum(dim=1).tolist()
+        keys += [key for _, key in batch]
+        states += [state[:length] for state, length in zip(hidden_states, lengths, strict=True)]
+        progress.update(len(batch))
+        is_last = start + batch_size >= len(texts)
+        if is_last or len(keys) >= texts_per_shard or time.monotonic() - written_at > MOST_SECONDS_PER_SHARD:
+            write_text_shard(out, keys, states, number=next(numbers))
+            keys, states = [], []
+            written_at = time.monotonic()
     progress.close()

@@ -1,36 +1,48 @@
 """What a manifest says about encoded clips, as training wants it: texts, curves on the latent grid, quality thresholds."""
 
+import logging
 import math
 from pathlib import Path
 
 import torch
 
 from qamdt.latent_folder import round_score
-from qamdt.manifest import Record, read_manifest
+from qamdt.manifest import Record, scan_manifest
 from qamdt.quality import QualityStats
+from qamdt.quality_words import NUM_LEVELS
 
 
-def choose_records(manifest: Path, split: str | None, limit: int | None) -> list[Record]:
-    """Returns the clips to encode.
+logger = logging.getLogger(__name__)
+
+
+def choose_records(
+    manifest: Path, split: str | None, limit: int | None
+) -> tuple[list[Record], list[dict[str, int | str]]]:
+    """Returns the clips to encode, and the lines of the manifest that describe none, each with what is wrong with it.
 
     Args:
         manifest: The manifest of the corpus.
         split: Only clips whose tag `split` has this value.
         limit: Only so many of them.
     """
-    records = read_manifest(manifest)
+    lines = list(scan_manifest(manifest))
+    records = [line.record for line in lines if line.record is not None]
+    bad_lines = [{"line": line.number, "error": line.fault} for line in lines if line.record is None]
     if split is not None:
         records = [record for record in records if record.tags.get("split") == split]
     records = records[:limit]
     if not records:
-        raise ValueError(f"no clip of {str(manifest)!r} is left to encode (`split` is {split!r}, `limit` {limit}).")
-    return records
+        faults = f"; the first of {len(bad_lines)} bad lines: {bad_lines[0]}" if bad_lines else ""
+        raise ValueError(
+            f"no clip of {str(manifest)!r} is left to encode (`split` is {split!r}, `limit` {limit}){faults}."
+        )
+    return records, bad_lines
 
 
 def choose_stats(
     records: list[Record], manifest: Path, path: str | Path | None, before: QualityStats | None
 ) -> QualityStats | None:
-    """Returns the thresholds between quality levels; `None` when no clip has a score.
+    """Returns the thresholds between quality levels; `None` when no clip has a score, or too few have different ones.
 
     They are those of `path`; else those of `label_quality` beside the manifest (`labelled.quality.json` beside
     `labelled.jsonl`); else, where clips have labels, those of before; else they are derived from the scores. Labels in
@@ -66,6 +78,12 @@ def choose_stats(
         if stats.scorer == scorer and _find_contradiction(stats, records) is None:
             return stats
     scores = [record.quality_score for record in records if record.quality_score is not None]
+    if len(set(scores)) < NUM_LEVELS and not has_labels:
+        logger.warning(
+            f"{len(set(scores))} distinct quality scores are too few to set {NUM_LEVELS} levels apart: the clips are "
+            "encoded as of unknown quality. Score more clips, or give the thresholds with `--quality-stats`."
+        )
+        return None
     stats = QualityStats.from_scores(scores, scorer=str(scorer))
     contradicted = _find_contradiction(stats, records)
     if contradicted is not None:

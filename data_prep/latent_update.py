@@ -7,7 +7,6 @@ the text encoder. Everything else that training reads, the index with clips, tex
 import contextlib
 import hashlib
 import itertools
-import json
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass, replace
 from datetime import timedelta
@@ -31,7 +30,7 @@ from data_prep.latent_encoders import (
 from data_prep.latent_index import choose_records, choose_stats, list_training_texts, make_curves
 from data_prep.old_latents import take_over_old_latents
 from qamdt import embedded
-from qamdt.files import claim, write_json_lines
+from qamdt.files import claim, read_json, write_json_lines
 from qamdt.keyed_rows import make_key
 from qamdt.latent_folder import (
     INDEX_NAME,
@@ -42,6 +41,8 @@ from qamdt.latent_folder import (
     write_index,
 )
 from qamdt.manifest import Record, clip_identity, resolve_clip_path
+from qamdt.outputs import check_output_folder, has_fields
+from qamdt.precision import check_device
 from qamdt.quality import QualityStats
 from qamdt.shards import Place, find_entries, next_shard_number
 
@@ -87,7 +88,7 @@ class EncodingReport:
         num_kept: Clips whose latents were there.
         num_encoded: Clips that were encoded.
         num_dropped: Clips of the index before that are no longer in it.
-        num_bad: Clips that could not be encoded.
+        num_bad: Clips that could not be encoded, and lines of the manifest that describe none.
         num_texts_kept: Texts whose states were there.
         num_texts_encoded: Texts that were encoded.
     """
@@ -127,7 +128,7 @@ def encode_corpus(
         options: What decides what the folder holds; all as by default when `None`.
         batch_size: Clips encoded at once.
         text_batch_size: Texts encoded at once.
-        clips_per_shard: Clips in a file; at most this many are encoded again after a kill.
+        clips_per_shard: Most clips in a file; after a kill at most so many, or those of a minute, are encoded again.
         device: Where to compute; the accelerator of this process, if there is one, when `None`.
         clean: Whether to remove files that the new index does not name; a training that reads them would fail.
 
@@ -137,9 +138,14 @@ def encode_corpus(
     """
     manifest = Path(manifest)
     out = manifest.parent / "latents" if out is None else Path(out)
+    if device is not None:
+        check_device(device)
     options = (options or EncodingOptions()).resolve()
     # A process that is done early waits for the others, however long that takes.
     processes = PartialState(cpu=not torch.accelerator.is_available(), timeout=timedelta(days=7))
+    is_ours = (out / ".lock").is_file() or has_fields(out / INDEX_NAME, ["format", "num_clips"])
+    check_output_folder(out, [INDEX_NAME, "bad_clips.jsonl"], is_ours=is_ours)
+    processes.wait_for_everyone()
     out.mkdir(parents=True, exist_ok=True)
     with claim(out / ".lock") if processes.is_main_process else contextlib.nullcontext():
         run = _Encoding(manifest, out, options, processes)
@@ -169,10 +175,11 @@ class _Encoding:
         self.made_by = describe_autoencoder(self.vae, options.dtype)
         self.read_by = describe_text_encoder(options.text_encoder, options.max_text_tokens)
         self.manifest_sha256 = digest_manifest(manifest)
-        self.records = choose_records(manifest, options.split, options.limit)
+        self.records, self.bad_lines = choose_records(manifest, options.split, options.limit)
         if processes.is_main_process:
-            for leftover in out.glob(".*.tmp"):
-                leftover.unlink()
+            for kind in ("latents", "text", "clips", "curves", "index", "bad_clips"):
+                for leftover in out.glob(f".{kind}*.tmp"):
+                    leftover.unlink()
             take_over_old_latents(out, manifest, self.made_by, self.read_by)
         processes.wait_for_everyone()
 
@@ -241,7 +248,7 @@ class _Encoding:
         self.processes.wait_for_everyone()
         pairs = list(zip(self.records, self.keys, self._find_places(), strict=True))
         clips = [(record, place) for record, _, place in pairs if place is not None]
-        bad_clips = [
+        bad_clips = self.bad_lines + [
             {"id": record.id, "path": record.path, "error": self._find_error(record, key)}
             for record, key, place in pairs
             if place is None
@@ -323,7 +330,7 @@ def _span(record: Record) -> tuple[str, float, float]:
 
 def _read_before(out: Path) -> tuple[list[Clip], QualityStats | None, dict[str, Any] | None]:
     """Returns clips, thresholds and origin of the latents that the index of a folder knows until now."""
-    if not (out / INDEX_NAME).is_file() or json.loads((out / INDEX_NAME).read_text(encoding="utf-8"))["format"] == 1:
+    if not (out / INDEX_NAME).is_file() or read_json(out / INDEX_NAME)["format"] == 1:
         return [], None, None
     folder = LatentFolder(out)
     quality = folder.index["quality"]

@@ -36,10 +36,11 @@ from qamdt.audio import SAMPLING_RATE, read_audio
 from qamdt.keyed_rows import DONE, KeyedRows, make_key, make_row
 from qamdt.manifest import Record, clip_identity, read_manifest, resolve_clip_path, scan_manifest, write_manifest
 from qamdt.music import MAX_TEMPO_BPM, MIN_TEMPO_BPM
+from qamdt.outputs import check_output
 from qamdt.tempo_and_key import beat_grid, key_and_margin, tempo_and_clarity
 
 
-MEASUREMENT = 1  # counts changes of what is measured
+MEASUREMENT = 2  # counts changes of what is measured
 LONGEST_IN_S = 60.0  # of a clip; a tempo that wanders has no grid of beats for longer
 SHORTEST_IN_S = 3.0
 QUIETEST_PEAK = 1e-4  # below it there is nothing to hear
@@ -86,7 +87,8 @@ def _choose_octave(bpm: float, tagged: float | None) -> float:
 
 def fill_in(record: Record, measured: dict[str, Any], *, min_tempo_clarity: float, min_key_margin: float) -> Record:
     """Returns a record with what it lacks and what was measured surely; what an earlier run filled in counts as lacking."""
-    filled_before = record.extra.get("music_measured", [])
+    filled_before = record.extra.get("music_measured")
+    filled_before = filled_before if isinstance(filled_before, list) else []
     known = {name: None if name in filled_before else getattr(record, name) for name in FIELDS}
     found: dict[str, Any] = {}
     if known["tempo_bpm"] is None and measured.get("tempo_clarity", -1.0) >= min_tempo_clarity:
@@ -126,6 +128,7 @@ def measure_manifest(
         raise ValueError(f"`out` must not be the manifest itself, got {str(out)!r}; give it another name.")
     if num_workers < 1:
         raise ValueError(f"`num_workers` must be at least 1, got {num_workers}.")
+    check_output(out, is_ours=lambda path: path.with_name(f"{out.stem}.measurements.jsonl").is_file())
     lines = list(scan_manifest(manifest))
     records = [line.record for line in lines if line.record is not None]
     faults = [f"line {line.number}: {line.fault}" for line in lines if line.record is None]
@@ -154,11 +157,13 @@ def _measure_all(
     """Yields key and record with what was measured, or with what was wrong, as results come."""
     work = [(manifest, key, record) for key, record in missing]
     if num_workers == 1 or len(work) < 2:
-        yield from tqdm(map(_measure_one, work), total=len(work), unit="clip")
+        yield from tqdm(map(_measure_one, work), total=len(work), unit="clip", disable=None)
         return
     # A fresh interpreter for each worker: forking a process that has used threads (torch) can hang.
     with multiprocessing.get_context("spawn").Pool(num_workers) as pool:
-        yield from tqdm(pool.imap_unordered(_measure_one, work, chunksize=4), total=len(work), unit="clip")
+        yield from tqdm(
+            pool.imap_unordered(_measure_one, work, chunksize=4), total=len(work), unit="clip", disable=None
+        )
 
 
 def _measure_one(work: tuple[Path, int, Record]) -> tuple[int, Record, dict[str, Any], str | None]:

@@ -4,7 +4,6 @@ There, a shard held its clips' curves too, beside a list of records, and a clip 
 a key here if its sound is older than they are, so that it is what they were made of.
 """
 
-import json
 import re
 from pathlib import Path
 from typing import Any
@@ -13,7 +12,7 @@ import torch
 from safetensors.torch import load_file
 
 from data_prep.latent_encoders import describe_text_encoder
-from qamdt.files import read_json_lines
+from qamdt.files import read_json, read_json_lines
 from qamdt.keyed_rows import make_key
 from qamdt.manifest import Record, clip_identity, resolve_clip_path
 from qamdt.shards import find_entries, write_latent_shard, write_text_shard
@@ -33,7 +32,7 @@ def take_over_old_latents(folder: Path, manifest: Path, made_by: dict[str, Any],
     """
     if not (folder / "settings.json").is_file():
         return
-    settings = json.loads((folder / "settings.json").read_text(encoding="utf-8"))
+    settings = read_json(folder / "settings.json")
     for path in _list_old(folder, "latents"):
         _take_over_clips(path, manifest, made_by | {"vae_sha256": settings["vae_sha256"]})
     if settings["text_encoder"] == "embedded" and read_by == describe_text_encoder(None, 128):

@@ -27,6 +27,7 @@ from data_prep.synthesis import DEFAULT_SOUNDFONT, Synthesizer, check_soundfont,
 from qamdt.audio import SAMPLING_RATE, write_audio
 from qamdt.keyed_rows import DONE, KeyedRows, make_key, make_row
 from qamdt.manifest import Record, write_manifest
+from qamdt.outputs import check_output_folder
 from qamdt.settings import hold_folder_to
 
 
@@ -170,6 +171,7 @@ def render_corpus(
     for soundfont in settings.soundfonts:
         check_soundfont(soundfont)
     import_fluidsynth()
+    check_output_folder(folder, ["manifest.jsonl"], is_ours=(folder / "pieces.jsonl").is_file())
     (folder / "audio").mkdir(parents=True, exist_ok=True)
     decisive = asdict(settings) | {"version": VERSION, "soundfont_digests": list(map(_digest, settings.soundfonts))}
     manifest_path = folder / "manifest.jsonl"
@@ -180,7 +182,7 @@ def render_corpus(
         num_there = num_pieces - len(missing)
         tqdm.write(f"{num_there} of {num_pieces} pieces are there, {len(missing)} are rendered.", file=sys.stderr)
         rendered = _rendered(missing, folder, settings, num_workers)
-        for index, records in tqdm(rendered, initial=num_there, total=num_pieces, unit="piece"):
+        for index, records in tqdm(rendered, initial=num_there, total=num_pieces, unit="piece", disable=None):
             values = {"records": [record.to_dict() for record in records]}
             rows.append(make_row(keys[index], f"piece-{index:06d}") | values)
         rows.refresh()

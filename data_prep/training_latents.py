@@ -1,7 +1,7 @@
 """The latents that a training reads are those of its manifest: they are brought up to date before it begins."""
 
+import logging
 import os
-import sys
 from pathlib import Path
 
 from accelerate import PartialState
@@ -11,6 +11,7 @@ from data_prep.make_sample_corpus import SAMPLE_CORPUS_DIR
 from qamdt.latent_folder import INDEX_NAME, open_folder
 
 
+logger = logging.getLogger(__name__)
 SAMPLE_LATENTS = Path("data/sample/latents")  # the corpus itself may lie where nobody may write
 
 
@@ -45,9 +46,9 @@ def find_latents(manifest: str | None, latents: str | None) -> str:
         options = EncodingOptions(**open_folder(latents).index["options"])
     report = encode_corpus(path, latents, options)
     if PartialState().is_main_process:
-        print(f"Latents of {path} in {latents}: {report}.", file=sys.stderr)
+        logger.info(f"Latents of {path} in {latents}: {report}.")
         if report.num_bad:
-            print(f"{report.num_bad} bad clips are left out, listed in {latents}/bad_clips.jsonl.", file=sys.stderr)
+            logger.warning(f"{report.num_bad} bad clips are left out, listed in {latents}/bad_clips.jsonl.")
     return latents
 
 
@@ -59,8 +60,7 @@ def _warn_of_changes(latents: str) -> None:
     if made_from is None or not Path(made_from["path"]).is_file():
         return
     if os.environ.get("RANK", "0") == "0" and digest_manifest(made_from["path"]) != made_from["sha256"]:
-        print(
+        logger.warning(
             f"{made_from['path']} has changed since {latents} was made from it; with `data.manifest` the latents are "
-            "brought up to date.",
-            file=sys.stderr,
+            "brought up to date."
         )

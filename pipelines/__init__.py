@@ -1,4 +1,4 @@
-"""Inference: the diffusers pipelines and their command line."""
+"""Inference: the diffusers pipelines, their command line, service and page."""
 
 from __future__ import annotations
 
@@ -10,9 +10,11 @@ if TYPE_CHECKING:
     from pipelines.pipeline_audio_to_audio import QAMDTAudioToAudioPipeline
     from pipelines.pipeline_inpaint import QAMDTInpaintPipeline
     from pipelines.pipeline_qamdt import QAMDTPipeline
+    from pipelines.request import GenerationRequest
 
-__all__ = ["QAMDTAudioToAudioPipeline", "QAMDTInpaintPipeline", "QAMDTPipeline"]
+__all__ = ["GenerationRequest", "QAMDTAudioToAudioPipeline", "QAMDTInpaintPipeline", "QAMDTPipeline"]
 _MODULES = {
+    "GenerationRequest": "request",
     "QAMDTAudioToAudioPipeline": "pipeline_audio_to_audio",
     "QAMDTInpaintPipeline": "pipeline_inpaint",
     "QAMDTPipeline": "pipeline_qamdt",

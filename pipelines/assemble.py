@@ -9,7 +9,6 @@ The text encoder is not stored: the model takes it from the package that carries
 from __future__ import annotations
 
 import argparse
-import json
 import shutil
 from pathlib import Path
 
@@ -17,12 +16,16 @@ import torch
 from diffusers import AutoencoderKL, DPMSolverMultistepScheduler, FlowMatchEulerDiscreteScheduler, SchedulerMixin
 
 from pipelines.pipeline_qamdt import QAMDTPipeline
+from qamdt.complete_weights import load_complete
 from qamdt.embedded import TEXT_ENCODER_PACKAGE
+from qamdt.files import read_json, write_json
 from qamdt.models.transformer_qamdt import QAMDTTransformer2DModel
 from qamdt.models.vocoder_istft import ISTFTVocoder
+from qamdt.outputs import check_output_folder, has_fields
 from qamdt.quality import QualityStats
 
 
+PARTS = ("vae", "transformer", "vocoder", "scheduler", "model_index.json")
 DTYPES = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16}
 
 
@@ -37,21 +40,25 @@ def assemble(vae: Path, vocoder: Path, transformer: Path, out: Path, dtype: torc
         out: The folder to write; a model card that lies there stays.
         dtype: What the weights are stored in; loading brings them back to float32.
     """
-    training = json.loads((transformer / "training.json").read_text())
+    for part in (vae, vocoder, transformer):
+        if part.resolve().is_relative_to(out.resolve()):
+            raise ValueError(f"{str(part)!r} lies in `out` {str(out)!r}, which is written over; give another `out`.")
+    check_output_folder(out, PARTS, is_ours=has_fields(out / "model_index.json", ["_class_name"]))
+    training = read_json(transformer / "training.json")
     stats_file = transformer / "quality_stats.json"
-    autoencoder = AutoencoderKL.from_pretrained(vae)
+    autoencoder = load_complete(AutoencoderKL, vae)
     autoencoder.register_to_config(scaling_factor=training["scaling_factor"])
     pipe = QAMDTPipeline(
         vae=autoencoder,
         text_encoder=None,
         tokenizer=None,
-        transformer=QAMDTTransformer2DModel.from_pretrained(transformer / "transformer"),
+        transformer=load_complete(QAMDTTransformer2DModel, transformer / "transformer"),
         scheduler=load_scheduler(transformer / "scheduler"),
-        vocoder=ISTFTVocoder.from_pretrained(vocoder),
+        vocoder=load_complete(ISTFTVocoder, vocoder),
         quality_stats=QualityStats.load(stats_file).to_dict() if stats_file.is_file() else None,
         text_encoder_package=TEXT_ENCODER_PACKAGE,
     )
-    for part in ("vae", "transformer", "vocoder", "scheduler"):
+    for part in PARTS[:-1]:
         shutil.rmtree(out / part, ignore_errors=True)
     pipe.to(dtype).save_pretrained(out)
     for part in ("vae", "transformer", "vocoder"):
@@ -61,16 +68,16 @@ def assemble(vae: Path, vocoder: Path, transformer: Path, out: Path, dtype: torc
 
 def _make_shareable(folder: Path) -> None:
     """Removes from a part's config where it lay on this machine, and lets everyone read what diffusers wrote."""
-    config = json.loads((folder / "config.json").read_text())
+    config = read_json(folder / "config.json")
     config.pop("_name_or_path", None)
-    (folder / "config.json").write_text(json.dumps(config, indent=2, sort_keys=True) + "\n")
+    write_json(folder / "config.json", dict(sorted(config.items())))
     for file in folder.iterdir():
         file.chmod(0o644)
 
 
 def load_scheduler(folder: Path) -> SchedulerMixin:
     """Loads the scheduler that the training chose for what its network predicts: noise and velocities, or flows."""
-    name = json.loads((folder / "scheduler_config.json").read_text())["_class_name"]
+    name = read_json(folder / "scheduler_config.json")["_class_name"]
     is_flow = name == FlowMatchEulerDiscreteScheduler.__name__
     return (FlowMatchEulerDiscreteScheduler if is_flow else DPMSolverMultistepScheduler).from_pretrained(folder)
 

@@ -9,6 +9,7 @@ import torch
 from diffusers import DiffusionPipeline
 
 from pipelines.music_conditioning import Chords
+from pipelines.prompt_schedule import Schedule, is_schedule
 from pipelines.quality_argument import Quality
 from pipelines.selection import RankBy, Selection
 
@@ -20,7 +21,7 @@ class Call:
     What is particular to one pipeline, such as the length of the clips or a recording to begin with, is not among them.
     """
 
-    prompt: str | list[str] | None
+    prompt: str | Schedule | list[str | Schedule] | None
     quality: Quality | list[Quality]
     negative_prompt: str | list[str]
     negative_quality: Quality | list[Quality]
@@ -29,6 +30,7 @@ class Call:
     chords: Chords | list[Chords | None] | None
     time_signature: str | list[str | None] | None
     plan_music: bool
+    loop: bool
     num_inference_steps: int
     guidance_scale: float
     quality_guidance_scale: float | None
@@ -54,7 +56,7 @@ class Call:
         """How many prompts there are, as texts or as their states."""
         if self.prompt_embeds is not None:
             return len(self.prompt_embeds)
-        return 1 if isinstance(self.prompt, str) else len(self.prompt)
+        return len(self.prompt) if isinstance(self.prompt, list) and not is_schedule(self.prompt) else 1
 
     @property
     def batch_size(self) -> int:
@@ -62,9 +64,23 @@ class Call:
         return self.num_prompts * self.num_waveforms_per_prompt
 
     @property
+    def schedules(self) -> list[Schedule]:
+        """What is played from when, for each prompt; an empty text where text states are given instead."""
+        prompts = (
+            self.prompt if isinstance(self.prompt, list) and not is_schedule(self.prompt) else [self.prompt or ""]
+        )
+        prompts = prompts * (self.num_prompts // len(prompts))
+        return [prompt if is_schedule(prompt) else [(0.0, prompt)] for prompt in prompts]
+
+    @property
+    def num_sections(self) -> int:
+        """How many sections the prompt with most of them has."""
+        return max(map(len, self.schedules))
+
+    @property
     def prompts(self) -> list[str]:
-        """The text of each prompt; empty where its states are given instead."""
-        return self.prompt if isinstance(self.prompt, list) else [self.prompt or ""] * self.num_prompts
+        """Each prompt as one text, with what is played later behind what is played first."""
+        return [", ".join(text for _, text in schedule) for schedule in self.schedules]
 
     @property
     def negative_prompts(self) -> list[str]:
@@ -80,7 +96,7 @@ class Call:
             ValueError: That does not go together.
         """
         return Selection(
-            prompts=self.prompt if isinstance(self.prompt, list) else [self.prompt] * self.num_prompts,
+            prompts=[prompt or None for prompt in self.prompts],
             num_waveforms_per_prompt=self.num_waveforms_per_prompt,
             keep=self.keep,
             rank_by=self.rank_by,

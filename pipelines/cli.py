@@ -1,4 +1,4 @@
-"""The `qamdt` command: `generate` music, show `info` about a model, `convert` the published checkpoint.
+"""The `qamdt` command: `generate`, `restore` and `evaluate` music, show `info` about a model, `convert` one, `serve`.
 
 Exit status: 0 when done, 1 when something failed, 2 when the arguments make no sense, 130 when interrupted.
 """
@@ -6,12 +6,15 @@ Exit status: 0 when done, 1 when something failed, 2 when the arguments make no 
 from __future__ import annotations
 
 import argparse
+import os
 import sys
 from collections.abc import Sequence
 from dataclasses import fields
 from pathlib import Path
 
+from pipelines.evaluation import command as evaluation
 from pipelines.input_checks import check_count
+from pipelines.listening import command as listening
 from pipelines.request import CRITERIA, DTYPES, SAMPLER_NAMES, GenerationRequest
 from qamdt import __version__
 from qamdt.audio_formats import find_audio_format
@@ -41,8 +44,12 @@ def build_parser() -> argparse.ArgumentParser:
     parser.add_argument("--version", action="version", version=f"qamdt {__version__}")
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
     _add_generate(commands)
+    _add_restore(commands)
+    evaluation.add_parser(commands)
+    listening.add_parser(commands)
     _add_info(commands)
     _add_convert(commands)
+    _add_serve(commands)
     return parser
 
 
@@ -55,7 +62,7 @@ def _add_generate(commands: argparse._SubParsersAction) -> None:
         argument_default=argparse.SUPPRESS,  # so that a request from a file is changed only by what is given
     )
     files = dict.fromkeys(("output", "prompts", "out_dir", "request", "spectrogram"))
-    parser.set_defaults(run=_generate, num=1, device=None, **files)
+    parser.set_defaults(run=_generate, num=1, device=None, overwrite=False, quiet=False, **files)
     parser.add_argument("prompt", nargs="?", help='what to play, such as "calm piano ballad, slow"')
     parser.add_argument(
         "-o", "--output", type=Path, help="sound file to write: wav, flac, ogg, opus or mp3 (music.wav)"
@@ -70,7 +77,9 @@ def _add_generate(commands: argparse._SubParsersAction) -> None:
     )
     parser.add_argument("--num", type=int, help="takes of each prompt, seeds counting up (1)")
     parser.add_argument("--spectrogram", type=Path, metavar="PNG", help="also draw what was made")
+    parser.add_argument("-q", "--quiet", action="store_true", help="print nothing but errors")
     parser.add_argument("--device", help='such as "cpu" or "cuda:1" (a GPU where there is one)')
+    parser.add_argument("--overwrite", action="store_true", help="replace files that were not made by this command")
     _add_request_options(parser)
 
 
@@ -83,7 +92,27 @@ def _add_request_options(parser: argparse.ArgumentParser) -> None:
         help=f"{list_words(quote='')}, unknown, a score from 1 to 5, or a curve: scores spread over the clip such as "
         f"2,4.5 or second:score pairs such as 0:2,5:4.5 ({default.quality})",
     )
-    parser.add_argument("--seconds", type=float, help="length (what the model was built for)")
+    parser.add_argument(
+        "--then",
+        nargs=2,
+        action="append",
+        metavar=("SECOND", "PROMPT"),
+        help="what to play from a second on; may be said several times",
+    )
+    parser.add_argument(
+        "--seconds", type=float, help="length (what the model was built for, or that of the recording)"
+    )
+    parser.add_argument("--loop", action="store_true", help="make a clip that can be played over and over")
+    parser.add_argument("--init-audio", metavar="FILE", help="change this recording as the prompt says")
+    parser.add_argument("--strength", type=float, help="how much of it is changed, from 0 to 1 (0.5)")
+    parser.add_argument(
+        "--inpaint-audio",
+        metavar="FILE",
+        help="keep this recording, play spans of it anew, and go on where it ends if --seconds says so",
+    )
+    parser.add_argument("--inpaint-start", type=float, nargs="+", metavar="SECOND", help="where each span begins")
+    parser.add_argument("--inpaint-end", type=float, nargs="+", metavar="SECOND", help="where each span ends")
+    parser.add_argument("--audio-start", type=float, metavar="SECOND", help="where --inpaint-audio begins (0)")
     parser.add_argument("--seed", type=int, help=f"same seed, same music ({default.seed})")
     parser.add_argument("--best-of", type=int, metavar="N", help=f"make N and keep the best ({default.best_of})")
     parser.add_argument(
@@ -118,11 +147,49 @@ def _add_request_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--fade-ms", type=float, metavar="MS", help=f"fades at both ends ({default.fade_ms:g} ms)")
     parser.add_argument("--model", help="folder or Hub id (QAMDT_MODEL, or the embedded model)")
     parser.add_argument(
+        "--lora",
+        action="append",
+        type=parse_lora,
+        metavar="PATH[:SCALE]",
+        help="folder or Hub id of an adapter on top of the model, and how strong it is (1); may be given several times",
+    )
+    parser.add_argument(
         "--dtype",
         choices=DTYPES,
         help="precision of the transformer; auto is bfloat16 where the processor has instructions for it "
         f"({default.dtype})",
     )
+
+
+def _add_restore(commands: argparse._SubParsersAction) -> None:
+    parser = commands.add_parser(
+        "restore",
+        help="raise the quality of a recording where it scores low",
+        description="Raises the quality of a recording where its own curve of WhisQ scores is low; what scores high is "
+        "left alone. It is brought to the model's rate and to mono. A JSON file beside the result says what was changed.",
+    )
+    default = GenerationRequest
+    parser.set_defaults(run=_restore)
+    parser.add_argument("audio", type=Path, help="sound file: wav, flac, ogg, opus or mp3")
+    parser.add_argument(
+        "-o", "--output", type=Path, default=Path("restored.wav"), help="sound file to write (%(default)s)"
+    )
+    parser.add_argument("--overwrite", action="store_true", help="replace files that were not made by this command")
+    parser.add_argument("--prompt", default="", metavar="TEXT", help="what is played, if you like to say it")
+    parser.add_argument("--strength", type=float, help="how much is changed, from 0 to 1 (chosen from the scores)")
+    parser.add_argument("--good-score", type=float, help='from here on it is left alone (where "high" begins)')
+    parser.add_argument("--scorer", metavar="MODEL", help="folder or Hub id of a WhisQ scorer (the embedded one)")
+    parser.add_argument("--steps", type=int, help="denoising steps of the whole schedule (25)")
+    parser.add_argument("--guidance", type=float, default=1.0, help="guidance scale; 1 is off (%(default)s)")
+    parser.add_argument("--seed", type=int, default=default.seed, help="same seed, same result (%(default)s)")
+    parser.add_argument("--sampling-rate", type=int, metavar="HZ", help="of the sound file (the model's own)")
+    parser.add_argument("--loudness", type=float, metavar="LUFS", help="loudness of the sound file (the recording's)")
+    parser.add_argument("--fade-ms", type=float, default=0.0, metavar="MS", help="fades at both ends (none)")
+    parser.add_argument("--model", help="folder or Hub id (QAMDT_MODEL, or the embedded model)")
+    parser.add_argument(
+        "--dtype", choices=DTYPES, default=default.dtype, help="precision of the transformer (%(default)s)"
+    )
+    parser.add_argument("--device", help='such as "cpu" or "cuda:1" (a GPU where there is one)')
 
 
 def _add_info(commands: argparse._SubParsersAction) -> None:
@@ -155,6 +222,36 @@ def _add_convert(commands: argparse._SubParsersAction) -> None:
     )
 
 
+def _add_serve(commands: argparse._SubParsersAction) -> None:
+    for name, port, text, description in (
+        ("serve", 8000, "answer over HTTP", "Makes and scores music over HTTP. Its routes are told by /openapi.json."),
+        ("studio", 7860, "open a page in the browser", "A page in the browser, with everything that `serve` has."),
+    ):
+        key = "Asks for the key in the environment variable QAMDT_API_KEY, if it is set."
+        service = commands.add_parser(name, help=text, description=f"{description} {key}")
+        service.set_defaults(run=_serve)
+        service.add_argument("--port", type=int, default=port, help="port to answer at (%(default)s)")
+        _add_service_options(service)
+
+
+def _add_service_options(service: argparse.ArgumentParser) -> None:
+    service.add_argument("--host", default="127.0.0.1", help="address to answer at (%(default)s: this machine alone)")
+    service.add_argument(
+        "--folder", type=Path, default=Path("qamdt-files"), help="where what is made is kept (%(default)s)"
+    )
+    service.add_argument("--model", help="folder or Hub id (QAMDT_MODEL, or the embedded model)")
+    service.add_argument("--device", help='such as "cpu" or "cuda:1" (a GPU where there is one)')
+    service.add_argument(
+        "--max-waiting", type=int, default=16, metavar="N", help="generations that wait (%(default)s)"
+    )
+    service.add_argument(
+        "--max-seconds", type=float, default=60.0, metavar="S", help="longest clip, in seconds (%(default)s)"
+    )
+    service.add_argument(
+        "--keep-hours", type=float, default=24.0, metavar="H", help="how long it is kept (%(default)s)"
+    )
+
+
 def _generate(arguments: argparse.Namespace) -> None:
     _check_files(arguments)
     request = read_request(arguments)
@@ -169,11 +266,46 @@ def _generate(arguments: argparse.Namespace) -> None:
             num_takes=arguments.num,
             spectrogram=arguments.spectrogram,
             device=arguments.device,
+            inputs=(arguments.request,),
+            overwrite=arguments.overwrite,
+            is_quiet=arguments.quiet,
         )
     else:
         generate_prompts(
-            request, arguments.prompts, arguments.out_dir, num_takes=arguments.num, device=arguments.device
+            request,
+            arguments.prompts,
+            arguments.out_dir,
+            num_takes=arguments.num,
+            device=arguments.device,
+            inputs=(arguments.request,),
+            overwrite=arguments.overwrite,
+            is_quiet=arguments.quiet,
         )
+
+
+def _restore(arguments: argparse.Namespace) -> None:
+    if not arguments.audio.is_file():
+        raise argparse.ArgumentTypeError(f"AUDIO must be a file, got {str(arguments.audio)!r}, which does not exist")
+    if not arguments.output.absolute().parent.is_dir():
+        raise argparse.ArgumentTypeError(f"the folder of -o must exist, got {str(arguments.output)!r}")
+    _check_output(arguments.output, arguments.sampling_rate)
+    names = ("prompt", "steps", "guidance", "seed", "sampling_rate", "loudness", "fade_ms", "model", "dtype")
+    try:
+        request = GenerationRequest(**{name: getattr(arguments, name) for name in names})
+    except ValueError as error:
+        raise argparse.ArgumentTypeError(str(error)) from error
+    from pipelines.restore import restore_file
+
+    restore_file(
+        request,
+        arguments.audio,
+        arguments.output,
+        strength=arguments.strength,
+        good_score=arguments.good_score,
+        scorer=arguments.scorer,
+        device=arguments.device,
+        overwrite=arguments.overwrite,
+    )
 
 
 def _info(arguments: argparse.Namespace) -> None:
@@ -181,6 +313,27 @@ def _info(arguments: argparse.Namespace) -> None:
     from qamdt.embedded import default_model
 
     print(describe_model(Path(arguments.model or default_model())))
+
+
+def _serve(arguments: argparse.Namespace) -> None:
+    from pipelines.service.settings import ServiceSettings, allowed_hosts
+
+    try:
+        settings = ServiceSettings(
+            folder=arguments.folder,
+            model=arguments.model,
+            device=arguments.device,
+            max_waiting=arguments.max_waiting,
+            max_seconds=arguments.max_seconds,
+            keep_hours=arguments.keep_hours,
+            api_key=os.environ.get("QAMDT_API_KEY") or None,
+            hosts=allowed_hosts(arguments.host),
+        )
+    except ValueError as error:
+        raise argparse.ArgumentTypeError(str(error)) from error
+    from pipelines.service.command import serve
+
+    serve(settings, host=arguments.host, port=arguments.port, with_studio=arguments.command == "studio")
 
 
 def _convert(arguments: argparse.Namespace) -> None:
@@ -211,10 +364,15 @@ def _check_files(arguments: argparse.Namespace) -> None:
         if arguments.out_dir is not None:
             raise argparse.ArgumentTypeError("--out-dir goes with --prompts; use -o for one prompt")
         arguments.output = arguments.output or Path("music.wav")
+    elif "then" in arguments:
+        raise argparse.ArgumentTypeError("--then goes with one prompt, not with --prompts")
     elif arguments.out_dir is None or arguments.output is not None or arguments.spectrogram is not None:
         raise argparse.ArgumentTypeError("--prompts needs --out-dir, and takes neither -o nor --spectrogram")
-    for name, path in (("--prompts", arguments.prompts), ("--request", arguments.request)):
-        if path is not None and not path.is_file():
+    recordings = [
+        (f"--{name.replace('_', '-')}", vars(arguments).get(name)) for name in ("init_audio", "inpaint_audio")
+    ]
+    for name, path in (("--prompts", arguments.prompts), ("--request", arguments.request), *recordings):
+        if path is not None and not Path(path).is_file():
             raise argparse.ArgumentTypeError(f"{name} must be a file, got {str(path)!r}, which does not exist")
     for name, path in (("-o", arguments.output), ("--spectrogram", arguments.spectrogram)):
         if path is not None and not path.absolute().parent.is_dir():
@@ -236,6 +394,9 @@ def read_request(arguments: argparse.Namespace) -> GenerationRequest:
     try:
         check_count("num", arguments.num)
         base = {"prompt": ""} if arguments.request is None else GenerationRequest.load(arguments.request).to_dict()
+        if "then" in arguments:
+            first = given.get("prompt", base["prompt"])
+            given["prompt"] = [(0.0, first), *((float(second), text) for second, text in arguments.then)]
         return GenerationRequest.from_dict(base | given)
     except ValueError as error:
         raise argparse.ArgumentTypeError(str(error)) from error
@@ -260,6 +421,17 @@ def parse_quality(text: str) -> str | float | list[float] | list[tuple[float, fl
         return points
     scores = [score for (score,) in points]
     return scores[0] if len(scores) == 1 else scores
+
+
+def parse_lora(text: str) -> tuple[str, float]:
+    """Reads `--lora`: a folder or Hub id, and behind a colon its scale; without one it is 1."""
+    name, colon, scale = text.rpartition(":")
+    if not colon or Path(text).exists():
+        return text, 1.0
+    try:
+        return name, float(scale)
+    except ValueError:
+        return text, 1.0  # such as a Windows drive
 
 
 def _report(command: str, error: object, *, status: int) -> int:

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-import json
-from collections.abc import Sequence
+import importlib.util
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -12,17 +12,23 @@ import torch
 
 from pipelines.mastering import Master, master
 from pipelines.model_info import versions
+from pipelines.pipeline_audio_to_audio import QAMDTAudioToAudioPipeline
+from pipelines.pipeline_inpaint import QAMDTInpaintPipeline
 from pipelines.pipeline_output import QAMDTPipelineOutput
 from pipelines.pipeline_qamdt import QAMDTPipeline
 from pipelines.request import GenerationRequest
 from pipelines.samplers import PAPER_SETTINGS, make_scheduler, paper_scheduler
 from qamdt.audio import write_audio
 from qamdt.embedded import EMBEDDED_MODEL_DIR, default_model
-from qamdt.files import write_json
+from qamdt.files import read_json, write_json
 from qamdt.keyed_rows import file_identity, make_key
 from qamdt.music import Music
-from qamdt.precision import preferred_dtype
+from qamdt.outputs import has_fields
+from qamdt.precision import check_device, preferred_dtype
 from qamdt.quality_words import asks_for_best
+
+
+OnStep = Callable[[int, int], None]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -35,6 +41,8 @@ class Clip:
         choice: Which of several candidates it is, and what they were rated; empty if there was one.
         music: What is played, for a model that knows tempo, key and chords.
         models: What `identify_models` said before they were loaded.
+        recording: What `identify_recording` said.
+        warnings: What the prompt asks for that the model cannot do.
     """
 
     request: GenerationRequest
@@ -42,6 +50,8 @@ class Clip:
     choice: dict[str, Any]
     music: Music | None
     models: dict[str, str | None]
+    recording: str | None
+    warnings: tuple[str, ...] = ()
 
     def record(self) -> dict[str, Any]:
         """How the clip was made, as JSON has it; `GenerationRequest.load` reads the request from it."""
@@ -53,7 +63,9 @@ class Clip:
         }
         choice = {"best_of": self.choice} if self.choice else {}
         music = {} if self.music is None else {"music": asdict(self.music)}
-        facts = {"settings": self.request.to_dict(), "sound": sound, **choice, **music}
+        recording = {} if self.recording is None else {"recording": self.recording}
+        warnings = {"warnings": list(self.warnings)} if self.warnings else {}
+        facts = {"settings": self.request.to_dict(), "sound": sound, **choice, **music, **recording, **warnings}
         return {**facts, "models": self.models, "versions": versions()}
 
     def save(self, path: Path) -> None:
@@ -67,11 +79,20 @@ def record_path(path: Path) -> Path:
     return path.with_suffix(".json")
 
 
+def is_ours(path: Path) -> bool:
+    """Whether a sound file, or the record beside one, was made here: its record says so."""
+    return has_fields(record_path(path), ("settings", "sound", "versions"))
+
+
 def is_made(path: Path, request: GenerationRequest, models: dict[str, str | None]) -> bool:
-    """Whether a sound file is there that the same models made for the same request; its record is written last."""
+    """Whether a sound file is there that the same models made for the same request and the same recording.
+
+    Its record is written last.
+    """
     try:
-        record = json.loads(record_path(path).read_text(encoding="utf-8"))
+        record = read_json(record_path(path))
         is_same = record["models"] == models and GenerationRequest.from_dict(record["settings"]) == request
+        is_same = is_same and record.get("recording") == identify_recording(request)
     except (FileNotFoundError, ValueError, KeyError, TypeError):  # no record, or one of another kind
         return False
     return is_same and path.is_file()
@@ -87,7 +108,14 @@ def identify_models(request: GenerationRequest) -> dict[str, str | None]:
         from whisq.embedded import CLAP_DIR, SCORER_DIR  # transformers is imported only for who asks for the best
 
         folders |= {"scorer": SCORER_DIR if request.scorer is None else Path(request.scorer), "clap": CLAP_DIR}
+    folders |= {f"lora {name}": Path(name) for name, _ in request.lora}
     return {name: _digest_files(folder) for name, folder in folders.items()}
+
+
+def identify_recording(request: GenerationRequest) -> str | None:
+    """Returns what tells the recording of a request from a later one of the same name; `None` if there is none."""
+    path = None if request.recording is None else Path(request.recording)
+    return f"{make_key(*file_identity(path)):016x}" if path is not None and path.is_file() else None
 
 
 def _model_folder(request: GenerationRequest) -> str:
@@ -102,8 +130,12 @@ def _digest_files(folder: Path) -> str | None:
 
 
 def choose_device(device: str | None) -> str:
-    """The device asked for, or else a GPU where there is one."""
-    return device or ("cuda" if torch.cuda.is_available() else "cpu")
+    """The device asked for, or else a GPU where there is one.
+
+    Raises:
+        ValueError: This machine has not the one asked for.
+    """
+    return str(check_device(device or ("cuda" if torch.cuda.is_available() else "cpu")))
 
 
 def decide(request: GenerationRequest, device: str) -> GenerationRequest:
@@ -120,6 +152,8 @@ def decide(request: GenerationRequest, device: str) -> GenerationRequest:
         steps=request.steps or steps,
         eta=eta if request.eta is None else request.eta,
         best_by=request.best_by or (criteria if request.best_of > 1 else None),
+        plan_music=request.recording is None if request.plan_music is None else request.plan_music,
+        strength=0.5 if request.init_audio is not None and request.strength is None else request.strength,
         dtype=str(preferred_dtype(device)).removeprefix("torch.") if request.dtype == "auto" else request.dtype,
     )
 
@@ -133,7 +167,24 @@ def load_pipeline(request: GenerationRequest, device: str) -> QAMDTPipeline:
         pipe.scheduler = paper_scheduler(pipe.scheduler)
     elif request.sampler is not None:
         pipe.scheduler = make_scheduler(request.sampler, pipe.scheduler)
+    _load_adapters(pipe, request)
     return pipe.to(device)
+
+
+def _load_adapters(pipe: QAMDTPipeline, request: GenerationRequest) -> None:
+    if not request.lora:
+        return
+    if importlib.util.find_spec("peft") is None:
+        raise ImportError("`lora` needs peft; install it with `pip install 'qamdt[lora]'`.")
+    names = [f"lora-{number}" for number in range(len(request.lora))]
+    for adapter_name, (folder_or_id, _) in zip(names, request.lora, strict=True):
+        try:
+            pipe.load_lora_weights(folder_or_id, adapter_name=adapter_name)
+        except (OSError, ValueError, RuntimeError) as error:
+            raise ValueError(
+                f"`lora` must name adapters of the model {request.model!r}, got {folder_or_id!r}: {error}"
+            ) from error
+    pipe.set_adapters(names, [scale for _, scale in request.lora])
 
 
 class ClipMaker:
@@ -148,13 +199,22 @@ class ClipMaker:
         self.models = identify_models(request)
         self.loaded_for = _models_of(request)
         self.pipe = load_pipeline(request, device)
+        self._on_step: OnStep | None = None
         if request.scorer is not None:
             from whisq.scorer import WhisQScorer
 
             self.pipe.scorer = WhisQScorer.from_pretrained(request.scorer, device=device)
 
-    def make(self, requests: Sequence[GenerationRequest]) -> list[Clip]:
+    def answers(self, request: GenerationRequest) -> bool:
+        """Whether a decided request is for the models that are loaded."""
+        return _models_of(request) == self.loaded_for
+
+    def make(self, requests: Sequence[GenerationRequest], *, on_step: OnStep | None = None) -> list[Clip]:
         """Makes the clips of decided requests that differ in nothing but their seeds; none depends on the others.
+
+        Args:
+            requests: What to make.
+            on_step: Called after every denoising step as `on_step(steps_done, all_steps)`; what it raises ends the call.
 
         Raises:
             ValueError: The model cannot do what is asked; the requests differ in more, or are for other models.
@@ -162,8 +222,9 @@ class ClipMaker:
         request, *others = requests
         if any(replace(other, seed=request.seed) != request for other in others):
             raise ValueError(f"`requests` must differ in their seeds alone, got {list(requests)}.")
-        if _models_of(request) != self.loaded_for:
+        if not self.answers(request):
             raise ValueError(f"`requests` must be for {self.loaded_for}, which is loaded, got {_models_of(request)}.")
+        self._on_step = on_step
         if request.best_of > 1:
             return [self._make_best(request) for request in requests]
         output = self._generate(request, [request.seed for request in requests])
@@ -187,25 +248,37 @@ class ClipMaker:
         rank_by: tuple[str, ...] | None = None,
     ) -> QAMDTPipelineOutput:
         """Generates a waveform for each seed, none of which depends on others, and keeps all or the best."""
-        return self.pipe(
-            request.prompt,
-            quality=request.quality,
-            negative_prompt=request.negative_prompt,
-            bpm=request.bpm,
-            key=request.key,
-            chords=request.chords,
-            time_signature=request.time_signature,
-            plan_music=request.plan_music,
-            audio_length_in_s=request.seconds,
-            num_inference_steps=request.steps,
-            guidance_scale=request.guidance,
-            eta=request.eta,
-            num_waveforms_per_prompt=len(seeds),
-            keep=keep,
-            rank_by=rank_by,
-            generator=[torch.Generator().manual_seed(seed) for seed in seeds],
-            output_type="pt",
-        )
+        arguments = {
+            "quality": request.quality,
+            "negative_prompt": request.negative_prompt,
+            "bpm": request.bpm,
+            "key": request.key,
+            "chords": request.chords,
+            "time_signature": request.time_signature,
+            "plan_music": request.plan_music,
+            "num_inference_steps": request.steps,
+            "guidance_scale": request.guidance,
+            "eta": request.eta,
+            "num_waveforms_per_prompt": len(seeds),
+            "keep": keep,
+            "rank_by": rank_by,
+            "generator": [torch.Generator().manual_seed(seed) for seed in seeds],
+            "callback_on_step_end": None if self._on_step is None else self._call_back,
+            "output_type": "pt",
+        }
+        if request.init_audio is not None:
+            pipe = QAMDTAudioToAudioPipeline.from_pipe(self.pipe)
+            return pipe(request.prompt, audio=request.init_audio, strength=request.strength, **arguments)
+        arguments |= {"audio_length_in_s": request.seconds, "loop": request.loop}
+        if request.inpaint_audio is not None:
+            pipe = QAMDTInpaintPipeline.from_pipe(self.pipe)
+            arguments |= {"spans": request.spans, "audio_start_in_s": request.audio_start or 0.0}
+            return pipe(request.prompt, audio=request.inpaint_audio, **arguments)
+        return self.pipe(request.prompt, **arguments)
+
+    def _call_back(self, pipe: QAMDTPipeline, step: int, timestep: torch.Tensor, tensors: dict) -> dict:
+        self._on_step(step + 1, pipe.num_timesteps)
+        return {}
 
     def _clip(
         self, request: GenerationRequest, waveform: torch.Tensor, music: Music | None, *, choice: dict[str, Any]
@@ -215,7 +288,7 @@ class ClipMaker:
             self.pipe.sampling_rate,
             output_sampling_rate=request.sampling_rate,
             loudness=request.loudness,
-            fade_ms=request.fade_ms,
+            fade_ms=0.0 if request.loop else request.fade_ms,
         )
         return Clip(
             request=request,
@@ -223,9 +296,11 @@ class ClipMaker:
             choice=choice,
             music=music,
             models=self.models,
+            recording=identify_recording(request),
+            warnings=tuple(self.pipe.list_warnings(request.text, request.seconds)),
         )
 
 
 def _models_of(request: GenerationRequest) -> dict[str, Any]:
     """The part of a request that decides what is loaded."""
-    return {name: getattr(request, name) for name in ("model", "dtype", "sampler", "best_by", "scorer")}
+    return {name: getattr(request, name) for name in ("model", "lora", "dtype", "sampler", "scorer")}

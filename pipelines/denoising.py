@@ -12,10 +12,10 @@ import torch
 from diffusers import SchedulerMixin
 
 from pipelines.guidance import Guidance
-from qamdt.conditions import Conditions
+from pipelines.sections import Told
 
 
-Predict = Callable[[torch.Tensor, torch.Tensor, Sequence[Conditions]], Sequence[torch.Tensor]]
+Predict = Callable[[torch.Tensor, torch.Tensor, Sequence[Told]], Sequence[torch.Tensor]]
 Change = Callable[[torch.Tensor, int, torch.Tensor], torch.Tensor]
 
 

@@ -4,23 +4,37 @@ from __future__ import annotations
 
 import argparse
 import re
+import sys
+import unicodedata
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
 import torch
 from tqdm import tqdm
 
-from pipelines.clips import ClipMaker, choose_device, decide, identify_models, is_made
+from pipelines.clips import ClipMaker, choose_device, decide, identify_models, is_made, is_ours, record_path
 from pipelines.request import GenerationRequest
-from pipelines.spectrogram import check_matplotlib, draw_spectrograms
+from pipelines.silence import loading_bars, request_warnings
+from pipelines.spectrogram import check_matplotlib, draw_spectrograms, is_our_picture
 from qamdt.cpu_memory import keep_freed_memory
+from qamdt.files import read_text_lines
+from qamdt.outputs import OVERWRITE_HINT, check_output
 
 
 Take = tuple[Path, GenerationRequest]  # a sound file, and what it should be
 
 
 def generate_one(
-    request: GenerationRequest, output: Path, *, num_takes: int, spectrogram: Path | None, device: str | None
+    request: GenerationRequest,
+    output: Path,
+    *,
+    num_takes: int,
+    spectrogram: Path | None,
+    device: str | None,
+    inputs: Sequence[Path | None] = (),
+    overwrite: bool = False,
+    is_quiet: bool = False,
 ) -> None:
     """Makes the takes of one prompt.
 
@@ -30,16 +44,33 @@ def generate_one(
         num_takes: How many to make, with seeds that count up.
         spectrogram: PNG file for a picture of them.
         device: Where to compute; a GPU where there is one when `None`.
+        inputs: Files that the request was read from.
+        overwrite: Whether files that were not made here may be replaced.
+        is_quiet: Whether to say nothing.
     """
     if spectrogram is not None:
         check_matplotlib("--spectrogram")
     device = choose_device(device)
     request = decide(request, device)
-    _make([plan_takes(output, request, num_takes)], device, spectrogram)
+    takes = plan_takes(output, request, num_takes)
+    inputs = [*inputs, request.recording]
+    if not overwrite:
+        check_takes(takes, inputs)
+        if spectrogram is not None:
+            check_output(spectrogram, inputs=inputs, is_ours=is_our_picture, hint=OVERWRITE_HINT)
+    _make([takes], device, spectrogram=spectrogram, is_quiet=is_quiet)
 
 
 def generate_prompts(
-    request: GenerationRequest, prompts: Path, out_dir: Path, *, num_takes: int, device: str | None
+    request: GenerationRequest,
+    prompts: Path,
+    out_dir: Path,
+    *,
+    num_takes: int,
+    device: str | None,
+    inputs: Sequence[Path | None] = (),
+    overwrite: bool = False,
+    is_quiet: bool = False,
 ) -> None:
     """Makes the takes of every prompt of a file that are not made yet.
 
@@ -49,6 +80,9 @@ def generate_prompts(
         out_dir: Folder for the sound files, named by line and prompt.
         num_takes: How many to make of each, with seeds that count up.
         device: Where to compute; a GPU where there is one when `None`.
+        inputs: Files that the request was read from.
+        overwrite: Whether files that were not made here may be replaced.
+        is_quiet: Whether to say nothing.
     """
     out_dir.mkdir(parents=True, exist_ok=True)
     device = choose_device(device)
@@ -60,9 +94,13 @@ def generate_prompts(
     models = identify_models(request)
     num_takes = sum(map(len, batches))
     batches = [missing for takes in batches if (missing := [take for take in takes if not is_made(*take, models)])]
-    tqdm.write(f"{num_takes} to make, {num_takes - sum(map(len, batches))} of them done before.")
+    if not overwrite:
+        for takes in batches:
+            check_takes(takes, [prompts, request.recording, *inputs], sound_is_ours=True)
+    if not is_quiet:
+        tqdm.write(f"{num_takes} to make, {num_takes - sum(map(len, batches))} of them done before.")
     if batches:
-        _make(batches, device)
+        _make(batches, device, is_quiet=is_quiet)
 
 
 def plan_takes(path: Path, request: GenerationRequest, num_takes: int) -> list[Take]:
@@ -71,20 +109,38 @@ def plan_takes(path: Path, request: GenerationRequest, num_takes: int) -> list[T
     return list(zip(paths, request.takes(num_takes), strict=True))
 
 
-def _make(batches: list[list[Take]], device: str, spectrogram: Path | None = None) -> None:
+def check_takes(takes: list[Take], inputs: Sequence[str | Path | None], *, sound_is_ours: bool = False) -> None:
+    """Refuses takes that would replace an input, or files that were not made here.
+
+    Args:
+        takes: The takes to make.
+        inputs: Files that are read.
+        sound_is_ours: Whether a sound file without a record is taken for one whose making was interrupted.
+    """
+    for path, _ in takes:
+        for file in (path, record_path(path)):
+            is_torn = sound_is_ours and file == path and not record_path(path).exists()
+            allowed = is_torn or is_ours(file)
+            check_output(file, inputs=inputs, is_ours=lambda _, allowed=allowed: allowed, hint=OVERWRITE_HINT)
+
+
+def _make(batches: list[list[Take]], device: str, *, spectrogram: Path | None = None, is_quiet: bool = False) -> None:
     """Makes takes, prompt by prompt, and writes them."""
     keep_freed_memory()
     _, request = batches[0][0]
-    maker = ClipMaker(request, device)
-    maker.pipe.set_progress_bar_config(desc="denoising", leave=False)
-    for takes in tqdm(batches, desc="prompts", disable=len(batches) == 1):
+    with loading_bars(shown=sys.stderr.isatty() and not is_quiet):
+        maker = ClipMaker(request, device)
+    maker.pipe.set_progress_bar_config(desc="denoising", leave=False, disable=is_quiet or None)
+    for takes in tqdm(batches, desc="prompts", disable=is_quiet or len(batches) == 1 or None):
         try:
-            clips = maker.make([request for _, request in takes])
+            with request_warnings(shown=not is_quiet):
+                clips = maker.make([request for _, request in takes])
         except ValueError as error:  # what only the model can refuse
             raise argparse.ArgumentTypeError(str(error)) from error
         for (path, _), clip in zip(takes, clips, strict=True):
             clip.save(path)
-            tqdm.write(str(path))
+            if not is_quiet:
+                tqdm.write(str(path))
         if spectrogram is not None:
             waveforms = torch.stack([clip.sound.waveform for clip in clips])
             draw_spectrograms(spectrogram, waveforms, clips[0].sound.sampling_rate)
@@ -93,10 +149,9 @@ def _make(batches: list[list[Take]], device: str, spectrogram: Path | None = Non
 def read_prompts(path: Path) -> list[tuple[int, str]]:
     """Line numbers and prompts of a text file; empty lines and lines that begin with # are left out."""
     try:
-        lines = path.read_text(encoding="utf-8").splitlines()
-    except UnicodeDecodeError as error:
-        raise argparse.ArgumentTypeError(f"--prompts must be a UTF-8 text file, got {str(path)!r}: {error}") from error
-    prompts = [(number, line.strip()) for number, line in enumerate(lines, start=1)]
+        prompts = [(number, line.strip()) for number, line in enumerate(read_text_lines(path), start=1)]
+    except ValueError as error:
+        raise argparse.ArgumentTypeError(f"--prompts: {error}") from error
     prompts = [(number, prompt) for number, prompt in prompts if prompt and not prompt.startswith("#")]
     if not prompts:
         raise argparse.ArgumentTypeError(f"--prompts must hold at least one prompt, got {str(path)!r} with none")
@@ -104,5 +159,6 @@ def read_prompts(path: Path) -> list[tuple[int, str]]:
 
 
 def slug(prompt: str) -> str:
-    """A prompt as part of a file name."""
-    return re.sub(r"[^a-z0-9]+", "-", prompt.lower()).strip("-")[:40].strip("-") or "prompt"
+    """A prompt as part of a file name: letters and digits of any script stay, what else there is becomes a hyphen."""
+    words = re.sub(r"[\W_]+", "-", unicodedata.normalize("NFC", prompt).lower()).strip("-")
+    return words[:40].strip("-") or "prompt"

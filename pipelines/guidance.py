@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from copy import copy
 from dataclasses import replace
 
 import torch
 
-from qamdt.conditions import Conditions
+from pipelines.sections import Told
 
 
 class Guidance:
@@ -24,8 +25,8 @@ class Guidance:
 
     def __init__(
         self,
-        wanted: Conditions,
-        avoided: Sequence[Conditions] = (),
+        wanted: Told,
+        avoided: Sequence[Told] = (),
         scales: Sequence[float] = (),
         *,
         interval: tuple[float, float] = (0.0, 1.0),
@@ -39,10 +40,17 @@ class Guidance:
         self.scales = list(scales)
         self.first_guided, self.first_unguided = (fraction * num_steps - first_step for fraction in interval)
 
-    def branches(self, step: int) -> list[Conditions]:
+    def branches(self, step: int) -> list[Told]:
         """What the network is told in a step of the run, from 0: what is wanted and, if it is guided, what is avoided."""
         is_guided = self.first_guided <= step < self.first_unguided
         return [self.wanted, *self.avoided] if is_guided else [self.wanted]
+
+    def at_frames(self, frames: torch.Tensor) -> Guidance:
+        """The same for some of the latent frames, integers `(frames,)`."""
+        part = copy(self)
+        part.wanted = self.wanted.at_frames(frames)
+        part.avoided = [told.at_frames(frames) for told in self.avoided]
+        return part
 
     def combine(self, outputs: Sequence[torch.Tensor]) -> torch.Tensor:
         """Moves the output for what is wanted away from those for what is avoided.

@@ -30,6 +30,7 @@ from qamdt.prompt_music import read_prompt
 
 Chords = str | Sequence[tuple[float, str]]
 
+NOTHING = Music()  # is known
 ANY_TEMPO_BPM = (72, 138)
 # Degrees of the scale, a bar each.
 PROGRESSIONS = {
@@ -85,6 +86,8 @@ def resolve_musics(
     generator: torch.Generator | list[torch.Generator] | None,
     *,
     plan: bool,
+    is_loop: bool = False,
+    heard: list[Music] | None = None,
 ) -> list[Music]:
     """Decides what is played in each waveform of a call; waveforms of one prompt get plans of their own.
 
@@ -95,13 +98,23 @@ def resolve_musics(
         num_waveforms_per_prompt: Waveforms for each prompt, in a row in the result.
         generator: Source of what is drawn, as in a call.
         plan: Whether what nobody said is drawn.
+        is_loop: Whether a clip goes on with its beginning; tempi are then changed a little, to whole bars.
+        heard: What is to be heard in the recording that each waveform begins with, if there is one.
     """
     batch_size = len(prompts) * num_waveforms_per_prompt
     sources = generator if isinstance(generator, list) else [generator]
     seeds = [_draw_seed(source) for source in sources]
     plans = [np.random.default_rng([seeds[number % len(seeds)], number // len(seeds)]) for number in range(batch_size)]
     return [
-        resolve_music(prompts[clip], requests[clip], audio_length_in_s, plans[number], plan=plan)
+        resolve_music(
+            prompts[clip],
+            requests[clip],
+            audio_length_in_s,
+            plans[number],
+            plan=plan,
+            is_loop=is_loop,
+            heard=NOTHING if heard is None else heard[number],
+        )
         for number in range(batch_size)
         for clip in (number // num_waveforms_per_prompt,)
     ]
@@ -134,8 +147,25 @@ def _draw_seed(generator: torch.Generator | None) -> int:
     return int(torch.randint(2**62, (1,), generator=generator, device=device))
 
 
+def said_music(prompt: str, request: MusicRequest) -> Music:
+    """The tempo, metre and key that a request says or, where it does not, its prompt; chords are laid out later."""
+    said = read_prompt(prompt)
+    return Music(
+        tempo_bpm=request.bpm or said.tempo_bpm,
+        time_signature=request.time_signature or said.time_signature,
+        key=request.key or said.key,
+    )
+
+
 def resolve_music(
-    prompt: str, request: MusicRequest, audio_length_in_s: float, generator: np.random.Generator, *, plan: bool
+    prompt: str,
+    request: MusicRequest,
+    audio_length_in_s: float,
+    generator: np.random.Generator,
+    *,
+    plan: bool,
+    is_loop: bool = False,
+    heard: Music = NOTHING,
 ) -> Music:
     """Decides what is played in one clip.
 
@@ -145,14 +175,15 @@ def resolve_music(
         audio_length_in_s: Length of the clip.
         generator: Source of what is drawn.
         plan: Whether what nobody said is drawn; it stays unknown otherwise.
+        is_loop: Whether the clip goes on with its beginning; a tempo that is not heard is changed a little, to whole bars.
+        heard: What is to be heard in the recording that the clip begins with: its beats, and what the call leaves open.
     """
-    said = read_prompt(prompt)
-    time_signature = request.time_signature or said.time_signature
-    tempo_bpm = request.bpm or said.tempo_bpm
-    key = request.key or said.key
+    said = said_music(prompt, request)
+    tempo_bpm, time_signature, key = heard.tempo_bpm or said.tempo_bpm, said.time_signature, said.key or heard.key
+    tempo_range_bpm = read_prompt(prompt).tempo_range_bpm
     is_chord_per_bar = isinstance(request.chords, str)
-    if tempo_bpm is None and (plan or said.tempo_range_bpm or is_chord_per_bar or time_signature):
-        slowest, fastest = said.tempo_range_bpm or ANY_TEMPO_BPM
+    if tempo_bpm is None and (plan or tempo_range_bpm or is_chord_per_bar or time_signature):
+        slowest, fastest = tempo_range_bpm or ANY_TEMPO_BPM
         tempo_bpm = float(generator.integers(slowest, fastest + 1))
     if plan and time_signature is None:
         time_signature = "4/4"
@@ -160,6 +191,9 @@ def resolve_music(
         key = _draw_key(prompt, generator)
 
     bar_in_s = None if tempo_bpm is None else BEATS_PER_BAR[time_signature or "4/4"] * 60 / tempo_bpm
+    if is_loop and bar_in_s is not None and heard.tempo_bpm is None:
+        whole_bar_in_s = audio_length_in_s / max(1, round(audio_length_in_s / bar_in_s))
+        tempo_bpm, bar_in_s = tempo_bpm * bar_in_s / whole_bar_in_s, whole_bar_in_s
     chords = request.chords
     if chords is None and plan and key is not None:
         chords = _draw_chords(key, generator)
@@ -167,7 +201,7 @@ def resolve_music(
         chords = lay_out_chords(chords, bar_in_s, audio_length_in_s)
     return Music(
         tempo_bpm=tempo_bpm,
-        first_beat_in_s=None if tempo_bpm is None else 0.0,
+        first_beat_in_s=None if tempo_bpm is None else heard.first_beat_in_s or 0.0,
         time_signature=time_signature,
         key=None if key is None else _spell_key(key),
         chords=None if chords is None else tuple((float(second), symbol) for second, symbol in chords),

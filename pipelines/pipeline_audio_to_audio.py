@@ -22,6 +22,7 @@ from pipelines.input_checks import check_number
 from pipelines.music_conditioning import Chords
 from pipelines.pipeline_base import QAMDTPipelineBase
 from pipelines.pipeline_output import QAMDTPipelineOutput
+from pipelines.prompt_schedule import Schedule
 from pipelines.quality_argument import Quality
 from pipelines.recordings import level_recordings
 from pipelines.selection import RankBy
@@ -36,7 +37,7 @@ class QAMDTAudioToAudioPipeline(QAMDTPipelineBase):
     @torch.no_grad()
     def __call__(
         self,
-        prompt: str | list[str] | None = None,
+        prompt: str | Schedule | list[str | Schedule] | None = None,
         *,
         audio: str | os.PathLike | np.ndarray | torch.Tensor,
         sampling_rate: int | None = None,
@@ -81,10 +82,10 @@ class QAMDTAudioToAudioPipeline(QAMDTPipelineBase):
             sampling_rate: Samples per second of `audio` in Hz, where it is no file.
             strength: How much is changed, as the part of the schedule that is run. 0 returns what the autoencoder makes
                 of the recording; 1 leaves nothing of it but its length, and equals `QAMDTPipeline` with the same noise.
-            bpm: Tempo of the recording, if it is known, and if the first beat of a bar falls on its beginning. What
-                is not said of the music is heard from the recording, as far as `strength` leaves it.
-            plan_music: Whether what nobody says of the music is drawn; when `None`, only at a strength of 1, where there
-                is no beat in the recording that it could disturb.
+            bpm: Tempo of the recording. Where in it the beats fall is measured, and so are tempo and key where neither
+                arguments nor prompt say them and the measurement is sure.
+            plan_music: Whether what is neither said nor measured is drawn; when `None`, only at a strength of 1, where
+                nothing of the recording is left that it could disturb.
 
         Returns:
             `QAMDTPipelineOutput` with `audios`, as loud as the recordings unless `strength` is 1, or a tuple with them.
@@ -100,6 +101,7 @@ class QAMDTAudioToAudioPipeline(QAMDTPipelineBase):
             chords=chords,
             time_signature=time_signature,
             plan_music=strength == 1 if plan_music is None else plan_music,
+            loop=False,
             num_inference_steps=num_inference_steps,
             guidance_scale=guidance_scale,
             quality_guidance_scale=quality_guidance_scale,
@@ -125,8 +127,10 @@ class QAMDTAudioToAudioPipeline(QAMDTPipelineBase):
         audio_length_in_s = recordings.shape[1] / self.sampling_rate
         levelled, gain = level_recordings(recordings)
         if strength == 1:
-            latents, music = self.generate_latents(call, audio_length_in_s)
+            music = self.prepare_music(call, audio_length_in_s)
+            latents = self.generate_latents(call, audio_length_in_s, music)
             return self.finish(call, latents, audio_length_in_s, music)
         known = self.encode(levelled, self.num_latent_frames(audio_length_in_s))  # (B, C, T, F)
-        latents, music = self.generate_latents(call, audio_length_in_s, known=known, strength=strength)
+        music = self.prepare_music(call, audio_length_in_s, recordings=recordings)
+        latents = self.generate_latents(call, audio_length_in_s, music, known=known, strength=strength)
         return self.finish(call, latents, audio_length_in_s, music, change=lambda waveforms: waveforms * gain)

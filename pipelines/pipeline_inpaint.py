@@ -24,10 +24,11 @@ from pipelines.input_checks import check_number
 from pipelines.music_conditioning import Chords
 from pipelines.pipeline_base import QAMDTPipelineBase
 from pipelines.pipeline_output import QAMDTPipelineOutput
+from pipelines.prompt_schedule import Schedule
 from pipelines.quality_argument import Quality
 from pipelines.recordings import level_recordings
 from pipelines.selection import RankBy
-from pipelines.spans import cross_fade, find_made, lay_out_recordings
+from pipelines.spans import LOOP_SEAM_IN_S, cross_fade, find_made, lay_out_recordings
 
 
 class QAMDTInpaintPipeline(QAMDTPipelineBase):
@@ -39,7 +40,7 @@ class QAMDTInpaintPipeline(QAMDTPipelineBase):
     @torch.no_grad()
     def __call__(
         self,
-        prompt: str | list[str] | None = None,
+        prompt: str | Schedule | list[str | Schedule] | None = None,
         *,
         audio: str | os.PathLike | np.ndarray | torch.Tensor,
         sampling_rate: int | None = None,
@@ -56,6 +57,7 @@ class QAMDTInpaintPipeline(QAMDTPipelineBase):
         chords: Chords | list[Chords | None] | None = None,
         time_signature: str | list[str | None] | None = None,
         plan_music: bool = False,
+        loop: bool = False,
         num_inference_steps: int = 25,
         guidance_scale: float = 3.5,
         quality_guidance_scale: float | None = None,
@@ -90,12 +92,15 @@ class QAMDTInpaintPipeline(QAMDTPipelineBase):
                 played in any case.
             audio_length_in_s: Length of the clip; it ends with the recording when `None`.
             audio_start_in_s: Where in the clip the recording begins.
+            loop: Whether the clip is to go on with its beginning, so that it can be played over and over. It then lasts
+                whole latent frames, and without `spans` its last second (of a short one the last quarter) leads back.
             strength: How much of what is in the spans is changed, as the part of the schedule that is run; 1 leaves
                 nothing of it.
             keep_original: Whether the recording itself sounds outside the spans, and crosses over to what is made
                 within 40 ms before and behind each of them. Otherwise it sounds as the autoencoder makes it.
-            bpm: Tempo, if it is known, and if the first beat of a bar falls on the beginning of the clip.
-            plan_music: Whether what nobody says of the music is drawn, though the recording has a beat of its own.
+            bpm: Tempo of the recording. Where in it the beats fall is measured, and so are tempo and key where neither
+                arguments nor prompt say them and the measurement is sure.
+            plan_music: Whether what is neither said nor measured is drawn.
 
         Returns:
             `QAMDTPipelineOutput` with `audios`, as loud as the recordings, or a tuple with them.
@@ -111,6 +116,7 @@ class QAMDTInpaintPipeline(QAMDTPipelineBase):
             chords=chords,
             time_signature=time_signature,
             plan_music=plan_music,
+            loop=loop,
             num_inference_steps=num_inference_steps,
             guidance_scale=guidance_scale,
             quality_guidance_scale=quality_guidance_scale,
@@ -138,16 +144,25 @@ class QAMDTInpaintPipeline(QAMDTPipelineBase):
         recording = slice(start, start + recordings.shape[1])
         if audio_length_in_s is None:
             audio_length_in_s = recording.stop / self.sampling_rate
-        check_number("audio_length_in_s", audio_length_in_s, maximum=self.config.max_audio_length_in_s, is_open=True)
+        self.check_length(audio_length_in_s)
+        if loop:  # whole latent frames; what the recording lacks of them is made
+            audio_length_in_s = self.num_latent_frames(audio_length_in_s) * self._latent_frame_in_s
+            if isinstance(spans, Sequence) and len(spans) == 0:
+                seam_in_s = min(LOOP_SEAM_IN_S, audio_length_in_s / 4)
+                spans = [(audio_length_in_s - seam_in_s, audio_length_in_s)]
         num_samples = round(audio_length_in_s * self.sampling_rate)
         is_made = find_made(spans, num_samples, recording, self.sampling_rate).to(recordings.device)  # (samples,)
 
         originals = lay_out_recordings(recordings, start, num_samples, self.sampling_rate)
         levelled, gain = level_recordings(originals, is_heard=~is_made)
         num_frames = self.num_latent_frames(audio_length_in_s)
-        latents, music = self.generate_latents(
+        music = self.prepare_music(
+            call, audio_length_in_s, recordings=recordings, recording_start_in_s=audio_start_in_s
+        )
+        latents = self.generate_latents(
             call,
             audio_length_in_s,
+            music,
             known=self.encode(levelled, num_frames),  # (B, C, T, F)
             strength=strength,
             is_kept=self.frames_without(is_made, num_frames),
@@ -155,12 +170,8 @@ class QAMDTInpaintPipeline(QAMDTPipelineBase):
 
         def sound_as_before(waveforms: torch.Tensor) -> torch.Tensor:
             waveforms = waveforms * gain
-            return cross_fade(originals, waveforms, is_made, self.sampling_rate) if keep_original else waveforms
+            if not keep_original:
+                return waveforms
+            return cross_fade(originals, waveforms, is_made, self.sampling_rate, is_loop=loop)
 
         return self.finish(call, latents, audio_length_in_s, music, change=sound_as_before)
-
-    def frames_without(self, is_made: torch.Tensor, num_latent_frames: int) -> torch.Tensor:
-        """Which latent frames hold none of the samples `(samples,)` that are made: `(latent_frames,)`."""
-        missing = num_latent_frames * self._samples_per_latent_frame - len(is_made)
-        is_made = torch.cat([is_made, is_made[-1:].expand(missing)])
-        return ~is_made.unflatten(0, (num_latent_frames, -1)).any(dim=1)

@@ -25,8 +25,10 @@ class QAMDTPipelineOutput(AudioPipelineOutput):
             the prompt or planned; `None` for a network that knows nothing of music.
         scores: For each of them what WhisQ says, as a whole and along the clip, with `return_scores`.
         choices: For each prompt what was kept of the waveforms made for it, with `rank_by`.
+        sampling_rate: Samples per second, in Hz.
     """
 
     music: list[Music] | None = None
     scores: list[ClipScore] | None = None
     choices: list[Choice] | None = None
+    sampling_rate: int | None = None

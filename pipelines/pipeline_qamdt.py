@@ -1,6 +1,6 @@
 """Music from text with QA-MDT, at the quality asked for.
 
-    from pipelines.pipeline_qamdt import QAMDTPipeline
+    from qamdt import QAMDTPipeline
 
     QAMDTPipeline("a calm piano ballad", quality="high").audios[0]  # the default model, loaded once
 
@@ -14,22 +14,27 @@ L text tokens, D text width.
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable
 
+import numpy as np
 import torch
 from diffusers import DiffusionPipeline
 
+from pipelines.auto_pipeline import register_for_text_to_audio
 from pipelines.call import Call
-from pipelines.input_checks import check_number
 from pipelines.loading import GenerateWhenCalledWithPrompt
 from pipelines.music_conditioning import Chords
 from pipelines.pipeline_base import QAMDTPipelineBase
 from pipelines.pipeline_output import QAMDTPipelineOutput
+from pipelines.prompt_schedule import Schedule
 from pipelines.quality_argument import Quality
+from pipelines.restoration import Restoration, restore_recording
 from pipelines.selection import RankBy
+from pipelines.streaming import StreamingMixin
 
 
-class QAMDTPipeline(QAMDTPipelineBase, metaclass=GenerateWhenCalledWithPrompt):
+class QAMDTPipeline(QAMDTPipelineBase, StreamingMixin, metaclass=GenerateWhenCalledWithPrompt):
     """Generates music from text prompts with the quality-aware masked diffusion transformer.
 
     Called on the class with a prompt, it loads the default model once and generates with it. `QAMDTPipelineBase` says
@@ -39,7 +44,7 @@ class QAMDTPipeline(QAMDTPipelineBase, metaclass=GenerateWhenCalledWithPrompt):
     @torch.no_grad()
     def __call__(
         self,
-        prompt: str | list[str] | None = None,
+        prompt: str | Schedule | list[str | Schedule] | None = None,
         *,
         quality: Quality | list[Quality] = "high",
         negative_prompt: str | list[str] = "",
@@ -50,6 +55,7 @@ class QAMDTPipeline(QAMDTPipelineBase, metaclass=GenerateWhenCalledWithPrompt):
         time_signature: str | list[str | None] | None = None,
         plan_music: bool = True,
         audio_length_in_s: float | None = None,
+        loop: bool = False,
         num_inference_steps: int = 25,
         guidance_scale: float = 3.5,
         quality_guidance_scale: float | None = None,
@@ -73,7 +79,8 @@ class QAMDTPipeline(QAMDTPipelineBase, metaclass=GenerateWhenCalledWithPrompt):
         """Generates music.
 
         Args:
-            prompt: What to play. The quality is put in front of it as text; an empty prompt stays empty.
+            prompt: What to play. The quality is put in front of it as text; an empty prompt stays empty. `(second, text)`
+                tuples, the first at 0, take turns: each crosses into the next over a bar around the second.
             quality: `"high"`, `"medium"`, `"low"`; a score (MOS) from 1 to 5; a curve over the clip, as a list of
                 scores that are spread over it or of `(second, score)` tuples; or `None` for unknown. A list of
                 anything else is one of these for each prompt, such as `["high", 3.2]` or `[[2.0, 4.5], [3.0]]`.
@@ -87,7 +94,10 @@ class QAMDTPipeline(QAMDTPipelineBase, metaclass=GenerateWhenCalledWithPrompt):
             time_signature: `"4/4"` or `"3/4"`; what the prompt says ("a waltz") when `None`.
             plan_music: Whether what neither the arguments nor the prompt say is drawn; it is left to the network
                 otherwise, which then keeps no clear beat. For networks that know music (`num_music_features`).
-            audio_length_in_s: Length of the waveforms in seconds; what the network was built for when `None`.
+            audio_length_in_s: Length of the waveforms in seconds; what the network was built for when `None`. Longer ones
+                are made of overlapping windows that are denoised jointly.
+            loop: Whether the clip goes on with its beginning, so that it can be played over and over. If a tempo is said,
+                the length is rounded to whole bars, and in any case to whole latent frames.
             num_inference_steps: Denoising steps; more are slower and usually better.
             guidance_scale: How far to move away from the negative prompt and quality; 1 turns guidance off, and the
                 network then runs once per step and not on a double batch.
@@ -118,8 +128,8 @@ class QAMDTPipeline(QAMDTPipelineBase, metaclass=GenerateWhenCalledWithPrompt):
             return_dict: Whether to return an output object rather than a tuple.
 
         Returns:
-            `QAMDTPipelineOutput` with `audios`, the `music` that is played, and the `scores` and `choices` that are asked
-            for; or a tuple with the audios and, with `return_scores`, the scores.
+            `QAMDTPipelineOutput` with `audios`, their `sampling_rate`, the `music` that is played, and the `scores` and
+            `choices` that are asked for; or a tuple with the audios and, with `return_scores`, the scores.
         """
         call = Call(
             prompt=prompt,
@@ -131,6 +141,7 @@ class QAMDTPipeline(QAMDTPipelineBase, metaclass=GenerateWhenCalledWithPrompt):
             chords=chords,
             time_signature=time_signature,
             plan_music=plan_music,
+            loop=loop,
             num_inference_steps=num_inference_steps,
             guidance_scale=guidance_scale,
             quality_guidance_scale=quality_guidance_scale,
@@ -151,9 +162,59 @@ class QAMDTPipeline(QAMDTPipelineBase, metaclass=GenerateWhenCalledWithPrompt):
             output_type=output_type,
             return_dict=return_dict,
         )
+        self.check_inputs(call)
         if audio_length_in_s is None:
             audio_length_in_s = self.native_audio_length_in_s
-        check_number("audio_length_in_s", audio_length_in_s, maximum=self.config.max_audio_length_in_s, is_open=True)
-        self.check_inputs(call)
-        latents, music = self.generate_latents(call, audio_length_in_s)
+        self.check_length(audio_length_in_s)
+        if loop:
+            audio_length_in_s = self.loop_length(audio_length_in_s, self.said_bar(call))
+        music = self.prepare_music(call, audio_length_in_s)
+        latents = self.generate_latents(call, audio_length_in_s, music)
         return self.finish(call, latents, audio_length_in_s, music)
+
+    @torch.no_grad()
+    def restore(
+        self,
+        audio: str | os.PathLike | np.ndarray | torch.Tensor,
+        *,
+        sampling_rate: int | None = None,
+        prompt: str = "",
+        strength: float | None = None,
+        good_score: float | None = None,
+        num_inference_steps: int = 25,
+        guidance_scale: float = 1.0,
+        seed: int = 0,
+    ) -> Restoration:
+        """Raises the quality of a recording where its own WhisQ curve is low (`pipelines.restoration` says how).
+
+        Args:
+            audio: One sound file, or samples between about -1 and 1 of shape `(samples,)`, or `(1, channels, samples)`. Any
+                rate and any number of channels are brought to the model's, with a warning.
+            sampling_rate: Samples per second of `audio` in Hz, where it is no file.
+            prompt: What is played.
+            strength: Part of the denoising schedule that is run; in proportion to how low it scores when `None`.
+            good_score: Moments that score as much are left alone; where the model's "high" begins when `None`.
+            num_inference_steps: Denoising steps of the whole schedule.
+            guidance_scale: As in a call.
+            seed: The same seed gives the same result.
+
+        Returns:
+            The recording as `audio`, with its scores before and after, and what was changed.
+
+        Raises:
+            ValueError: `audio` is silent or not finite, or a value makes no sense.
+        """
+        return restore_recording(
+            self,
+            audio,
+            sampling_rate=sampling_rate,
+            prompt=prompt,
+            strength=strength,
+            good_score=good_score,
+            num_inference_steps=num_inference_steps,
+            guidance_scale=guidance_scale,
+            seed=seed,
+        )
+
+
+register_for_text_to_audio("qamdt", QAMDTPipeline)

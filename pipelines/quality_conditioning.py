@@ -35,6 +35,7 @@ def resolve_quality(
     frame_times_in_s: np.ndarray,
     audio_length_in_s: float,
     *,
+    weights: np.ndarray | None = None,
     name: str = "quality",
 ) -> QualityCondition:
     """Turns the quality asked for one clip into what the network is told.
@@ -46,6 +47,7 @@ def resolve_quality(
         stats: Where the levels of the model begin; scores and curves cannot be read without.
         frame_times_in_s: The middle of every latent frame, in seconds.
         audio_length_in_s: Length of the clip in seconds.
+        weights: How much each latent frame counts for prefix and level, not all 0; all the same when `None`.
         name: The argument to name in errors.
     """
     num_frames = len(frame_times_in_s)
@@ -69,7 +71,7 @@ def resolve_quality(
             f"`{name}` must have seconds up to the length of the clip ({audio_length_in_s:g}), got {seconds[-1]:g}."
         )
     frame_scores = np.interp(frame_times_in_s, seconds, scores)
-    mean_score = float(frame_scores.mean())
+    mean_score = float(np.average(frame_scores, weights=weights))
     return QualityCondition(stats.prefix(mean_score), stats.level(mean_score), stats.fractional_level(frame_scores))
 
 
@@ -80,23 +82,27 @@ def resolve_qualities(
     audio_length_in_s: float,
     *,
     num_prompts: int,
+    weights: np.ndarray | None = None,
     name: str = "quality",
 ) -> list[QualityCondition]:
     """Resolves the quality of every prompt.
 
     A list of numbers and a list of `(second, score)` tuples are a curve, and apply to all prompts. Any other list
     holds one quality for each prompt. So `["high", 3.2]` and `[[2.0, 4.5], [3.0]]` are per prompt, and a list of one
-    score is how a number is written there.
+    score is how a number is written there. `weights` has the shape `(prompts, latent_frames)`.
     """
+    weights = [None] * num_prompts if weights is None else weights
     if not isinstance(quality, list) or is_curve(quality):
-        shared = resolve_quality(quality, stats, frame_times_in_s, audio_length_in_s, name=name)
-        return [shared] * num_prompts
-    if len(quality) != num_prompts:
+        quality = [quality] * num_prompts
+    elif len(quality) != num_prompts:
         raise ValueError(
             f"`{name}` must be one quality for all prompts or a list with one for each of the {num_prompts} prompts, "
             f"got a list of {len(quality)}: {quality!r}."
         )
-    return [resolve_quality(entry, stats, frame_times_in_s, audio_length_in_s, name=name) for entry in quality]
+    return [
+        resolve_quality(entry, stats, frame_times_in_s, audio_length_in_s, weights=counts, name=name)
+        for entry, counts in zip(quality, weights, strict=True)
+    ]
 
 
 def add_prefixes(prompts: list[str], qualities: list[QualityCondition]) -> list[str]:

@@ -7,7 +7,6 @@ from numbers import Integral
 from pathlib import Path
 
 import numpy as np
-import soundfile
 import soxr
 import torch
 from diffusers.utils import logging
@@ -15,6 +14,7 @@ from torch import nn
 
 from qamdt.audio import LogMel, read_audio
 from qamdt.decoding import samples_per_frame
+from qamdt.sound_files import measure_length, open_sound
 from whisq.audio import SILENT_PEAK
 
 
@@ -96,15 +96,13 @@ def log_mel_of(vocoder: nn.Module) -> LogMel:
 
 
 def _read_file(path: Path, model_rate: int, max_length_in_s: float) -> torch.Tensor:
-    if path.is_file():
-        try:
-            info = soundfile.info(path)
-        except soundfile.LibsndfileError:
-            pass  # `read_audio` says what is wrong
-        else:
-            _check_length(info.duration, max_length_in_s)  # before hours of it are read
-            _say_what_changes(info.samplerate, info.channels, model_rate)
-    return _check_finite(read_audio(path, model_rate)[None])
+    length = measure_length(path)
+    _check_length(length.duration_in_s, max_length_in_s)  # before hours of it are read
+    with open_sound(path) as file:
+        _say_what_changes(file.samplerate, file.channels, model_rate)
+    if length.is_cut:
+        logger.warning(f"`audio` {str(path)!r} ends before it should; {length.duration_in_s:.2f} s of it are taken.")
+    return _check_finite(read_audio(path, model_rate, duration_in_s=length.duration_in_s)[None])
 
 
 def _check_samples(audio: np.ndarray | torch.Tensor) -> torch.Tensor:

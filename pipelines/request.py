@@ -7,15 +7,17 @@ a wrong request is refused at once.
 from __future__ import annotations
 
 import json
+import math
 import os
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, fields, replace
-from pathlib import Path
 from typing import Any
 
 from pipelines.input_checks import check_choices, check_count, check_number
-from pipelines.quality_argument import Quality, check_word, read_curve
+from pipelines.prompt_schedule import Schedule, check_prompts, is_schedule
+from pipelines.quality_argument import Quality, check_word, is_number, read_curve
 from qamdt.audio_formats import MAX_SAMPLING_RATE, MIN_SAMPLING_RATE
+from qamdt.files import is_text, read_json
 
 
 SAMPLER_NAMES = ("dpm++", "unipc", "euler", "euler-ancestral", "ddim", "paper")
@@ -32,7 +34,7 @@ class GenerationRequest:
     """One clip to make. What is `None` is decided when it is made.
 
     Args:
-        prompt: What to play.
+        prompt: What to play, or `(second, text)` tuples that take turns.
         quality: A word, a score, a curve or `None` for unknown, as `QAMDTPipeline` takes it for one prompt.
         negative_prompt: What to move away from.
         bpm: Beats a minute. This and the next three as `QAMDTPipeline` takes them for one prompt; when `None` the prompt
@@ -40,8 +42,16 @@ class GenerationRequest:
         key: Tonic and mode.
         chords: Symbols, a bar each, or `(second, symbol)` where each begins.
         time_signature: Beats in a bar.
-        plan_music: Whether what nobody said of these is drawn.
-        seconds: Length of the clip; what the model was built for when `None`.
+        plan_music: Whether what nobody said of these is drawn; when `None`, if there is no recording.
+        seconds: Length of the clip; what the model was built for, or that of the recording, when `None`.
+        loop: Whether the clip goes on with its beginning, to be played over and over. It then has no fades.
+        init_audio: Sound file that is changed as the prompt says (`QAMDTAudioToAudioPipeline`).
+        strength: How much of it is changed, from 0 to 1; 0.5 when `None`.
+        inpaint_audio: Sound file that is kept but for the spans between `inpaint_start` and `inpaint_end`, and for what
+            it does not reach of the clip (`QAMDTInpaintPipeline`).
+        inpaint_start: Where spans that are played anew begin, in seconds of the clip.
+        inpaint_end: Where each of them ends.
+        audio_start: Where in the clip `inpaint_audio` begins, in seconds; at 0 when `None`.
         steps: Denoising steps; 25, or 200 for the sampler `"paper"`, when `None`.
         guidance: Guidance scale; 1 is off.
         sampler: How to denoise, one of `SAMPLER_NAMES`; with the model's own scheduler when `None`.
@@ -55,21 +65,29 @@ class GenerationRequest:
             never lifted so far that it clips.
         fade_ms: Length of the fades at both ends, in milliseconds.
         model: Folder or Hub id; the default model when `None`.
+        lora: Adapters on top of it: `(folder or Hub id, scale)` each.
         dtype: Precision of the transformer, one of `DTYPES`; `"auto"` is the fastest that the device has.
 
     Raises:
         ValueError: A value makes no sense, whatever the model.
     """
 
-    prompt: str
+    prompt: str | Schedule
     quality: Quality = "high"
     negative_prompt: str = ""
     bpm: float | None = None
     key: str | None = None
     chords: str | Sequence[tuple[float, str]] | None = None
     time_signature: str | None = None
-    plan_music: bool = True
+    plan_music: bool | None = None
     seconds: float | None = None
+    loop: bool = False
+    init_audio: str | None = None
+    strength: float | None = None
+    inpaint_audio: str | None = None
+    inpaint_start: tuple[float, ...] | None = None
+    inpaint_end: tuple[float, ...] | None = None
+    audio_start: float | None = None
     steps: int | None = None
     guidance: float = 3.5
     sampler: str | None = None
@@ -82,15 +100,20 @@ class GenerationRequest:
     loudness: float | None = None
     fade_ms: float = 5.0
     model: str | None = None
+    lora: Sequence[tuple[str, float]] = ()
     dtype: str = "auto"
 
     def __post_init__(self):
-        for name in ("prompt", "negative_prompt"):
-            if not isinstance(getattr(self, name), str):
-                raise ValueError(f"`{name}` must be a text, got {getattr(self, name)!r}.")
-        for name in ("model", "scorer"):
+        object.__setattr__(self, "prompt", _read_prompt(self.prompt))
+        if not isinstance(self.negative_prompt, str):
+            raise ValueError(f"`negative_prompt` must be a text, got {self.negative_prompt!r}.")
+        for name, text in (("prompt", self.text), ("negative_prompt", self.negative_prompt)):
+            if not is_text(text):
+                raise ValueError(f"`{name}` must be text in UTF-8, got {getattr(self, name)!r}.")
+        places = {"model": "a folder or a Hub id", "scorer": "a folder or a Hub id"}
+        for name, place in (places | {"init_audio": "a sound file", "inpaint_audio": "a sound file"}).items():
             if not (getattr(self, name) is None or (isinstance(getattr(self, name), str) and getattr(self, name))):
-                raise ValueError(f"`{name}` must be a folder or a Hub id, got {getattr(self, name)!r}.")
+                raise ValueError(f"`{name}` must be {place}, got {getattr(self, name)!r}.")
         object.__setattr__(self, "quality", _read_quality(self.quality))
         self._check_music()
         if self.seconds is not None:
@@ -110,10 +133,53 @@ class GenerationRequest:
             check_number("loudness", self.loudness, minimum=-70, maximum=0)
         check_number("fade_ms", self.fade_ms)
         self._check_choice()
+        self._check_recording()
+        self._check_lora()
+
+    def _check_recording(self) -> None:
+        """Refuses what does not go with a recording, or with none."""
+        if not isinstance(self.loop, bool):
+            raise ValueError(f"`loop` must be true or false, got {self.loop!r}.")
+        if self.init_audio is not None:
+            refused = ("seconds", "inpaint_audio", "loop")
+            for name in (name for name in refused if getattr(self, name)):
+                raise ValueError(f"`{name}` does not go with `init_audio`, which says the length of the clip.")
+        needs = {"strength": "init_audio", "audio_start": "inpaint_audio"}
+        needs |= {"inpaint_start": "inpaint_audio", "inpaint_end": "inpaint_audio"}
+        for name, recording in needs.items():
+            if getattr(self, name) is not None and getattr(self, recording) is None:
+                raise ValueError(f"`{name}` goes with `{recording}`, got {getattr(self, name)!r} without.")
+        if self.strength is not None:
+            check_number("strength", self.strength, maximum=1)
+        if self.audio_start is not None:
+            check_number("audio_start", self.audio_start)
+        spans = [_read_seconds(name, getattr(self, name)) for name in ("inpaint_start", "inpaint_end")]
+        if len(spans[0]) != len(spans[1]) or any(start >= end for start, end in zip(*spans, strict=True)):
+            raise ValueError(
+                "`inpaint_start` and `inpaint_end` must hold as many seconds, each span ending after it begins, got "
+                f"{list(spans[0])} and {list(spans[1])}."
+            )
+        for name, seconds in zip(("inpaint_start", "inpaint_end"), spans, strict=True):
+            object.__setattr__(self, name, seconds or None)
+
+    @property
+    def text(self) -> str:
+        """The prompt as one text, with what is played later behind what is played first."""
+        return self.prompt if isinstance(self.prompt, str) else ", ".join(text for _, text in self.prompt)
+
+    @property
+    def recording(self) -> str | None:
+        """The sound file that it begins with, if any."""
+        return self.init_audio or self.inpaint_audio
+
+    @property
+    def spans(self) -> list[tuple[float, float]]:
+        """What is played anew of `inpaint_audio`, `(start, end)` in seconds."""
+        return list(zip(self.inpaint_start or (), self.inpaint_end or (), strict=True))
 
     def _check_music(self) -> None:
         """Refuses tempo, key and chords that make no sense."""
-        if not isinstance(self.plan_music, bool):
+        if not (self.plan_music is None or isinstance(self.plan_music, bool)):
             raise ValueError(f"`plan_music` must be true or false, got {self.plan_music!r}.")
         said = {name: getattr(self, name) for name in ("bpm", "key", "chords", "time_signature")}
         if any(value is not None for value in said.values()):
@@ -136,6 +202,19 @@ class GenerationRequest:
         for name in ("best_by", "scorer"):
             if self.best_of == 1 and getattr(self, name) is not None:
                 raise ValueError(f"`{name}` goes with `best_of` of at least 2, got {getattr(self, name)!r}.")
+
+    def _check_lora(self) -> None:
+        """Refuses what names no adapters."""
+        is_list = isinstance(self.lora, list | tuple)
+        if not is_list or not all(isinstance(entry, list | tuple) and len(entry) == 2 for entry in self.lora):
+            raise ValueError(f"`lora` must be a list of (folder or Hub id, scale) pairs, got {self.lora!r}.")
+        for name, scale in self.lora:
+            if not isinstance(name, str) or not name:
+                raise ValueError(f"`lora` must name folders or Hub ids, got {name!r}.")
+            check_number("lora", scale, minimum=-math.inf)
+        if len({name for name, _ in self.lora}) < len(self.lora):
+            raise ValueError(f"`lora` must name each adapter once, got {self.lora!r}.")
+        object.__setattr__(self, "lora", _with_tuples(self.lora))
 
     @classmethod
     def from_dict(cls, values: Mapping[str, Any]) -> GenerationRequest:
@@ -162,7 +241,7 @@ class GenerationRequest:
             ValueError: It holds no request.
         """
         try:
-            values = json.loads(Path(path).read_text(encoding="utf-8"))
+            values = read_json(path)
             return cls.from_dict(values["settings"] if isinstance(values, dict) and "settings" in values else values)
         except ValueError as error:  # JSON and UTF-8 errors are such, too
             raise ValueError(f"{str(path)!r} holds no request: {error}") from error
@@ -174,6 +253,27 @@ class GenerationRequest:
     def takes(self, count: int) -> list[GenerationRequest]:
         """Returns the request and more like it, whose seeds count on, so that no two share a candidate."""
         return [replace(self, seed=self.seed + number * self.best_of) for number in range(count)]
+
+
+def _read_prompt(prompt: Any) -> str | Schedule:
+    """Checks a prompt, and makes tuples of the lists that JSON has."""
+    if isinstance(prompt, str):
+        return prompt
+    prompt = _with_tuples(prompt)
+    if not is_schedule(prompt):
+        raise ValueError(f"`prompt` must be a text or (second, text) tuples, got {prompt!r}.")
+    check_prompts(prompt)
+    return prompt
+
+
+def _read_seconds(name: str, seconds: Any) -> tuple[float, ...]:
+    """Checks seconds: none, one of them or a list."""
+    seconds = () if seconds is None else (seconds,) if is_number(seconds) else seconds
+    if not isinstance(seconds, list | tuple):
+        raise ValueError(f"`{name}` must be seconds, got {seconds!r}.")
+    for second in seconds:
+        check_number(name, second)
+    return tuple(seconds)
 
 
 def _read_quality(quality: Any) -> Quality:

@@ -11,6 +11,7 @@ from pipelines.quality_argument import is_number
 
 
 CROSS_FADE_IN_S = 0.04  # where what is made and what stays sound together, outside each span
+LOOP_SEAM_IN_S = 1.0  # at the end of a recording that is made a loop
 MIRROR_IN_S = (
     2.0  # how much of a recording is mirrored beyond its ends, so that the autoencoder hears no silence there
 )
@@ -71,7 +72,9 @@ def lay_out_recordings(recordings: torch.Tensor, start: int, num_samples: int, s
     return F.pad(padded, (before - min(before, mirrored), after - min(after, mirrored)))
 
 
-def cross_fade(originals: torch.Tensor, made: torch.Tensor, is_made: torch.Tensor, sampling_rate: int) -> torch.Tensor:
+def cross_fade(
+    originals: torch.Tensor, made: torch.Tensor, is_made: torch.Tensor, sampling_rate: int, *, is_loop: bool = False
+) -> torch.Tensor:
     """Puts what is made into the recordings: it alone where it is made, a cross-fade of equal power before and behind.
 
     Args:
@@ -79,10 +82,11 @@ def cross_fade(originals: torch.Tensor, made: torch.Tensor, is_made: torch.Tenso
         made: The clips that were made `(batch, samples)`.
         is_made: Which samples are made `(samples,)`.
         sampling_rate: Samples per second.
+        is_loop: Whether the first sample follows the last.
     """
     half = round(CROSS_FADE_IN_S / 2 * sampling_rate)
-    size = 2 * half + 1
-    wide = F.max_pool1d(is_made[None, None].float(), size, stride=1, padding=half)
-    share = F.avg_pool1d(F.pad(wide, (half, half), mode="replicate"), size, stride=1)[0, 0]  # of what is made
+    beyond = F.pad(is_made[None, None].float(), (2 * half, 2 * half), mode="circular" if is_loop else "replicate")
+    wide = F.max_pool1d(beyond, 2 * half + 1, stride=1)
+    share = F.avg_pool1d(wide, 2 * half + 1, stride=1)[0, 0]  # of what is made
     mixed = torch.sin(torch.pi / 2 * share) * made + torch.cos(torch.pi / 2 * share) * originals
     return torch.where(share == 0, originals, torch.where(is_made, made, mixed))

@@ -11,10 +11,19 @@ from qamdt.audio import LogMel
 from qamdt.files import write_atomically
 
 
+_SOFTWARE = "qamdt"  # by which a picture says that it was drawn here
+
+
 def check_matplotlib(option: str) -> None:
     """Refuses an option that asks for pictures where nothing can draw them, before the work is done."""
     if importlib.util.find_spec("matplotlib") is None:
         raise ImportError(f"{option} needs matplotlib; install it with `pip install 'qamdt[demo]'`")
+
+
+def is_our_picture(path: Path) -> bool:
+    """Whether a picture was drawn here."""
+    with path.open("rb") as file:
+        return b"Software\0" + _SOFTWARE.encode() in file.read(4096)
 
 
 def draw_spectrograms(path: Path, waveforms: torch.Tensor, sampling_rate: int) -> None:
@@ -33,4 +42,4 @@ def draw_spectrograms(path: Path, waveforms: torch.Tensor, sampling_rate: int) -
         axes.set_ylabel("mel bin")
     axes.set_xlabel("seconds")
     figure.colorbar(image, ax=figure.axes, label="log magnitude")
-    write_atomically(path, lambda file: figure.savefig(file, format="png"))
+    write_atomically(path, lambda file: figure.savefig(file, format="png", metadata={"Software": _SOFTWARE}))

@@ -18,6 +18,7 @@ from torch import nn
 
 from qamdt.audio_formats import find_audio_format
 from qamdt.files import write_atomically
+from qamdt.sound_files import read_samples
 
 
 SAMPLING_RATE = 16_000
@@ -39,27 +40,13 @@ def read_audio(
         duration_in_s: How much to read, in seconds; the rest of the file when `None`.
 
     Raises:
+        FileNotFoundError: There is no such file.
         ValueError: The file cannot be decoded, or it ends before `start_in_s`.
     """
-    path = Path(path)
-    if not path.is_file():
-        raise FileNotFoundError(f"`path` must be an audio file, got {str(path)!r}, which does not exist.")
-    try:
-        with soundfile.SoundFile(path) as file:
-            source_rate = file.samplerate
-            start = round(start_in_s * source_rate)
-            if not 0 <= start < max(file.frames, 1):
-                raise ValueError(
-                    f"`start_in_s` must lie inside {str(path)!r} ({file.frames / source_rate:.2f} s), got {start_in_s}."
-                )
-            file.seek(start)
-            count = -1 if duration_in_s is None else round(duration_in_s * source_rate)
-            samples = file.read(count, dtype="float32", always_2d=True).mean(axis=1)
-    except soundfile.LibsndfileError as error:
-        raise ValueError(
-            f"`path` must be a readable wav, flac, ogg, mp3 or opus file, got {str(path)!r}: {error}. "
-            "Convert it, for example with ffmpeg."
-        ) from error
+    samples, source_rate = read_samples(path, start_in_s=start_in_s, duration_in_s=duration_in_s)
+    if start_in_s < 0 or (start_in_s > 0 and not len(samples)):
+        raise ValueError(f"`start_in_s` must lie inside {str(path)!r}, got {start_in_s}.")
+    samples = samples.mean(axis=1)
     if source_rate != sampling_rate:
         samples = soxr.resample(samples, source_rate, sampling_rate)
     return torch.from_numpy(np.ascontiguousarray(samples, dtype=np.float32))

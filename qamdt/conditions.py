@@ -62,6 +62,10 @@ class Conditions:
         """Each clip `num_times` in a row."""
         return self._map(lambda tensor: tensor.repeat_interleave(num_times, dim=0))
 
+    def at_frames(self, frames: torch.Tensor) -> Conditions:
+        """The same clips at some of their frames, integers `(frames,)`; all curves must have a value for each frame."""
+        return replace(self, curves={name: curve.index_select(1, frames) for name, curve in self.curves.items()})
+
     @classmethod
     def cat(cls, parts: Sequence[Conditions]) -> Conditions:
         """Puts conditions behind one another along the batch; texts are padded to the longest.

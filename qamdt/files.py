@@ -1,4 +1,8 @@
-"""Files that survive a kill: written whole or not at all, and read without the line that a killed process tore."""
+"""Files that survive a kill: written whole or not at all, and read without the line that a killed process tore.
+
+Text is UTF-8 on every machine, whatever its locale, and a line ends at a line feed alone: captions may hold the other
+characters (U+0085, U+2028, U+2029) at which `str.splitlines` cuts.
+"""
 
 import json
 import os
@@ -15,22 +19,44 @@ except ImportError:  # Windows, where a second writer goes unnoticed
     fcntl = None
 
 
+_MOST_LEVELS = 100  # of JSON inside JSON; what is nested deeper comes from nobody who means well
+
+
 def claim(path: str | Path) -> IO[bytes]:
     """Opens a file for appending, and keeps other processes that claim it away until it is closed.
 
     Raises:
         RuntimeError: Another process has claimed it.
     """
-    file = Path(path).open("ab", buffering=0)
-    try:
-        if fcntl is not None:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError as error:
+    while True:
+        file = Path(path).open("ab", buffering=0)
+        try:
+            if fcntl is not None:
+                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError as error:
+            file.close()
+            raise RuntimeError(
+                f"another process is writing {str(path)!r}; wait for it to end, or give this run another folder."
+            ) from error
+        # While it was being claimed, the process before may have put another file in its place.
+        if os.path.exists(path) and os.path.samestat(os.fstat(file.fileno()), os.stat(path)):
+            return file
         file.close()
-        raise RuntimeError(
-            f"another process is writing {str(path)!r}; wait for it to end, or give this run another folder."
-        ) from error
-    return file
+
+
+@contextmanager
+def claim_folder(folder: str | Path, *, is_main_process: bool = True) -> Iterator[None]:
+    """Keeps other processes that claim the folder away; of processes that work together, the main one claims it.
+
+    Raises:
+        RuntimeError: Another process has claimed it.
+    """
+    if not is_main_process:
+        yield
+        return
+    Path(folder).mkdir(parents=True, exist_ok=True)
+    with claim(Path(folder) / ".lock"):
+        yield
 
 
 @contextmanager
@@ -65,6 +91,21 @@ def write_text(path: str | Path, text: str) -> None:
 def write_json(path: str | Path, values: Any) -> None:
     """Writes a JSON file in one step, to be read by people too."""
     write_atomically(path, lambda file: file.write_bytes(_encode(values, indent=2)))
+
+
+def write_tensors(path: str | Path, tensors: dict[str, Any], metadata: dict[str, str] | None = None) -> None:
+    """Writes a safetensors file in one step.
+
+    Raises:
+        OSError: It does not fit onto the disk.
+    """
+    from safetensors import SafetensorError  # here, as they bring torch, which commands need not for `--help`
+    from safetensors.torch import save_file
+
+    try:
+        write_atomically(path, lambda file: save_file(tensors, file, metadata))
+    except SafetensorError as error:
+        raise OSError(f"{str(path)!r} could not be written: {error}; free disk space and run again.") from error
 
 
 def write_json_lines(path: str | Path, rows: Iterable[Any]) -> None:
@@ -114,10 +155,75 @@ def read_json_lines(path: str | Path) -> Iterator[Any]:
     """
     for number, (_, line) in enumerate(iterate_lines(path), start=1):
         try:
-            values = json.loads(line)
+            values = parse_json(line)
         except ValueError as error:
             raise ValueError(f"{path}, line {number}: not JSON ({error}); delete this line.") from error
         yield values
+
+
+def parse_json(text: str | bytes) -> Any:
+    """Returns what a JSON text holds.
+
+    Raises:
+        ValueError: It is not JSON, not UTF-8, or nested so deep that not everything could be done with it.
+    """
+    try:
+        values = json.loads(text if isinstance(text, str) else text.decode("utf-8"))
+    except RecursionError:
+        raise ValueError(f"it is nested more than {_MOST_LEVELS} levels deep") from None
+    openings = (text.count("["), text.count("{")) if isinstance(text, str) else (text.count(b"["), text.count(b"{"))
+    if sum(openings) > _MOST_LEVELS:
+        _check_depth(values)
+    return values
+
+
+def _check_depth(values: Any) -> None:
+    level = [values]
+    for _ in range(_MOST_LEVELS):
+        parents = [value for value in level if isinstance(value, dict | list)]
+        level = [child for parent in parents for child in (parent.values() if isinstance(parent, dict) else parent)]
+    if level:
+        raise ValueError(f"it is nested more than {_MOST_LEVELS} levels deep")
+
+
+def read_json(path: str | Path) -> Any:
+    """Returns what a JSON file holds.
+
+    Raises:
+        FileNotFoundError: There is no such file.
+        ValueError: It holds no JSON; the message names it.
+    """
+    try:
+        return parse_json(Path(path).read_bytes())
+    except ValueError as error:
+        raise ValueError(f"{str(path)!r} is no JSON file in UTF-8: {error}.") from error
+
+
+def read_text_lines(path: str | Path) -> list[str]:
+    """Returns the lines of a text file that a person wrote, without their ends and without a byte order mark.
+
+    Raises:
+        ValueError: It is not UTF-8; the message names it.
+    """
+    try:
+        text = Path(path).read_bytes().decode("utf-8-sig")
+    except UnicodeDecodeError as error:
+        raise ValueError(f"{str(path)!r} must be a text file in UTF-8: {error}; save it as UTF-8.") from error
+    return [line.removesuffix("\r") for line in text.split("\n")]
+
+
+def is_text(text: str) -> bool:
+    """Whether every character of a string is one: names of files and JSON can hold halves of surrogate pairs."""
+    try:
+        text.encode("utf-8")
+    except UnicodeEncodeError:
+        return False
+    return True
+
+
+def printable(name: str) -> str:
+    """Returns the name of a file with escapes for the bytes that are not UTF-8."""
+    return name.encode("utf-8", "backslashreplace").decode("utf-8")
 
 
 def cut_torn_line(path: str | Path) -> None:
@@ -153,7 +259,10 @@ def cut_log(path: str | Path, counter: str, last: int) -> None:
         last: Highest value of it to keep.
     """
     if Path(path).is_file():
-        lines = [line for _, line in iterate_lines(path) if json.loads(line)[counter] <= last]
+        try:
+            lines = [line for _, line in iterate_lines(path) if parse_json(line)[counter] <= last]
+        except (ValueError, KeyError, TypeError) as error:
+            raise ValueError(f"{str(path)!r} is no log of a run: {error!r}; move it away.") from error
         write_atomically(path, lambda file: file.write_bytes(b"".join(lines)))
 
 

@@ -8,22 +8,25 @@ changes, and going back to the old one finds the old rows. A row is done, or it 
 import hashlib
 import json
 import os
+import re
 import time
 from array import array
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from glob import escape
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from qamdt.files import claim, cut_torn_line, encode_json_line, iterate_lines
+from qamdt.files import claim, cut_torn_line, encode_json_line, iterate_lines, parse_json, replacing
 
 
 DONE = "done"
 FAILED = "failed"
 _OFFSET_BITS = 48  # of a row's position; the bits above name its file
 _SECONDS_BETWEEN_SYNCS = 5.0
+_ROW_START = b'{"key": "'
+_TORN_KEY = re.compile(rb'\{"key": "[0-9a-f]{0,16}(?:"|$)')
 
 
 def make_key(*parts: Any) -> int:
@@ -144,14 +147,28 @@ class KeyedRows:
 
         Raises:
             RuntimeError: Another process writes these rows.
+            ValueError: The file holds something else; it is left as it is.
         """
         if self._file is not None:
             return
         self.folder.mkdir(parents=True, exist_ok=True)
+        if self.path.is_file():
+            _check_tail(self.path)
         self._file = claim(self.path)
         cut_torn_line(self.path)
         if self._measure_size() != self._size_read:  # another process has written since we read, or a tail was torn
             self.refresh()
+
+    def replace_all(self, rows: Iterable[dict[str, Any]]) -> None:
+        """Puts other rows in the place of those of the file, which stays claimed; `rows` are taken one by one."""
+        self.open()
+        with replacing(self.path) as temporary:
+            with temporary.open("wb") as file:
+                file.writelines(map(encode_json_line, rows))
+            claimed = claim(temporary)  # so that there is no moment at which others could claim the file
+        self._file.close()
+        self._file = claimed
+        self.refresh()
 
     def sync(self) -> None:
         """Brings everything to disk, so that not even a power cut loses it."""
@@ -187,6 +204,20 @@ class KeyedRows:
         return place if place < len(self._keys) and int(self._keys[place]) == key else None
 
 
+def _check_tail(path: Path) -> None:
+    """Refuses a file without a whole line that does not begin as a row does: nothing of it may be cut off.
+
+    Raises:
+        ValueError: It holds something else.
+    """
+    if next(iterate_lines(path), None) is not None:
+        return  # its rows have been read, so it is ours
+    with path.open("rb") as file:
+        tail = file.read(len(_ROW_START) + 17)
+    if not _ROW_START.startswith(tail) and not _TORN_KEY.match(tail):
+        raise ValueError(f"{str(path)!r} holds something else than results; give another file to write.")
+
+
 def make_row(key: int, row_id: str, *, failure: str | None = None) -> dict[str, Any]:
     """Returns the part of a row that all steps share; `failure` is the reason of one that failed."""
     row = {"key": f"{key:016x}", "id": row_id}
@@ -197,7 +228,7 @@ def _read_rows(path: Path) -> Iterator[tuple[int, dict[str, Any]]]:
     """Yields each row with its offset."""
     for number, (offset, line) in enumerate(iterate_lines(path), start=1):
         try:
-            row = json.loads(line)
+            row = parse_json(line)
             int(row["key"], 16), row["status"], row["id"]
         except (ValueError, KeyError, TypeError) as error:
             raise ValueError(

@@ -14,7 +14,6 @@ folder may lie on a disk or behind an fsspec URL.
 
 import functools
 import hashlib
-import json
 from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any
@@ -25,7 +24,7 @@ import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save as save_to_bytes
 
-from qamdt.files import encode_json_line, read_json_lines, write_atomically, write_json
+from qamdt.files import encode_json_line, read_json, read_json_lines, write_atomically, write_json
 from qamdt.manifest import Record
 from qamdt.shards import Place, measure_scaling_factor, read_shape
 
@@ -143,15 +142,16 @@ class LatentFolder:
     def index(self) -> dict[str, Any]:
         """What `index.json` holds, which is there once every clip is encoded."""
         try:
-            index = json.loads(self.file(INDEX_NAME).read_text(encoding="utf-8"))
+            index = read_json(self.file(INDEX_NAME))
         except FileNotFoundError as error:
             raise FileNotFoundError(
                 f"{self.name!r} has no {INDEX_NAME}, so it is no finished folder of latents; "
                 "make one with `python -m data_prep.encode_latents`, or run that again to finish it."
             ) from error
-        if index.get("format") != FORMAT:
+        found = index.get("format") if isinstance(index, dict) else None
+        if found != FORMAT:
             raise ValueError(
-                f"{self.name!r} has format {index.get('format')}, and this version reads format {FORMAT}; run `python -m "
+                f"{self.name!r} has format {found}, and this version reads format {FORMAT}; run `python -m "
                 "data_prep.encode_latents` on the folder with the options of before, which takes over latents of format "
                 "1 without encoding them again."
             )

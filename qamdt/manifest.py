@@ -15,7 +15,7 @@ from itertools import pairwise
 from pathlib import Path, PurePosixPath
 from typing import Any
 
-from qamdt.files import write_json_lines
+from qamdt.files import is_text, parse_json, write_json_lines
 from qamdt.keyed_rows import file_identity
 from qamdt.music import is_chord_point, parse_chord, parse_key
 
@@ -73,7 +73,7 @@ class Record:
     def __post_init__(self):
         _check_types(self)
         path = PurePosixPath(self.path)
-        if not self.path or path.is_absolute() or ".." in path.parts or "\\" in self.path:
+        if not self.path or path.is_absolute() or ".." in path.parts or "\\" in self.path or "\0" in self.path:
             raise ValueError(
                 f"`path` must be relative and stay inside the manifest's folder, got {self.path!r}; "
                 "move the audio below the manifest and name it from there."
@@ -87,7 +87,7 @@ class Record:
             raise ValueError(
                 f"`quality_score` of clip {self.id!r} must lie between 1 and 5, got {self.quality_score}."
             )
-        if self.quality_frames is not None and (not self.quality_frames or not self.quality_frame_rate):
+        if self.quality_frames is not None and (not self.quality_frames or not (self.quality_frame_rate or 0) > 0):
             raise ValueError(
                 f"clip {self.id!r} has `quality_frames` that are empty or lack a `quality_frame_rate` above zero."
             )
@@ -171,11 +171,13 @@ def parse_line(text: bytes, *, required: tuple[str, ...] = REQUIRED) -> Record:
         ValueError: The line describes no clip; the message says why.
     """
     try:
-        values = json.loads(text.decode("utf-8"))
+        values = parse_json(text)
     except UnicodeDecodeError as error:
         raise ValueError(f"the line is not UTF-8: {error}.") from error
     if not isinstance(values, dict):
         raise ValueError(f"expected a JSON object, got {str(values)[:60]!r}.")
+    if b"\\u" in text and not is_text(json.dumps(values, ensure_ascii=False)):
+        raise ValueError("the line holds half of a surrogate pair, which is no character.")
     return Record.from_dict(values, required=required)
 
 
@@ -218,7 +220,7 @@ def clip_identity(manifest_path: str | Path, record: Record) -> list:
     """
     try:
         file = file_identity(os.path.join(os.path.dirname(manifest_path), record.path))
-    except OSError:
+    except (OSError, ValueError):
         file = None
     return [record.path, file, record.start_in_s, record.duration_in_s]
 
@@ -228,6 +230,8 @@ def _check_types(record: Record) -> None:
         value = getattr(record, name)
         if not isinstance(value, str) and not (name in _OPTIONAL_STRINGS and value is None):
             raise ValueError(f"`{name}` must be a string, got {value!r}.")
+        if value is not None and not is_text(value):
+            raise ValueError(f"`{name}` must be text in UTF-8, got {value!r}; rename the file, or mend the text.")
     for name in _NUMBERS:
         value = getattr(record, name)
         is_number = isinstance(value, (int, float)) and not isinstance(value, bool)
@@ -237,6 +241,8 @@ def _check_types(record: Record) -> None:
         raise ValueError(f"`captions` must be a list of strings, got a string; write it as [{record.captions!r}].")
     if not isinstance(record.captions, tuple) or not all(isinstance(caption, str) for caption in record.captions):
         raise ValueError(f"`captions` must be a list of strings, got {record.captions!r}.")
+    if not all(map(is_text, record.captions)):
+        raise ValueError(f"`captions` must be text in UTF-8, got {record.captions!r}.")
     if record.quality_frames is not None and not (
         isinstance(record.quality_frames, tuple)
         and all(isinstance(score, (int, float)) and 1.0 <= score <= 5.0 for score in record.quality_frames)

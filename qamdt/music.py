@@ -51,6 +51,11 @@ class Music:
     key: str | None = None
     chords: tuple[tuple[float, str], ...] | None = None
 
+    @property
+    def bar_in_s(self) -> float | None:
+        """Length of a bar in seconds, of four beats where the metre is unknown; `None` if the tempo is."""
+        return None if self.tempo_bpm is None else BEATS_PER_BAR[self.time_signature or "4/4"] * 60 / self.tempo_bpm
+
     def without(self, *, rhythm: bool = False, key: bool = False, chords: bool = False) -> Music:
         """Returns it with the tempo, the key or the chords unknown."""
         unknown = {"tempo_bpm": None, "time_signature": None} if rhythm else {}

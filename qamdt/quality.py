@@ -7,7 +7,6 @@ Level 0 means "quality unknown"; a missing score (`None` or NaN) has it.
 
 from __future__ import annotations
 
-import json
 import math
 import os
 from collections.abc import Sequence
@@ -18,6 +17,8 @@ from typing import Any
 import numpy as np
 import torch
 
+from qamdt.files import read_json, write_json
+from qamdt.outputs import is_readable_by
 from qamdt.quality_words import (
     MAX_SCORE,
     MIN_SCORE,
@@ -134,14 +135,14 @@ class QualityStats:
     @classmethod
     def load(cls, path: str | os.PathLike) -> QualityStats:
         try:
-            return cls.from_dict(json.loads(Path(path).read_text(encoding="utf-8")))
-        except (json.JSONDecodeError, TypeError) as error:
+            return cls.from_dict(read_json(path))
+        except (ValueError, TypeError) as error:
             raise ValueError(
                 f"`path` must be a JSON file of quality statistics, got {str(path)!r}: {error}"
             ) from error
 
     def save(self, path: str | os.PathLike) -> None:
-        Path(path).write_text(json.dumps(self.to_dict(), indent=2) + "\n", encoding="utf-8")
+        write_json(path, self.to_dict())
 
     def level(self, mos: Scores | None) -> int | np.ndarray | torch.Tensor:
         """The level 1 to 5 of a score, 0 when it is unknown; arrays and tensors are taken element by element."""
@@ -215,3 +216,8 @@ PUBLISHED_QUALITY_STATS = QualityStats(
     num_clips=0,
     words=PUBLISHED_WORDS,
 )
+
+
+def is_quality_file(path: Path) -> bool:
+    """Whether a file holds quality statistics."""
+    return is_readable_by(QualityStats.load, path)

@@ -13,7 +13,7 @@ from typing import Any, Literal, TypeVar, Union, get_args, get_origin, get_type_
 
 import yaml
 
-from qamdt.files import write_json
+from qamdt.files import read_json, write_json
 
 
 Settings = TypeVar("Settings")
@@ -112,7 +112,10 @@ def hold_folder_to(path: Path, settings: Mapping[str, Any], *, remedy: str) -> N
     if not path.is_file():
         write_json(path, dict(settings))
         return
-    found, asked = _flatten(json.loads(path.read_text(encoding="utf-8"))), _flatten(json.loads(json.dumps(settings)))
+    noted = read_json(path)
+    if not isinstance(noted, dict):
+        raise ValueError(f"{str(path)!r} must hold settings, and it holds something else; move it away, or {remedy}.")
+    found, asked = _flatten(noted), _flatten(json.loads(json.dumps(settings)))
     changes = {key: (found.get(key), asked.get(key)) for key in found | asked if found.get(key) != asked.get(key)}
     if changes:
         raise ValueError(f"{str(path.parent)!r} was made with other settings: {_describe(changes)}; {remedy}.")

@@ -19,9 +19,8 @@ from pathlib import Path
 import numpy as np
 import torch
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
 
-from qamdt.files import write_atomically
+from qamdt.files import write_json, write_tensors  # noqa: F401  `write_json` for scripts of earlier versions
 
 
 @dataclass(frozen=True)
@@ -87,7 +86,7 @@ def _write_shard(
     }
     digest = hashlib.blake2b(key_bytes.tobytes(), digest_size=6).hexdigest()
     contiguous = {name: tensor.contiguous() for name, tensor in tensors.items()}
-    write_atomically(folder / f"{kind}-{number:05d}-{digest}.safetensors", lambda file: save_file(contiguous, file))
+    write_tensors(folder / f"{kind}-{number:05d}-{digest}.safetensors", contiguous)
 
 
 def find_entries(folder: Path, kind: str) -> dict[int, Place]:

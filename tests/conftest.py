@@ -12,7 +12,7 @@ import torch
 WORDS = "[PAD] [UNK] [CLS] [SEP] low medium high quality , a calm fast piano guitar melody drums".split()
 
 
-@pytest.fixture
+@pytest.fixture(scope="session")
 def build_components():
     """Builds the arguments of `QAMDTPipeline`, the same ones each time; the network can be changed."""
     from diffusers import AutoencoderKL, DPMSolverMultistepScheduler

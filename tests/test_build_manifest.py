@@ -1,4 +1,6 @@
 import json
+import os
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -9,8 +11,10 @@ import soundfile
 
 from data_prep import build_manifest
 from data_prep.build_manifest import main
+from data_prep.music_metadata import Note
 from qamdt.audio import write_audio
 from qamdt.manifest import read_manifest
+from whisq.scoring.clips import list_clips
 
 
 RATE = 8000
@@ -141,9 +145,9 @@ def test_what_cannot_be_used_is_counted_and_listed(music, capsys):
         ("unreadable", "broken.wav"),
         ("wrong metadata", "sub/two.flac"),
     }
-    assert set(records(music)) == {"again.flac@0", "half.wav@0"}
+    assert set(records(music)) == {"again.flac@0", "half.wav@0", "sub/two.flac@0"}
     output = capsys.readouterr()
-    assert "2 clips in" in output.out
+    assert "3 clips in" in output.out
     assert "duplicate: 1, row: 3, short: 1, silent: 1, unreadable: 1, wrong metadata: 1" in output.err
 
 
@@ -174,3 +178,135 @@ def test_paths_may_not_leave_the_manifest(music, tmp_path, capsys):
 def test_it_runs_as_a_script(music):
     script = Path(build_manifest.__file__)
     assert subprocess.run([sys.executable, script, music, "--clip-in-s", "2"], check=False).returncode == 0
+
+
+def test_a_bad_extra_costs_the_extra_alone(music):
+    (music / "one.txt").write_bytes("caf\xe9".encode("latin-1"))
+    (music / "one.wav.txt").write_bytes("a tone\u2028of one line\r\nlow".encode())
+    (music / "one.json").write_text('{"genre": ' + "[" * 200_000)
+    (music / "sub" / "two.txt").symlink_to("/etc/hostname")
+    table = music / "table.csv"
+    rows = [
+        b" File_Name,captions,tempo_bpm,quality_score",
+        b"one.wav," + b"x" * 200_000 + b",,",
+        b"one.wav,caf\xe9,,",
+        b'sub/two.flac,"two\nlines\xe2\x80\xa8of text","127,5",3',
+        b"sub/two.flac,more,fast,",
+        b"sub/two.flac,too good,,9",
+        b"sub/two.flac,no place,,nan",
+    ]
+    table.write_bytes(b"\n".join(rows))
+    assert run(music, "--table", table) == 1
+    one, two = records(music).values()
+    assert one.captions == ("a tone\u2028of one line", "low")
+    assert (two.captions, two.tags, two.quality_score) == (
+        ("two\nlines\u2028of text", "more"),
+        {"tempo_bpm": 127.5},
+        3.0,
+    )
+    found = left_out(music)
+    assert {(kind, place.removeprefix(f"{table}, ")) for kind, place, _ in found} == {
+        ("row", "line 2"), ("row", "line 3"), ("row", "line 6"), ("row", "line 7"), ("row", "line 8"),
+        ("wrong metadata", "one.wav"), ("wrong metadata", "sub/two.flac"),
+    }  # fmt: skip
+    reasons = "\n".join(reason for *_, reason in found)
+    for reason in (
+        "field larger",
+        "not UTF-8",
+        "such as 120, got 'fast'",
+        "must lie between 1 and 5",
+        "finite",
+        "link",
+    ):
+        assert reason in reasons
+
+
+@pytest.mark.parametrize(
+    ("tempo", "expected"),
+    [("120 BPM", 120), ("127,5", 127.5), (" 90bpm ", 90), (140, 140), ("0", None), ("", None), ("0.0", None)],
+)
+def test_a_tempo_is_read_as_people_write_it(tempo, expected):
+    note = Note.from_dict({"tempo_bpm": tempo, "genre": "techno"})
+    assert (note.tags.get("tempo_bpm"), note.tags["genre"], note.faults) == (expected, "techno", ())
+
+
+@pytest.mark.parametrize("tempo", ["fast", "120-125", "nan", "inf", "1e400", -5, True, [120], {"a": 1}, "９" * 5])
+def test_a_tempo_that_is_none_is_left_out_and_told(tempo):
+    note = Note.from_dict({"tempo_bpm": tempo, "caption": "a song"})
+    assert (note.tags, note.captions, len(note.faults)) == ({}, ("a song",), 1)
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "message"),
+    [
+        ("t.csv", "path,caption\none.wav,a".encode("utf-16"), r"t\.csv.*UTF-16"),
+        ("t.csv", b"song,caption\none.wav,a\n", r"t\.csv.*column `path`.*'song'"),
+        ("t.csv", b"", r"t\.csv.*column `path`"),
+        ("t.csv", b"path,caption\nnone.wav,a\n", r"t\.csv is about a file.*'one\.wav'.*'none\.wav'"),
+        ("t.jsonl", b'{"caption": "a"}\n[]\n', r"no row of the table.*t\.jsonl.*can be used"),
+        ("t.tsv", b"", r"must be a \.csv or \.jsonl file"),
+    ],
+)
+def test_a_table_that_says_nothing_ends_the_job_before_anything_is_written(music, capsys, name, content, message):
+    (music / name).write_bytes(content)
+    assert run(music, "--table", music / name) == 2
+    assert re.search(message, capsys.readouterr().err)
+    assert not (music / "manifest.jsonl").exists()
+
+
+def test_tags_of_any_kind_and_damage_cost_themselves_alone(music):
+    id3 = pytest.importorskip("mutagen.id3")
+    write_tone(music / "sub" / "three.mp3", 150, 2.0)
+    tags = id3.ID3()
+    tags.add(id3.TBPM(text=["120 BPM"]))
+    tags.add(id3.TCON(text=["ambient"]))
+    tags.save(music / "sub" / "three.mp3")
+    samples, _ = soundfile.read(music / "one.wav")
+    soundfile.write(music / "four.rf64", samples[::-1], RATE, format="RF64")
+    soundfile.write(music / "five.wav", samples * 0.5, RATE, format="RF64")
+    (music / "six.flac").write_bytes(b"ID3\x03\x00\x00\xff\xff\xff\xff" + (music / "sub" / "two.flac").read_bytes())
+    run(music, "--reads-tags")
+    assert {"one.wav@0", "sub/two.flac@0", "sub/three.mp3@0", "four.rf64@0", "five.wav@0"} <= set(records(music))
+    assert records(music)["sub/three.mp3@0"].tags == {"genre": "ambient", "tempo_bpm": 120.0}
+
+
+def test_every_sound_file_of_a_folder_is_taken_or_named(music):
+    for name in ("song.m4a", "song.WMA", "sub/song.aac", ".hidden.m4a"):
+        (music / name).write_bytes(b"sound")
+    (music / "out.wav").symlink_to("/etc/hostname")
+    (music / "loop.wav").symlink_to("loop.wav")
+    os.link(music / "one.wav", os.fsencode(music) + b"/caf\xe9.wav")
+    samples, _ = soundfile.read(music / "one.wav")
+    for number, suffix in enumerate((".caf", ".w64", ".au"), start=2):
+        soundfile.write(music / f"other{suffix}", samples / number, RATE)
+    assert run(music) == 1
+    assert {place for kind, place, _ in left_out(music) if kind == "unreadable"} == {
+        "song.m4a", "song.WMA", "sub/song.aac", "out.wav", "loop.wav", r"caf\udce9.wav",
+    }  # fmt: skip
+    assert {f"other{suffix}@0" for suffix in (".caf", ".w64", ".au")} < set(records(music))
+    assert [clip.id for clip in list_clips([music])[0]] == sorted(
+        [
+            "loop.wav",
+            "one.wav",
+            "other.au",
+            "other.caf",
+            "other.w64",
+            "out.wav",
+            "song.WMA",
+            "song.m4a",
+            "sub/song.aac",
+        ]
+        + ["sub/two.flac", r"caf\udce9.wav"]
+    )
+
+
+def test_a_file_that_is_cut_is_taken_as_far_as_it_goes_and_named(music):
+    path = music / "cut.mp3"
+    write_tone(path, 150, 20.0)
+    path.write_bytes(path.read_bytes()[: path.stat().st_size // 4])
+    assert run(music) == 1
+    [(kind, place, reason)] = left_out(music)
+    assert (kind, place) == ("cut", "cut.mp3")
+    ends = [r.start_in_s + r.duration_in_s for r in records(music).values() if r.path == "cut.mp3"]
+    assert 3 < max(ends) < 6
+    assert "s can be decoded and were taken" in reason

@@ -10,7 +10,8 @@ import numpy as np
 import pytest
 import soundfile
 
-from pipelines.cli import main, parse_quality
+from pipelines.cli import main, parse_lora, parse_quality
+from pipelines.generate import slug
 from pipelines.pipeline_qamdt import QAMDTPipeline
 from pipelines.request import SAMPLER_NAMES
 from qamdt.music import NUM_MUSIC_FEATURES
@@ -52,11 +53,19 @@ def test_one_prompt_makes_one_file_and_its_record(run, tmp_path):
         "chords": None,
         "time_signature": None,
         "plan_music": True,
+        "loop": False,
+        "init_audio": None,
+        "strength": None,
+        "inpaint_audio": None,
+        "inpaint_start": None,
+        "inpaint_end": None,
+        "audio_start": None,
         "seconds": 0.5,
         "steps": 2,
         "guidance": 3.5,
         "sampler": None,
         "eta": 0.0,
+        "lora": [],
         "dtype": dtype,
         "seed": 3,
         "best_of": 1,
@@ -69,6 +78,47 @@ def test_one_prompt_makes_one_file_and_its_record(run, tmp_path):
     assert record["sound"] == {"sampling_rate": 16_000, "seconds": 0.5, "gain_db": 0.0, "loudness_lufs": None}
     assert record["models"].keys() == {"model"}
     assert set(record["versions"]) == {"qamdt", "torch", "diffusers", "transformers", "python"}
+
+
+def test_a_recording_is_changed_continued_and_made_a_loop(run, tmp_path):
+    noise = 0.1 * np.random.default_rng(0).standard_normal((4410, 2))
+    soundfile.write(tmp_path / "in.wav", noise, 11_025)
+    assert run("generate", "piano", "--init-audio", "in.wav", "--strength", 0.2, "-o", "changed.wav") == 0
+    assert len(read(tmp_path / "changed.wav")) == 6400
+    record = json.loads((tmp_path / "changed.json").read_text())
+    assert {name: record["settings"][name] for name in ("init_audio", "strength", "plan_music")} == {
+        "init_audio": "in.wav",
+        "strength": 0.2,
+        "plan_music": False,
+    }
+    assert run("generate", "--request", "changed.json", "-o", "again.wav") == 0
+    np.testing.assert_array_equal(read(tmp_path / "again.wav"), read(tmp_path / "changed.wav"))
+
+    spans = ("--inpaint-start", 0.1, 0.3, "--inpaint-end", 0.15, 0.35, "--seconds", 0.6)
+    assert run("generate", "piano", "--inpaint-audio", "in.wav", *spans, "--audio-start", 0.1, "-o", "filled.wav") == 0
+    filled = read(tmp_path / "filled.wav")
+    assert len(filled) == 9600
+    assert record["recording"] == json.loads((tmp_path / "filled.json").read_text())["recording"]
+    assert run("generate", "piano", "--then", 0.2, "drums", "--loop", "--seconds", 0.5, "-o", "loop.wav") == 0
+    assert len(read(tmp_path / "loop.wav")) == 24 * 320
+    assert abs(read(tmp_path / "loop.wav")[[0, -1]]).min() > 0  # no fades
+    settings = json.loads((tmp_path / "loop.json").read_text())["settings"]
+    assert settings["prompt"] == [[0.0, "piano"], [0.2, "drums"]]
+    assert run("generate", "piano", "--inpaint-audio", "loop.wav", "--loop", "-o", "looped.wav") == 0
+    assert run("generate", "piano", "--inpaint-audio", "loop.wav", "--loop", "-o", "loop.wav") == 1
+    assert run("generate", "piano", "--init-audio", "in.wav", "-o", "in.wav") == 1
+
+
+def test_another_recording_of_the_same_name_is_done_again(run, tmp_path, capsys):
+    (tmp_path / "prompts.txt").write_text("piano")
+    command = ("generate", "--prompts", "prompts.txt", "--out-dir", "out", "--init-audio", "in.wav", "--strength", 0.1)
+    for seed, made_before in ((0, 0), (0, 1), (1, 0)):
+        if not made_before:
+            soundfile.write(
+                tmp_path / "in.wav", 0.1 * np.random.default_rng(seed).standard_normal(3200 + seed), 16_000
+            )
+        assert run(*command) == 0
+        assert f"1 to make, {made_before} of them done before" in capsys.readouterr().out
 
 
 def test_a_take_depends_on_its_own_seed_only(run, tmp_path):
@@ -150,6 +200,52 @@ def test_clips_of_a_model_that_was_trained_on_are_made_again(run, pipe_dir, tmp_
     assert "1 to make, 1 of them done before." in capsys.readouterr().out
 
 
+def test_adapters_add_up_and_are_part_of_the_record(run, pipe, tmp_path):
+    peft = pytest.importorskip("peft")
+    for name in ("a", "b"):
+        config = peft.LoraConfig(r=2, target_modules=["to_q", "to_v"], init_lora_weights=False)
+        pipe.transformer.add_adapter(config, name)
+        layers = peft.get_peft_model_state_dict(pipe.transformer, adapter_name=name)
+        pipe.save_lora_weights(tmp_path / name, layers, transformer_lora_adapter_metadata=config.to_dict())
+    both = ("--lora", "a", "--lora", "b:0.5")
+    for output, options in (("plain", ()), ("off", ("--lora", "a:0")), ("a", ("--lora", "a")), ("both", both)):
+        assert run("generate", "piano", "--dtype", "float32", *options, "-o", f"{output}.wav") == 0
+    clips = {name: read(tmp_path / f"{name}.wav") for name in ("plain", "off", "a", "both")}
+    np.testing.assert_allclose(clips["off"], clips["plain"], atol=1e-4)
+    assert len({clip.tobytes() for clip in clips.values()}) >= 3
+    record = json.loads((tmp_path / "both.json").read_text())
+    assert record["settings"]["lora"] == [["a", 1.0], ["b", 0.5]]
+    assert record["models"].keys() == {"model", "lora a", "lora b"}
+    assert main(["generate", "--request", "both.json", "-o", "again.wav"]) == 0
+    assert (tmp_path / "again.wav").read_bytes() == (tmp_path / "both.wav").read_bytes()
+
+
+def test_what_is_no_adapter_is_named(run, tmp_path, capsys):
+    pytest.importorskip("peft")
+    (tmp_path / "empty").mkdir()
+    assert run("generate", "piano", "--lora", "empty") == 1
+    assert "`lora` must name adapters of the model" in capsys.readouterr().err
+    assert run("generate", "piano", "--model", "pipe", "--lora", "a", "--lora", "a:2") == 2
+    assert "`lora` must name each adapter once" in capsys.readouterr().err
+
+
+def test_quiet_says_nothing_and_a_vain_wish_gets_a_line(run, pipe_dir, capfd, caplog):
+    (pipe_dir / "README.md").write_text("---\ncannot: [{phrases: [drums], because: It knows none.}]\n---\n")
+    assert run("generate", "drums", "--quiet") == 0
+    output = capfd.readouterr()
+    assert (output.out, output.err, caplog.text) == ("", "", "")
+    assert run("generate", "drums") == 0
+    assert caplog.text.count("The prompt says 'drums': It knows none.") == 1
+    assert capfd.readouterr().out == "music.wav\n"
+
+
+def test_names_of_files_keep_letters_of_any_script():
+    assert slug("  Für Elise, 中文 & Пианино!! ") == "für-elise-中文-пианино"
+    assert slug("a_b/../c\\d") == "a-b-c-d"
+    assert slug("fu\N{COMBINING DIAERESIS}r") == "für"
+    assert slug("♪♪") == "prompt"
+
+
 def test_a_spectrogram_shows_every_take(run, tmp_path):
     pytest.importorskip("matplotlib")
     assert run("generate", "piano", "--num", 2, "--spectrogram", "out.png") == 0
@@ -197,6 +293,7 @@ def test_info_describes_the_model(run, tmp_path, capsys):
         (("piano", "--loudness", "3"), "`loudness` must be a number at least -70 and at most 0, got 3.0"),
         (("piano", "--fade-ms", "-1"), "`fade_ms` must be a number at least 0, got -1.0"),
         (("piano", "-o", "no/out.wav"), "the folder of -o must exist, got 'no/out.wav'"),
+        (("piano", "--init-audio", "no.wav"), "--init-audio must be a file, got 'no.wav', which does not exist"),
         (("piano", "--spectrogram", "no/out.png"), "the folder of --spectrogram must exist"),
     ],
 )
@@ -249,7 +346,8 @@ def test_what_only_the_model_can_refuse_is_a_wrong_argument_too(run, tmp_path, c
 
 
 @pytest.mark.parametrize(
-    ("content", "message"), [(b"# nothing\n\n", "at least one prompt"), (b"\xff\xfe\x00", "must be a UTF-8 text file")]
+    ("content", "message"),
+    [(b"# nothing\n\n", "at least one prompt"), (b"\xff\xfe\x00", "must be a text file in UTF-8")],
 )
 def test_a_file_without_prompts_is_refused(run, tmp_path, capsys, content, message):
     (tmp_path / "prompts.txt").write_bytes(content)
@@ -298,6 +396,15 @@ def test_qualities_of_the_command_line():
     assert parse_quality("3.5") == 3.5
     assert parse_quality("2,4.5") == [2.0, 4.5]
     assert parse_quality("0:2,5:4.5") == [(0.0, 2.0), (5.0, 4.5)]
+
+
+def test_adapters_of_the_command_line(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    assert parse_lora("runs/mine") == ("runs/mine", 1.0)
+    assert parse_lora("runs/mine:0.5") == ("runs/mine", 0.5)
+    assert parse_lora("owner/mine:-1") == ("owner/mine", -1.0)
+    (tmp_path / "take:2").mkdir()
+    assert parse_lora("take:2") == ("take:2", 1.0)
 
 
 def test_parsing_imports_nothing_slow():

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 import torch
 
-from benchmarks.signal_measures import bandwidth_hz, noise_floor_db
+from pipelines.evaluation.signal_measures import bandwidth_hz, noise_floor_db
 from pipelines.pipeline_qamdt import QAMDTPipeline
 from qamdt.embedded import default_model_dir
 

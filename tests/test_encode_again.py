@@ -255,12 +255,13 @@ def test_thresholds_are_those_of_the_labels(corpus, encode, capsys):
 # What training reads.
 
 
-def test_training_reads_the_manifest_that_it_names_as_the_folder_was_encoded_before(corpus, encode, capsys):
+def test_training_reads_the_manifest_that_it_names_as_the_folder_was_encoded_before(corpus, encode, caplog):
+    caplog.set_level("INFO", logger="data_prep")
     rewrite(corpus, lambda i, r: dataclasses.replace(r, tags={"split": "test" if i == 5 else "train"}))
     encode("--split", "train")
     rewrite(corpus, lambda i, r: dataclasses.replace(r, captions=("high song",)), target="refined.jsonl")
     assert find_latents(str(corpus / "refined.jsonl"), None) == str(corpus / "latents")
-    assert "clips: 5 kept, 0 encoded, 0 dropped" in capsys.readouterr().err
+    assert "clips: 5 kept, 0 encoded, 0 dropped" in caplog.text
     assert {open_dataset(corpus)[0, i, 0].text for i in range(5)} == {"high song"}
     assert find_latents(str(corpus / "manifest.jsonl"), str(corpus / "latents")) == str(corpus / "latents")
     assert [record.captions for record in open_dataset(corpus).latents.records] == [(f"song {i}",) for i in range(5)]
@@ -275,14 +276,14 @@ def test_latents_behind_a_url_must_be_those_of_the_manifest(corpus, encode):
         find_latents(str(corpus / "manifest.jsonl"), url)
 
 
-def test_latents_without_a_manifest_are_read_as_they_are_and_a_changed_one_is_named(corpus, encode, capsys):
+def test_latents_without_a_manifest_are_read_as_they_are_and_a_changed_one_is_named(corpus, encode, caplog):
     encode()
     folder = str(corpus / "latents")
     assert find_latents(None, folder) == folder
-    assert capsys.readouterr().err == ""
+    assert caplog.text == ""
     rewrite(corpus, lambda i, r: dataclasses.replace(r, captions=("high song",)))
     assert find_latents(None, folder) == folder
-    assert f"manifest.jsonl has changed since {folder} was made from it" in capsys.readouterr().err
+    assert f"manifest.jsonl has changed since {folder} was made from it" in caplog.text
     with pytest.raises(ValueError, match="`data.manifest` or `data.latents` must say what to train on"):
         find_latents(None, None)
 

@@ -2,6 +2,8 @@
 
 import json
 import math
+import os
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -184,3 +186,28 @@ def test_what_does_not_fit_is_refused(corpus, tmp_path, capsys):
     assert "must lie beside the manifest" in capsys.readouterr().err
     assert label(corpus, "--edges", "2", "3", "4", "4.5") == 2
     assert "--edges and --prefix-edges go together" in capsys.readouterr().err
+
+
+def test_a_score_of_another_sound_labels_nothing(corpus, scorer_dir):
+    assert (
+        whisq(["score", str(corpus / "manifest.jsonl"), "-o", str(corpus / "new.jsonl"), "--model", str(scorer_dir)])
+        == 0
+    )
+    times = torch.arange(round(SECONDS * 16_000)) / 16_000
+    write_audio(corpus / "3.wav", 0.3 * torch.sin(900 * times), 16_000)
+    os.utime(corpus / "3.wav", ns=(0, 0))
+    (corpus / "2.wav").unlink()
+    records = read_manifest(corpus / "manifest.jsonl")
+    records[4] = replace(records[4], start_in_s=0.3, duration_in_s=SECONDS - 0.3)
+    write_manifest(corpus / "manifest.jsonl", records)
+    command = ["--manifest", str(corpus / "manifest.jsonl"), "--scores", str(corpus / "new.jsonl")]
+    edges = ["--edges", "2", "3", "4", "4.5", "--prefix-edges", "2", "4"]
+    assert main([*command, "--out", str(corpus / "labelled.jsonl"), *edges]) == 1
+    scored = {record.id: record.quality_score for record in read_manifest(corpus / "labelled.jsonl")}
+    assert [clip for clip, score in scored.items() if score is None] == ["clip-3", "clip-4"]
+    listed = (corpus / "labelled.unlabelled.jsonl").read_text()
+    assert listed.count("its sound has changed since it was scored; run `whisq score` again") == 2
+    kept = corpus / "kept.jsonl"
+    command = ["filter", str(corpus / "new.jsonl"), "--manifest", str(corpus / "manifest.jsonl"), "-o", str(kept)]
+    assert whisq([*command, "--min-omq", "1"]) == 0
+    assert {record.id for record in read_manifest(kept)} == scored.keys() - {"clip-3", "clip-4"}

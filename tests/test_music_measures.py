@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from benchmarks.music_measures import beat_contrast, chord_match, metre_contrast
+from pipelines.evaluation.music_measures import beat_contrast, chord_match, metre_contrast
 from qamdt.music import Music
 
 

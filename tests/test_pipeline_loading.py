@@ -2,12 +2,14 @@
 
 import json
 import shutil
+from types import SimpleNamespace
 
 import diffusers
 import numpy as np
 import pytest
 import torch
 
+from pipelines import sharing
 from pipelines.pipeline_qamdt import QAMDTPipeline
 from qamdt.embedded import EMBEDDED_MODEL_DIR, TEXT_ENCODER_PACKAGE, default_model_dir, load_text_encoder
 from qamdt.precision import preferred_dtype
@@ -149,3 +151,61 @@ def test_a_missing_or_foreign_sentence_encoder_is_refused(monkeypatch, tmp_path)
     monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
     with pytest.raises(FileNotFoundError, match="The sentence encoder is missing. Install it with"):
         load_text_encoder()
+
+
+def test_what_is_pushed_opens_in_diffusers_and_here(pipe, tmp_path, monkeypatch):
+    """A repository as `push_to_hub` makes it, in the cache of somebody who downloaded it."""
+    pushed = {}
+
+    def keep(self, folder, repo_id, **options):
+        pushed[repo_id] = shutil.copytree(folder, tmp_path / "cache/models--owner--music/snapshots/0123456789abcdef")
+
+    monkeypatch.setattr(sharing, "create_repo", lambda repo_id, **options: SimpleNamespace(repo_id=repo_id))
+    monkeypatch.setattr(sharing, "file_exists", lambda *place, **options: False)
+    monkeypatch.setattr(QAMDTPipeline, "_upload_folder", keep)
+    pipe.push_to_hub("owner/music")
+    folder = pushed["owner/music"]
+    (folder.parent.parent / "refs").mkdir()
+    (folder.parent.parent / "refs" / "main").write_text(folder.name)
+    assert 'QAMDTPipeline.from_pretrained("owner/music")' in (folder / "README.md").read_text()
+    assert json.loads((folder / "gms.json").read_text())["tasks"].keys() == {"text_to_audio"}
+
+    cached = {"cache_dir": tmp_path / "cache", "local_files_only": True}
+    theirs = diffusers.DiffusionPipeline.from_pretrained("owner/music", trust_remote_code=True, **cached)
+    ours = QAMDTPipeline.from_pretrained("owner/music", **cached)
+    assert type(theirs) is type(ours) is QAMDTPipeline
+    np.testing.assert_array_equal(generate(ours), generate(pipe))
+
+    (shim,) = (folder / "vocoder").glob("*.py")
+    shim.write_text(f"{shim.read_text()}print('somebody else wrote this')\n")
+    with pytest.raises(ValueError, match="contains custom code"):
+        QAMDTPipeline.from_pretrained("owner/music", **cached)
+
+
+def test_a_card_that_is_there_stays_and_what_it_cannot_do_is_handed_on(pipe, tmp_path):
+    pipe.save_pretrained(tmp_path / "first")
+    card = tmp_path / "first" / "README.md"
+    assert "16000 Hz mono, 0.32 s unless asked otherwise." in card.read_text()
+    front = "---\nlicense: cc0-1.0\nlanguage: en\ncannot:\n- {phrases: [drums], because: It knows none.}\n---\nMine.\n"
+    card.write_text(front)
+    loaded = QAMDTPipeline.from_pretrained(tmp_path / "first")
+    assert loaded.list_warnings("a drums") == ["The prompt says 'drums': It knows none."]
+    assert QAMDTPipeline.from_pipe(loaded).model_limits == loaded.model_limits
+    loaded.save_pretrained(tmp_path / "first")
+    assert card.read_text() == front
+    loaded.save_pretrained(tmp_path / "second")
+    assert QAMDTPipeline.from_pretrained(tmp_path / "second").model_limits == loaded.model_limits
+
+
+def test_diffusers_finds_the_pipeline_by_its_task(pipe, pipe_dir):
+    """In the state that a process is in: the table is there already, or comes into being with this import."""
+    loaded = diffusers.AutoPipelineForText2Audio.from_pretrained(str(pipe_dir))
+    assert type(loaded) is QAMDTPipeline
+    assert type(diffusers.AutoPipelineForText2Audio.from_pipe(pipe)) is QAMDTPipeline
+
+
+def test_an_adapter_is_no_model_and_says_so(pipe_dir):
+    (pipe_dir / "model_index.json").unlink()
+    (pipe_dir / "pytorch_lora_weights.safetensors").touch()
+    with pytest.raises(FileNotFoundError, match="holds a LoRA adapter, not a model.*--lora"):
+        QAMDTPipeline.from_pretrained(pipe_dir)

@@ -138,6 +138,7 @@ def test_the_negative_quality_matters_when_guided(pipe):
 
 def test_a_rising_curve_starts_low_and_ends_high(pipe):
     told = []
+    pipe.transformer.register_to_config(sample_size=(50, 4))  # so that a second is one window
     pipe.transformer.register_forward_pre_hook(lambda *call: told.append(call[2]), with_kwargs=True)
     generate(pipe, [3.3, 4.3], audio_length_in_s=1.0, guidance_scale=1)
     levels = told[0]["frame_quality"][0]

@@ -18,7 +18,7 @@ from pipelines import cli
 
 ROOT = Path(__file__).resolve().parent.parent
 COMMANDS = {"qamdt": "pipelines.cli", "whisq": "whisq.cli"}
-DOCUMENTS = ("README.md", "CONTRIBUTING.md")
+DOCUMENTS = ("README.md", "CONTRIBUTING.md", "docs/service.md")
 
 
 def read_blocks(document: str, language: str) -> list[str]:

@@ -5,6 +5,7 @@ import time
 from dataclasses import replace
 from functools import partial
 from operator import itemgetter
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -16,7 +17,7 @@ from data_prep.refine.async_engine import answer_questions
 from data_prep.refine.batch_engine import BatchEngine, PartLimits
 from data_prep.refine.fusion_prompt import FUSION_SCHEMA, write_messages
 from data_prep.refine.jobs import RefineSettings
-from data_prep.refine.llm_client import LlmClient, ModelConfig, RunStopped, Server, measure_messages
+from data_prep.refine.llm_client import LlmClient, ModelConfig, RunStopped, Server, measure_messages, read_answer
 from data_prep.refine.local_engine import run_jobs
 from data_prep.refine.questions import (
     Question,
@@ -25,7 +26,7 @@ from data_prep.refine.questions import (
     read_suggestions,
     write_audio_messages,
 )
-from data_prep.refine.spending import CostLimitReached, Prices, Spending, sum_usage
+from data_prep.refine.spending import CostLimitReached, Prices, Spending, Usage, sum_usage
 from data_prep.refine.step_runner import StepRunner
 from qamdt.audio import write_audio
 from qamdt.manifest import Record
@@ -154,6 +155,22 @@ def test_a_server_that_is_not_there_stops_the_run(questions):
     assert time.monotonic() - started < BUSY
 
 
+def test_a_key_in_an_answer_is_not_kept(questions, monkeypatch):
+    escaped = "".join(f"\\u{ord(letter):04x}" for letter in SECRET)
+    answers = [f'{{"caption": "jazz {SECRET}", "paraphrases": ["jazz {escaped}"]}}', f"no JSON, but {SECRET}"]
+    for answer in answers:
+
+        async def answer_with_key(client, body, answer=answer):
+            client._was_reached = True
+            return answer, Usage()
+
+        monkeypatch.setattr(LlmClient, "_request", answer_with_key)
+        monkeypatch.setenv("OPENAI_API_KEY", SECRET)
+        rows = ask(questions("echo"), "http://localhost:1/v1", "ok", max_tries=1)
+        assert SECRET not in json.dumps(rows)
+        assert "***" in json.dumps(rows)
+
+
 def test_many_failures_in_a_row_stop_the_run(base_url, questions, monkeypatch):
     monkeypatch.setattr("data_prep.refine.async_engine.MAX_FAILURES_IN_A_ROW", 6)
     with pytest.raises(RunStopped, match=r"6 rows in a row failed, the last one with: the server refused the request"):
@@ -205,6 +222,41 @@ def test_sound_is_not_counted_as_text(tmp_path):
     assert audio_in_s == pytest.approx(2.0, abs=0.01)
     bound = ModelConfig(model="m", max_tokens=10).bound_usage({"messages": messages})
     assert (100 < bound.input_tokens < 1000, bound.output_tokens) == (True, 10)
+
+
+@pytest.mark.parametrize("count", [[1], "7", -3, float("nan"), 1e300, True, None, {}])
+def test_a_count_of_tokens_that_is_none_counts_nothing(count):
+    completion = {
+        "choices": [{"message": {"content": "{}"}}],
+        "usage": {"prompt_tokens": count, "completion_tokens": 5},
+    }
+    assert read_answer(completion) == ("{}", Usage(0, 5, 1))
+
+
+@pytest.mark.parametrize("read", [partial(read_fusion, model="m"), partial(read_suggestions, model="m")])
+def test_an_answer_that_is_nested_without_end_is_unusable(read):
+    with pytest.raises(ValueError, match="the answer must be"):
+        read("[" * 200_000)
+
+
+def test_answers_of_a_batch_are_lines_whatever_is_in_them(run, base_url, tmp_path):
+    engine = BatchEngine(tmp_path / "batches", run.settings.model, Server(base_url=base_url, timeout_in_s=BUSY))
+    text = {"caption": "slow\u2028jazz\x85", "paraphrases": []}
+    body = {"choices": [{"message": {"content": json.dumps(text, ensure_ascii=False)}}], "usage": None}
+    answers = [
+        {"custom_id": "1", "response": {"status_code": 200, "body": body}},
+        {"custom_id": "2", "error": "none", "response": [1]},
+        {"custom_id": "3", "response": {"status_code": 200, "body": [body]}},
+        {"custom_id": "no key"},
+        [],
+    ]
+    lines = [json.dumps(answer, ensure_ascii=False) for answer in answers] + ["[" * 200_000, ""]
+    files = SimpleNamespace(content=lambda file_id: SimpleNamespace(text="\n".join(lines)))
+    engine._client = SimpleNamespace(files=files)
+    batch = SimpleNamespace(output_file_id="file", error_file_id=None)
+    rows = [engine._make_row(key, f"clip {key}", answer) for key, answer in engine._iterate_answers(batch)]
+    assert [row["status"] for row in rows] == ["done", "failed", "failed"]
+    assert rows[0]["answer"] == text
 
 
 def test_a_base_url_with_a_password_is_refused():

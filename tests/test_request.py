@@ -17,6 +17,11 @@ def test_a_request_comes_back_from_json_as_it_was(tmp_path):
         assert hash(request) == hash(GenerationRequest.from_dict(request.to_dict()))
     request = GenerationRequest(prompt="piano", bpm=90, chords=[(0, "Am"), (2.5, "F")])
     assert GenerationRequest.from_dict(request.to_dict()) == request
+    request = GenerationRequest(
+        prompt=[(0, "piano"), (2, "drums")], inpaint_audio="a.wav", inpaint_start=[1, 3], inpaint_end=[2, 4], loop=True
+    )
+    assert request.spans == [(1, 2), (3, 4)]
+    assert GenerationRequest.from_dict(request.to_dict()) == request
     by_old_names = GenerationRequest(prompt="piano", best_of=2, best_by=["quality", "alignment"])
     assert by_old_names.best_by == ("overall_quality", "text_alignment")
     assert GenerationRequest.from_dict({"prompt": "piano"}) == GenerationRequest(prompt="piano")
@@ -54,7 +59,26 @@ def test_takes_share_no_candidate():
         ({}, "A request must have a `prompt`, got \\[\\]"),
         ({"prompt": "piano", "lenght": 3, "speed": 1}, "A request has no `lenght`, `speed`; it has \\['prompt', "),
         (["piano"], "A request must be an object with a `prompt`, got \\['piano'\\]"),
-        ({"prompt": ["piano"]}, "`prompt` must be a text, got \\['piano'\\]"),
+        ({"prompt": ["piano"]}, "`prompt` must be a text or \\(second, text\\) tuples, got \\('piano',\\)"),
+        ({"prompt": [[0, "piano"], [5, "drums"], [3, "flute"]]}, "`prompt` must have rising seconds that begin at 0"),
+        ({"prompt": None}, "`prompt` must be a text or \\(second, text\\) tuples, got None"),
+        ({"strength": 0.5}, "`strength` goes with `init_audio`, got 0.5 without"),
+        ({"init_audio": "a.wav", "strength": 1.5}, "`strength` must be a number at least 0 and at most 1, got 1.5"),
+        ({"init_audio": "a.wav", "seconds": 5}, "`seconds` does not go with `init_audio`"),
+        ({"init_audio": "a.wav", "loop": True}, "`loop` does not go with `init_audio`"),
+        ({"init_audio": "a.wav", "inpaint_audio": "b.wav"}, "`inpaint_audio` does not go with `init_audio`"),
+        ({"init_audio": 3}, "`init_audio` must be a sound file, got 3"),
+        ({"inpaint_start": 1, "inpaint_end": 2}, "`inpaint_start` goes with `inpaint_audio`"),
+        ({"inpaint_audio": "a.wav", "inpaint_start": 1}, "must hold as many seconds, .* got \\[1\\] and \\[\\]"),
+        ({"inpaint_audio": "a.wav", "inpaint_start": 2, "inpaint_end": 1}, "each span ending after it begins"),
+        ({"inpaint_audio": "a.wav", "inpaint_start": [-1], "inpaint_end": [1]}, "`inpaint_start` must be a number"),
+        (
+            {"inpaint_audio": "a.wav", "inpaint_start": "1", "inpaint_end": 2},
+            "`inpaint_start` must be seconds, got '1'",
+        ),
+        ({"inpaint_audio": "a.wav", "audio_start": -1}, "`audio_start` must be a number at least 0, got -1"),
+        ({"loop": 1}, "`loop` must be true or false, got 1"),
+        ({"prompt": "piano \ud800"}, "`prompt` must be text in UTF-8, got 'piano .*ud800'"),
         ({"negative_prompt": None}, "`negative_prompt` must be a text, got None"),
         ({"quality": "excellent"}, '`quality` must be "high", "medium", "low", a score .* got \'excellent\''),
         ({"quality": [["high"], ["low"]]}, "`quality` must be .* got"),
@@ -80,6 +104,9 @@ def test_takes_share_no_candidate():
         ({"sampling_rate": 44_100.5}, "`sampling_rate` must be an integer of at least 8000 and at most 192000, got"),
         ({"loudness": float("nan")}, "`loudness` must be a number at least -70 and at most 0, got nan"),
         ({"scorer": "a/b"}, "`scorer` goes with `best_of` of at least 2"),
+        ({"lora": ["mine"]}, "`lora` must be a list of \\(folder or Hub id, scale\\) pairs"),
+        ({"lora": [["mine", "much"]]}, "`lora` must be a number"),
+        ({"lora": [["", 1]]}, "`lora` must name folders or Hub ids"),
         ({"model": ""}, "`model` must be a folder or a Hub id, got ''"),
         ({"dtype": "float64"}, "`dtype` must be among 'auto', 'float32', 'bfloat16', got 'float64'"),
     ],

@@ -2,6 +2,7 @@
 
 import numpy as np
 import pytest
+import soundfile
 import torch
 
 from whisq.scorer import WhisQScorer
@@ -41,6 +42,25 @@ def test_a_batch_gives_what_single_clips_give(scorer):
         assert_alike(found, expected)
     assert len({round(score.overall_quality, 3) for score in together}) == 5
     assert together == scorer.score(clips, RATE, prompts)
+
+
+def test_a_file_scores_as_its_samples(scorer, tmp_path):
+    path = tmp_path / "clip.wav"
+    soundfile.write(path, music(3, rate=22_050), 22_050, subtype="FLOAT")
+    expected = scorer.score(music(3, rate=22_050), 22_050, "calm piano")
+    assert scorer.score(path, prompts="calm piano") == scorer.score(str(path), prompts=["calm piano"]) == expected
+    from_file, from_samples = scorer.score([path, music(2)], RATE)
+    assert from_file.overall_quality == pytest.approx(expected[0].overall_quality, abs=1e-4)
+    assert (from_file.sampling_rate, from_samples.sampling_rate) == (22_050, RATE)
+    with pytest.raises(ValueError, match="`sampling_rate` must be None for sound files"):
+        scorer.score(path, RATE)
+    with pytest.raises(ValueError, match="`sampling_rate` must be from 1000 to 1000000 Hz for waveforms, got None"):
+        scorer.score(music(1))
+    with pytest.raises(FileNotFoundError, match="there is no file 'no.wav'"):
+        scorer.score("no.wav")
+    (tmp_path / "text.wav").write_text("no audio")
+    with pytest.raises(ValueError, match="text.wav' is no readable wav"):
+        scorer.score(tmp_path / "text.wav")
 
 
 def test_padding_changes_no_score(scorer):
@@ -155,7 +175,7 @@ def test_wrong_arguments_are_refused(scorer, scorer_dir):
         scorer.score([np.zeros(100, np.int16)], RATE)
     with pytest.raises(ValueError, match="got 2 for 1 clips"):
         scorer.score(music(1), RATE, ["a", "b"])
-    with pytest.raises(ValueError, match="above 0 Hz"):
+    with pytest.raises(ValueError, match="from 1000 to 1000000 Hz"):
         scorer.score(music(1), 0)
     from whisq.modeling_audio_tower import AudioTower
 

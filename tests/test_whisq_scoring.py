@@ -20,7 +20,14 @@ from whisq.modeling_clap import MiniClap
 from whisq.scorer import WhisQScorer
 from whisq.scoring import collection
 from whisq.scoring.clips import list_clips, probe_durations
-from whisq.scoring.collection import append_rows, row_key, scoring_order
+from whisq.scoring.collection import (
+    append_rows,
+    count_windows,
+    load_windows,
+    row_key,
+    score_group,
+    scoring_order,
+)
 from whisq.scoring.rows import merge_rows, open_keyed_rows
 from whisq.windows import cut_batches
 
@@ -81,6 +88,14 @@ def test_rows_hold_the_scores_of_the_clips(music, unbroken, scorer_dir):
         assert row["duration_in_s"] == len(samples) / RATE
     assert [row["duration_in_s"] for row in rows.values()] == sorted(row["duration_in_s"] for row in rows.values())
     assert json.loads(unbroken.with_suffix(".meta.json").read_text())["scorer"] == scorer.name
+
+
+def test_a_long_clip_says_how_far_it_is(music, scorer_dir):
+    clips = [clip for clip in probe_durations(list_clips([music])[0]) if clip.duration_in_s == 46]
+    told = []
+    loaded = load_windows(clips, [[0]], 31.0, 0)
+    score_group(clips, [0], loaded, WhisQScorer.from_pretrained(scorer_dir), on_progress=told.append)
+    assert told == [1] * count_windows(clips[0]) == [1, 1, 1]
 
 
 def test_a_second_run_adds_nothing(music, unbroken, run):
@@ -182,6 +197,12 @@ def test_bad_files_become_rows_and_the_rest_is_scored(run, tmp_path, capsys):
     soundfile.write(folder / "nan.wav", broken, RATE, subtype="FLOAT")
     (folder / "noise.mp3").write_bytes(b"this is no sound" * 50)
     (folder / "half.flac").write_bytes((folder / "fine.flac").read_bytes()[:9000])
+    soundfile.write(folder / "tick.wav", np.full(1, 0.5), 192_000)
+    promising = bytearray((folder / "fine.flac").read_bytes())
+    promising[21:26] = (int.from_bytes(promising[21:26], "big") | 2**36 - 1).to_bytes(5, "big")
+    (folder / "promising.flac").write_bytes(promising)
+    soundfile.write(folder / "cut.wav", noise(1.2, 5), RATE)
+    os.truncate(folder / "cut.wav", 36_000)
     soundfile.write(folder / "empty.wav", np.zeros(0), RATE)
     names = sorted(path.name for path in folder.iterdir()) + ["missing.wav"]
     (folder / "list.txt").write_text("".join(f"{name}\tpiano\n" for name in names) + "", encoding="utf-8")
@@ -191,7 +212,6 @@ def test_bad_files_become_rows_and_the_rest_is_scored(run, tmp_path, capsys):
     rows = read(tmp_path / "scores.jsonl")
     assert rows.keys() == set(names)
     found = {name: (row["status"], row["flags"]) for name, row in rows.items()}
-    assert found.pop("half.flac")[0] == "error"
     assert found == {
         "fine.flac": ("ok", []),
         "wide.wav": ("ok", ["multichannel"]),
@@ -202,14 +222,19 @@ def test_bad_files_become_rows_and_the_rest_is_scored(run, tmp_path, capsys):
         "noise.mp3": ("error", ["unreadable"]),
         "missing.wav": ("error", ["unreadable"]),
         "empty.wav": ("error", ["short"]),
+        "tick.wav": ("error", ["short"]),
+        "half.flac": ("ok", ["short", "truncated"]),
+        "promising.flac": ("ok", ["short", "truncated"]),
+        "cut.wav": ("ok", ["truncated"]),
     }
     assert all((row["overall_quality"] is None) == (row["status"] == "error") for row in rows.values())
     captured = capsys.readouterr()
-    assert "4 of 10 clips have scores" in captured.out
+    assert "7 of 13 clips have scores" in captured.out
     assert "missing.wav: there is no file" in captured.err
+    assert "3 clips are cut off" in captured.err
 
     before = (tmp_path / "scores.jsonl").read_bytes()
-    for options, counts in (([], "10 kept, 0 scored again"), (["--retry-errors"], "4 kept, 6 scored again")):
+    for options, counts in (([], "13 kept, 0 scored again"), (["--retry-errors"], "7 kept, 6 scored again")):
         assert run(tmp_path / "scores.jsonl", folder / "list.txt", *options) == 1
         assert (tmp_path / "scores.jsonl").read_bytes() == before
         assert counts in capsys.readouterr().out

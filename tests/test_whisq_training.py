@@ -161,6 +161,23 @@ def test_training_stops_when_the_dev_set_no_longer_improves_and_keeps_the_best_w
     assert dev_score(clips, predictions)["score"] == pytest.approx(best["dev_score"])
 
 
+def test_every_pass_trains_on_every_clip(planted, accelerator, tmp_path, monkeypatch):
+    music, config = planted["quality"], make_config(tmp_path, max_epochs=3, batch_size=9)
+    collate, heard = type(music.cached).collate, {}
+
+    def listen(cached, clips, *, seed=None, **options):
+        heard.setdefault(seed, []).extend(clip.id for clip in clips)
+        return collate(cached, clips, seed=seed, **options)
+
+    monkeypatch.setattr(type(music.cached), "collate", listen)
+    train(config, music, accelerator, StopAfter())
+    for epoch in range(3):
+        ids = {clip.id for clip in music.training_clips(0, epoch)}
+        found = heard[f"window 0 {epoch}"]
+        assert set(found) == ids
+        assert len(found) - len(ids) < 9
+
+
 def test_a_run_with_other_settings_is_not_resumed(planted, accelerator, tmp_path):
     config = make_config(tmp_path, max_epochs=1)
     train(config, planted["quality"], accelerator, StopAfter())
@@ -288,6 +305,15 @@ def test_a_release_is_trained_on_evaluated_and_ablated_by_three_commands(tmp_pat
     answers = (report / "answer.txt").read_text().splitlines()
     assert len(answers) == len((report / "predictions.csv").read_text().splitlines()) - 1
     assert all(line.split(",")[0].startswith("audiomos2025-track1-S10") for line in answers)
+
+    # The same scorer on another release, without training: another table beside the first.
+    other = write_phase1(tmp_path / "other", kind="quality", num_systems=3, clips_per_system=3, seconds=0.2)
+    weights = (tmp_path / "run" / "seed-1" / "model").stat().st_mtime_ns
+    command = [str(tmp_path / "run"), "--out", str(tmp_path / "generalisation"), f"data.musiceval={other}"]
+    assert evaluate_main([*command, "run.num_resamples=10"]) == 0
+    assert "| control: prompts exchanged |" in (tmp_path / "generalisation" / "report.md").read_text()
+    assert (report / "answer.txt").read_text().splitlines() == answers
+    assert (tmp_path / "run" / "seed-1" / "model").stat().st_mtime_ns == weights
 
     settings += [f"data.features={tmp_path / 'run' / 'features'}", f"run.output_dir={tmp_path / 'ablation'}"]
     grid = ["--only", "sweep", "--weights", "0.1", "--blurs", "0.05", "0.1"]

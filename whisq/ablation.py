@@ -22,7 +22,7 @@ from typing import Any
 
 from accelerate import Accelerator
 
-from qamdt.files import write_json
+from qamdt.files import write_json, write_text
 from qamdt.run_control import StopSignal
 from qamdt.settings import override
 from whisq.evaluation.reports import Summary, format_tables
@@ -131,7 +131,7 @@ def main(argv: list[str] | None = None) -> int:
     output_dir = Path(config.run.output_dir)
     text = "\n".join(f"## {title.capitalize()}\n\n{format_tables(rows)}" for title, rows in results.items())
     write_json(output_dir / "ablation.json", results)
-    (output_dir / "ablation.md").write_text(text, encoding="utf-8")
+    write_text(output_dir / "ablation.md", text)
     write_faults(output_dir / "faults.jsonl", music.faults)
     print(text)
     return report_faults(music, output_dir)

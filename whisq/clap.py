@@ -8,7 +8,6 @@ move, so a clip has the same embedding always; the random crops of CLAP's own fr
 from __future__ import annotations
 
 import hashlib
-import json
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Protocol
@@ -17,11 +16,15 @@ import numpy as np
 import soxr
 import torch
 
+from qamdt.complete_weights import load_complete
+
 
 if TYPE_CHECKING:
     from transformers import ClapFeatureExtractor, ClapModel, PreTrainedTokenizerBase
 
-    from whisq.modeling_clap import MiniClap
+    from qamdt.files import read_json
+from whisq.modeling_clap import MiniClap
+
 
 EMBEDDED = "embedded"
 LAION_SUFFIXES = (".pt", ".safetensors")
@@ -63,7 +66,7 @@ def load_clap(name_or_path: str = EMBEDDED, *, revision: str | None = None, devi
     if _is_mini_clap(Path(name_or_path)):
         from whisq.modeling_clap import MiniClap
 
-        return EmbeddedClap(MiniClap.from_pretrained(name_or_path).to(device))
+        return EmbeddedClap(load_complete(MiniClap, name_or_path).to(device))
     if name_or_path.endswith(LAION_SUFFIXES):
         return LaionClap(name_or_path, device=device)
     return TransformersClap.from_pretrained(name_or_path, revision=revision, device=device)
@@ -71,7 +74,7 @@ def load_clap(name_or_path: str = EMBEDDED, *, revision: str | None = None, devi
 
 def _is_mini_clap(folder: Path) -> bool:
     config = folder / "config.json"
-    return config.is_file() and json.loads(config.read_text(encoding="utf-8")).get("_class_name") == "MiniClap"
+    return config.is_file() and read_json(config).get("_class_name") == "MiniClap"
 
 
 def split_windows(waveform: np.ndarray, window_samples: int) -> list[np.ndarray]:
@@ -189,7 +192,7 @@ class TransformersClap:
         """Loads the model with its front ends from a folder or from the Hub."""
         from transformers import AutoTokenizer, ClapFeatureExtractor, ClapModel
 
-        model = ClapModel.from_pretrained(name_or_path, revision=revision).to(device)
+        model = load_complete(ClapModel, name_or_path, revision=revision).to(device)
         return cls(
             model,
             ClapFeatureExtractor.from_pretrained(name_or_path, revision=revision),

@@ -9,6 +9,7 @@ from __future__ import annotations
 import argparse
 import sys
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 
 from qamdt.quality_words import QUALITY_WORDS
@@ -131,6 +132,7 @@ def _add_filter(commands: argparse._SubParsersAction) -> None:
     parser.add_argument("--omq-min-pct", type=float, metavar="P", help="drop the P %% with the worst quality")
     parser.add_argument("--ta-min-pct", type=float, metavar="P", help="drop the P %% whose text fits worst")
     parser.add_argument("--drop-flags", nargs="+", default=(), metavar="FLAG", help="drop clips with these flags")
+    parser.add_argument("--overwrite", action="store_true", help="replace --out even if it holds other lines")
 
 
 def _score(arguments: argparse.Namespace) -> int:
@@ -146,8 +148,10 @@ def _score(arguments: argparse.Namespace) -> int:
 
 
 def _stats(arguments: argparse.Namespace) -> int:
-    from whisq.scoring.stats import measure_scores
+    from qamdt.outputs import check_output, is_readable_by
+    from whisq.scoring.stats import ScoreStats, measure_scores
 
+    check_output(arguments.out, inputs=arguments.scores, is_ours=partial(is_readable_by, ScoreStats.load))
     stats = measure_scores(arguments.scores, method=arguments.method)
     stats.save(arguments.out)
     quality = stats.overall_quality
@@ -159,9 +163,13 @@ def _stats(arguments: argparse.Namespace) -> int:
 
 
 def _finalize(arguments: argparse.Namespace) -> int:
-    from whisq.scoring.labels import finalize
+    from qamdt.outputs import check_output
+    from qamdt.quality import is_quality_file
+    from whisq.scoring.labels import finalize, is_label_file, quality_stats_path
     from whisq.scoring.stats import ScoreStats
 
+    for path, is_ours in ((arguments.out, is_label_file), (quality_stats_path(arguments.out), is_quality_file)):
+        check_output(path, inputs=[*arguments.scores, arguments.stats], is_ours=is_ours)
     quality_path = finalize(
         arguments.scores,
         ScoreStats.load(arguments.stats),
@@ -188,9 +196,17 @@ def read_thresholds(arguments: argparse.Namespace):
 
 
 def _filter(arguments: argparse.Namespace) -> int:
-    from whisq.scoring.filter import Limits, filter_scores
+    from qamdt.outputs import OVERWRITE_HINT, check_output
+    from whisq.scoring.filter import Limits, filter_scores, holds_only_lines_of
     from whisq.scoring.stats import ScoreStats, measure_scores
 
+    sources = arguments.scores if arguments.manifest is None else [arguments.manifest]
+    check_output(
+        arguments.out,
+        inputs=[*arguments.scores, arguments.manifest, arguments.stats],
+        is_ours=lambda path: arguments.overwrite or holds_only_lines_of(path, sources),
+        hint=OVERWRITE_HINT,
+    )
     limits = Limits(
         min_overall_quality=arguments.min_omq,
         min_text_alignment=arguments.min_ta,

@@ -18,6 +18,8 @@ import torch
 from safetensors.torch import load_file
 from transformers import AutoTokenizer, ClapConfig, ClapFeatureExtractor, ClapModel
 
+from qamdt.outputs import check_output_folder, has_fields
+
 
 # Beside tensors the published files hold numbers of numpy (the best losses, the epoch).
 _NUMBERS = [np._core.multiarray.scalar, np.dtype, np.dtypes.Float64DType, np.dtypes.Float32DType, np.dtypes.Int64DType]
@@ -168,6 +170,8 @@ def build_feature_extractor(has_fusion: bool) -> ClapFeatureExtractor:
 def convert(checkpoint: str | Path, folder: str | Path, tokenizer: str) -> None:
     """Writes a LAION checkpoint as a folder for `ClapModel`, with its front ends."""
     weights = read_laion_weights(checkpoint)
+    is_ours = has_fields(Path(folder) / "config.json", ["model_type", "audio_config"])
+    check_output_folder(folder, ["*.json", "*.safetensors", "*.txt"], is_ours=is_ours)
     build_model(weights).save_pretrained(folder)
     build_feature_extractor(describe_laion_weights(weights).has_fusion).save_pretrained(folder)
     AutoTokenizer.from_pretrained(tokenizer).save_pretrained(folder)

@@ -25,7 +25,9 @@ from pathlib import Path
 import numpy as np
 from accelerate import Accelerator
 
-from qamdt.files import write_json
+from qamdt.complete_weights import load_complete
+from qamdt.files import write_json, write_text
+from qamdt.outputs import check_output_folder
 from qamdt.run_control import StopSignal
 from qamdt.settings import override
 from whisq.evaluation.controls import (
@@ -46,6 +48,15 @@ from whisq.training.preparation import PreparedMusic, prepare
 
 
 NUM_PERSON_DRAWS = 5
+REPORTS = (
+    "report.json",
+    "report.md",
+    "predictions.csv",
+    "answer.txt",
+    "scatter.png",
+    "calibration.png",
+    "faults.jsonl",
+)
 
 
 def load_models(config: WhisQConfig) -> list[WhisQModel]:
@@ -54,7 +65,7 @@ def load_models(config: WhisQConfig) -> list[WhisQModel]:
     for folder in folders:
         if not folder.is_dir():
             raise FileNotFoundError(f"{str(folder)!r} does not exist; train the run to its end first.")
-    return [WhisQModel.from_pretrained(folder) for folder in folders]
+    return [load_complete(WhisQModel, folder) for folder in folders]
 
 
 def predict_all(
@@ -159,7 +170,7 @@ def write_report(folder: Path, clips: Sequence[RatedClip], predictions: Predicti
     """Writes figures, predictions and pictures."""
     folder.mkdir(parents=True, exist_ok=True)
     write_json(folder / "report.json", rows)
-    (folder / "report.md").write_text(format_tables(rows), encoding="utf-8")
+    write_text(folder / "report.md", format_tables(rows))
     names = ("overall_quality", "text_alignment")
     with (folder / "predictions.csv").open("w", newline="", encoding="utf-8") as file:
         writer = csv.writer(file)
@@ -168,7 +179,7 @@ def write_report(folder: Path, clips: Sequence[RatedClip], predictions: Predicti
             ratings = (clip.overall_quality, clip.text_alignment)
             writer.writerow([clip.id, clip.system, clip.prompt, *ratings, *(f"{value:.4f}" for value in values)])
     answers = zip(clips, predictions.overall_quality, predictions.text_alignment, strict=True)
-    (folder / "answer.txt").write_text("".join(f"{clip.id},{omq:.4f},{ta:.4f}\n" for clip, omq, ta in answers))
+    write_text(folder / "answer.txt", "".join(f"{clip.id},{omq:.4f},{ta:.4f}\n" for clip, omq, ta in answers))
 
     pairs = {"overall quality": ([clip.overall_quality for clip in clips], predictions.overall_quality)}
     rated = [i for i, clip in enumerate(clips) if clip.text_alignment is not None]
@@ -198,6 +209,7 @@ def main(argv: list[str] | None = None) -> int:
         config = override(config, {"run.output_dir": str(arguments.run)})  # the run may have been moved
         out = arguments.out or arguments.run / f"evaluation-{arguments.split}"
         accelerator = build_accelerator(config)
+        check_output_folder(out, REPORTS, is_ours=(out / "report.json").is_file())
         with StopSignal() as stop:
             music = prepare(config, accelerator)
             models = [model.to(accelerator.device) for model in load_models(config)]

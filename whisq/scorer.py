@@ -1,4 +1,4 @@
-"""`WhisQScorer`: waveforms and prompts in, scores out.
+"""`WhisQScorer`: sound files or waveforms, and prompts, in; scores out.
 
 Clips up to 30 s are heard whole, longer ones in windows of 30 s every 15 s, whose scores are averaged by their length.
 The curve of a clip costs no second pass of the encoder: windows of about two seconds over the tokens that are already
@@ -18,15 +18,32 @@ from pathlib import Path
 import numpy as np
 import torch
 
+from qamdt.audio import SAMPLING_RATE
+from qamdt.complete_weights import load_complete
+from qamdt.precision import check_device
 from qamdt.quality import MAX_SCORE, MIN_SCORE
 from whisq.embedded import SCORER_DIR
 from whisq.encoders import AudioEncoder, TextEncoder, fingerprint, load_audio_encoder, load_text_encoder, locate
 from whisq.modeling_whisq import WhisQModel
-from whisq.windows import BATCH_IN_S, Window, clip_duration, cut_batches, cut_windows, find_flags, make_window
+from whisq.windows import (
+    BATCH_IN_S,
+    MIN_AUDIBLE_SHARE,
+    Window,
+    audible_share,
+    clip_duration,
+    cut_batches,
+    cut_windows,
+    find_flags,
+    make_window,
+    read_windows,
+)
 
+
+Audio = str | os.PathLike | torch.Tensor | np.ndarray
 
 FRAME_HOP_IN_S = 0.5  # rounded to whole tokens
 FRAME_WINDOW_IN_S = 2.0
+LISTENING_VERSION = 2  # raise it when the encoder is given other samples of the same file, or a clip another flag
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -114,6 +131,7 @@ class WhisQScorer:
             revision: Branch, tag or commit of the Hub repository.
             device: Where to compute.
         """
+        check_device(device)
         model, name = load_model(path_or_id, revision=revision)
         return cls(model, load_audio_encoder(model.encoder_name("audio")), name=name, device=device)
 
@@ -139,6 +157,7 @@ class WhisQScorer:
             "scorer": self.name,
             "audio_encoder": self.audio_encoder.name,
             "text_encoder": self.model.config.text_encoder,
+            "listening": LISTENING_VERSION,
             "frame_hop_in_s": self.frame_hop_in_s,
             "frame_window_in_s": self._frame_window / self.audio_encoder.frames_per_s,
             "model_sha256": fingerprint(self.model),
@@ -148,33 +167,39 @@ class WhisQScorer:
 
     def score(
         self,
-        audio: torch.Tensor | np.ndarray | Sequence[torch.Tensor | np.ndarray],
-        sampling_rate: int,
+        audio: Audio | Sequence[Audio],
+        sampling_rate: int | None = None,
         prompts: str | Sequence[str | None] | None = None,
         *,
         batch_seconds: float = BATCH_IN_S,
     ) -> list[ClipScore]:
-        """Scores waveforms.
+        """Scores clips.
 
         Args:
-            audio: Mono samples `(samples,)`, several waveforms `(batch, samples)`, or a list of waveforms of any length.
-            sampling_rate: Their rate in Hz.
+            audio: A sound file, mono samples `(samples,)`, several waveforms `(batch, samples)`, or a list of files and
+                waveforms of any length.
+            sampling_rate: Rate of the waveforms in Hz; a file knows its own.
             prompts: What the music should follow: one text for all clips, or one text or `None` for each.
             batch_seconds: How much audio is scored at once, padding included.
 
         Returns:
-            One score per waveform.
+            One score per clip, in a list even if there is one.
+
+        Raises:
+            FileNotFoundError: There is no such file.
+            ValueError: A file cannot be decoded, or an argument makes no sense.
         """
-        waveforms = [_as_samples(waveform) for waveform in _as_list(audio)]
+        given = _as_list(audio)
         if isinstance(prompts, str) or prompts is None:
-            prompts = [prompts] * len(waveforms)
-        if len(prompts) != len(waveforms):
+            prompts = [prompts] * len(given)
+        if len(prompts) != len(given):
             raise ValueError(
-                f"`prompts` must be one text or as many as clips, got {len(prompts)} for {len(waveforms)} clips."
+                f"`prompts` must be one text or as many as clips, got {len(prompts)} for {len(given)} clips."
             )
-        if sampling_rate <= 0:
-            raise ValueError(f"`sampling_rate` must be above 0 Hz, got {sampling_rate}.")
-        clips = [_split(samples, sampling_rate) for samples in waveforms]
+        _check_rate(sampling_rate, given)
+        clips = [
+            read_windows(Path(clip)) if _is_path(clip) else _split(_as_samples(clip), sampling_rate) for clip in given
+        ]
         # Windows of like length are scored together: shorter ones are padded to the longest of their batch.
         places = [(c, w) for c, windows in enumerate(clips) if self._is_scorable(windows) for w in range(len(windows))]
         places.sort(key=lambda place: clips[place[0]][place[1]].duration_in_s)
@@ -285,7 +310,7 @@ def load_model(path_or_id: str | os.PathLike | None, *, revision: str | None = N
 
         # Fine-tuned encoders come in folders of the same repository.
         folder_or_id = snapshot_download(folder_or_id, revision=commit)
-    model = WhisQModel.from_pretrained(folder_or_id, use_safetensors=True)
+    model = load_complete(WhisQModel, folder_or_id, use_safetensors=True)
     digest = hashlib.sha256()
     for key, value in sorted(model.state_dict().items()):
         digest.update(key.encode())
@@ -295,12 +320,14 @@ def load_model(path_or_id: str | os.PathLike | None, *, revision: str | None = N
 
 def find_error(flags: Sequence[str], windows: Sequence[Window]) -> str | None:
     """Why a clip with these flags has no score."""
-    if clip_duration(windows) == 0:
+    if clip_duration(windows) * SAMPLING_RATE < 1:  # a sample or two at a higher rate are none at 16 kHz
         return "the file holds no samples of the clip"
     if "nan" in flags:
         return "the audio has samples that are not finite"
     if "silent" in flags:
-        return "the audio is silent"
+        return "its channels cancel out in the mix" if "out_of_phase" in flags else "the audio is silent"
+    if audible_share(windows) < MIN_AUDIBLE_SHARE:
+        return f"nothing is heard for {1 - audible_share(windows):.1%} of the clip"
     return None
 
 
@@ -314,7 +341,22 @@ def _split(samples: np.ndarray, sampling_rate: int) -> list[Window]:
     return windows
 
 
-def _as_list(audio: torch.Tensor | np.ndarray | Sequence) -> list:
+def _is_path(audio: object) -> bool:
+    return isinstance(audio, str | os.PathLike)
+
+
+def _check_rate(sampling_rate: int | None, given: Sequence[Audio]) -> None:
+    """Refuses waveforms without a rate, and a rate where there is nothing but files."""
+    has_waveforms = not all(map(_is_path, given))
+    if has_waveforms and not 1_000 <= (sampling_rate or 0) <= 1_000_000:
+        raise ValueError(f"`sampling_rate` must be from 1000 to 1000000 Hz for waveforms, got {sampling_rate}.")
+    if given and not has_waveforms and sampling_rate is not None:
+        raise ValueError(f"`sampling_rate` must be None for sound files, which know their own, got {sampling_rate}.")
+
+
+def _as_list(audio: Audio | Sequence[Audio]) -> list:
+    if _is_path(audio):
+        return [audio]
     if isinstance(audio, torch.Tensor | np.ndarray):
         if audio.ndim not in (1, 2):
             raise ValueError(

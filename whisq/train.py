@@ -20,7 +20,6 @@ same command again resumes; SIGTERM or Ctrl-C ends it earlier, with a checkpoint
 from __future__ import annotations
 
 import argparse
-import json
 import random
 import shutil
 import sys
@@ -31,9 +30,21 @@ from pathlib import Path
 import torch
 from accelerate import Accelerator
 from accelerate.utils import DistributedDataParallelKwargs, set_seed
+from safetensors import SafetensorError
 from tqdm import tqdm
 
-from qamdt.files import append_json_line, cut_log, replace_folder, write_atomically, write_json, write_text
+from qamdt.complete_weights import load_complete
+from qamdt.files import (
+    append_json_line,
+    claim_folder,
+    cut_log,
+    read_json,
+    replace_folder,
+    write_atomically,
+    write_json,
+    write_text,
+)
+from qamdt.outputs import check_output_folder
 from qamdt.run_control import StopSignal, agree
 from qamdt.settings import check_resumption, format_settings
 from whisq.evaluation.reports import Summary, format_tables, measure_predictions, summarize
@@ -63,8 +74,19 @@ def train(
         stop: Looked at after every update; once it is requested, the run saves and ends.
     """
     output_dir = Path(config.run.output_dir)
+    names = ("music.json", "faults.jsonl", "results.json", "seed-*")
+    check_output_folder(output_dir, names, is_ours=(output_dir / "config.yaml").is_file())
+    accelerator.wait_for_everyone()
+    with claim_folder(output_dir, is_main_process=accelerator.is_main_process):
+        return _train_all_seeds(config, music, accelerator, stop)
+
+
+def _train_all_seeds(
+    config: WhisQConfig, music: PreparedMusic, accelerator: Accelerator, stop: StopSignal
+) -> dict[str, Summary] | None:
+    """Does what `train` says, in a folder that no other run writes to."""
+    output_dir = Path(config.run.output_dir)
     if accelerator.is_main_process:
-        output_dir.mkdir(parents=True, exist_ok=True)
         check_same_run(output_dir / "config.yaml", config)
         if (note := check_same_music(output_dir / "music.json", music)) is not None:
             say(accelerator, note)
@@ -76,7 +98,7 @@ def train(
         if not train_seed(config, music, accelerator, stop, seed, folder):
             say(accelerator, f"Stopped; the same command resumes in {folder}.")
             return None
-        models.append(WhisQModel.from_pretrained(folder / "model").to(accelerator.device))
+        models.append(load_complete(WhisQModel, folder / "model").to(accelerator.device))
     results: dict[str, Summary] = {}
     for split in ("dev", "test"):
         clips = music.splits[split]
@@ -145,7 +167,7 @@ def train_seed(
         initial=state["epoch"],
         desc=f"seed {seed}",
         unit="pass",
-        disable=not accelerator.is_main_process,
+        disable=not accelerator.is_main_process or None,
     ) as progress:
         while state["epoch"] < run.max_epochs and state["epoch"] - state["best_epoch"] < run.patience:
             losses = train_pass(config, music, accelerator, stop, objective, optimizer, state, save)
@@ -286,8 +308,8 @@ def check_same_music(path: Path, music: PreparedMusic) -> str | None:
     Returns:
         A line that says so if the run comes from an earlier version, which kept no record.
     """
-    found, key = json.loads(path.read_text()) if path.is_file() else None, music.key()
-    if found is not None and found["key"] != key:
+    found, key = read_json(path) if path.is_file() else None, music.key()
+    if found is not None and (not isinstance(found, dict) or found.get("key") != key):
         raise ValueError(
             f"{path.parent} holds a run on clips, ratings, prompts or encoders that have changed since; give another "
             "`run.output_dir`."
@@ -334,7 +356,7 @@ def main(argv: list[str] | None = None) -> int:
         with StopSignal() as stop:
             music = prepare(config, accelerator)
             results = train(config, music, accelerator, stop)
-    except (ValueError, OSError, RuntimeError) as error:
+    except (ValueError, OSError, RuntimeError, SafetensorError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
     if results is None:

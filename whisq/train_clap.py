@@ -16,10 +16,12 @@ from pathlib import Path
 
 import torch
 from accelerate import Accelerator
+from safetensors import SafetensorError
 from torch import nn
 from tqdm import tqdm
 
-from qamdt.files import append_json_line, cut_log, write_atomically
+from qamdt.files import append_json_line, claim_folder, cut_log, write_atomically
+from qamdt.outputs import check_output_folder
 from qamdt.settings import build, check_resumption
 from whisq.modeling_clap import MiniClap
 from whisq.ratings import write_faults
@@ -125,7 +127,7 @@ def fit(
         range(first_step, settings.num_steps),
         initial=first_step,
         total=settings.num_steps,
-        disable=not accelerator.is_main_process,
+        disable=not accelerator.is_main_process or None,
     )
     started = last_saved = time.monotonic()
     for step in progress:
@@ -197,15 +199,23 @@ def main(argv: list[str] | None = None) -> int:
     arguments = parser.parse_args(argv)
     try:
         return run(arguments)
-    except (ValueError, OSError) as error:
+    except (ValueError, OSError, RuntimeError, SafetensorError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
 
 
 def run(arguments: argparse.Namespace) -> int:
     """Prepares the music, trains, and returns the exit status: 1 if some clips could not be used."""
-    arguments.output_dir.mkdir(parents=True, exist_ok=True)
     accelerator = Accelerator(cpu=not torch.accelerator.is_available())
+    is_ours = any((arguments.output_dir / name).exists() for name in ("checkpoint.pt", "cache"))
+    check_output_folder(arguments.output_dir, ["clap", "losses.jsonl", "faults.jsonl"], is_ours=is_ours)
+    accelerator.wait_for_everyone()
+    with claim_folder(arguments.output_dir, is_main_process=accelerator.is_main_process):
+        return train_clap(arguments, accelerator)
+
+
+def train_clap(arguments: argparse.Namespace, accelerator: Accelerator) -> int:
+    """Does what `run` says, in a folder that no other run writes to."""
     with accelerator.main_process_first():  # which fills the cache
         dataset = ClapDataset(arguments.manifest, arguments.output_dir / "cache")
     if accelerator.is_main_process:

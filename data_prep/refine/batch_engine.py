@@ -19,10 +19,19 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from data_prep.refine.llm_client import ModelConfig, RowFailed, RunStopped, Server, import_openai, read_answer, redact
+from data_prep.refine.llm_client import (
+    ModelConfig,
+    RowFailed,
+    RunStopped,
+    Server,
+    import_openai,
+    read_answer,
+    redact,
+    without_key,
+)
 from data_prep.refine.questions import Question, make_answer_row, make_failed_row, read_fusion
 from data_prep.refine.spending import Spending, Usage
-from qamdt.files import write_json, write_text
+from qamdt.files import parse_json, read_json, read_json_lines, write_json, write_text
 
 
 ENDPOINT = "/v1/chat/completions"
@@ -141,15 +150,16 @@ class BatchEngine:
     def _make_row(self, key: int, name: str, answer: dict[str, Any]) -> dict[str, Any] | None:
         """Returns the row of an answer; `None` where the batch ended before the question was asked."""
         error, response = answer.get("error"), answer.get("response")
-        if error and error.get("code") in _UNANSWERED:
+        if isinstance(error, dict) and error.get("code") in _UNANSWERED:
             return None
-        if error or not response or response.get("status_code") != 200:
-            reason = json.dumps(error or (response or {}).get("body"))
+        if error or not isinstance(response, dict) or response.get("status_code") != 200:
+            reason = json.dumps(error or (response.get("body") if isinstance(response, dict) else response))
             return make_failed_row(key, name, redact(f"the batch brought an error: {reason}", self._key), Usage())
         usage = Usage()
         try:
-            content, usage = read_answer(response["body"])
-            return make_answer_row(key, name, content, usage, partial(read_fusion, model=self.config.model))
+            content, usage = read_answer(response.get("body"))
+            row = make_answer_row(key, name, content, usage, partial(read_fusion, model=self.config.model))
+            return without_key(row, self._key)
         except RowFailed as error:
             return make_failed_row(key, name, redact(str(error), self._key), error.usage)
         except ValueError as error:
@@ -207,9 +217,13 @@ class BatchEngine:
             if file_id:
                 with self._errors_explained():
                     text = self._client.files.content(file_id).text
-                for line in text.splitlines():
-                    answer = json.loads(line)
-                    yield int(answer["custom_id"], 16), answer
+                for line in text.split("\n"):
+                    try:
+                        answer = parse_json(line)
+                        key = int(answer["custom_id"], 16)
+                    except (ValueError, KeyError, TypeError):
+                        continue  # no answer: its question can be submitted again
+                    yield key, answer
 
     def _explain_failure(self, batch: Any) -> str:
         errors = batch.errors.data if batch.errors and batch.errors.data else []
@@ -224,10 +238,8 @@ class BatchEngine:
         return [] if "collected" in self._notes.read(part) else [key for key, _ in self._read_names(part)]
 
     def _read_names(self, part: str) -> Iterator[tuple[int, str]]:
-        with self._names_path(part).open(encoding="utf-8") as file:
-            for line in file:
-                key, name = json.loads(line)
-                yield int(key, 16), name
+        for key, name in read_json_lines(self._names_path(part)):
+            yield int(key, 16), name
 
     def _names_path(self, part: str) -> Path:
         return self.folder / f"{part}.names"
@@ -246,7 +258,7 @@ class _Notes:
 
     def __init__(self, path: Path):
         self.path = path
-        self._notes: dict[str, dict[str, Any]] = json.loads(path.read_text("utf-8")) if path.is_file() else {}
+        self._notes: dict[str, dict[str, Any]] = read_json(path) if path.is_file() else {}
 
     def read(self, part: str) -> dict[str, Any]:
         """Returns what is known of a part."""

@@ -8,6 +8,8 @@ import json
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from qamdt.files import parse_json
+
 
 FUSION_TASK = """\
 You merge several descriptions of one music recording into one caption for a music data set.
@@ -50,7 +52,7 @@ def read_response(response: str | Mapping[str, Any]) -> tuple[str, list[str]]:
     """
     if isinstance(response, str):
         try:
-            response = json.loads(response)
+            response = parse_json(response)
         except ValueError as error:
             raise ValueError(f"the answer must be JSON, got {response[:80]!r}: {error}") from error
     is_object = isinstance(response, Mapping) and response.keys() == FUSION_SCHEMA["properties"].keys()

@@ -209,7 +209,7 @@ class LlmClient:
             try:
                 content, used = await self._request(body)
                 usage += used
-                return accept(content, usage)
+                return without_key(accept(content, usage), self._key)
             except _TryFailed as error:
                 usage += error.usage
                 reason, delay = str(error), error.retry_after_in_s
@@ -222,7 +222,7 @@ class LlmClient:
                 await asyncio.sleep(delay + backoff * random.uniform(0.5, 1.0))
         if not self._was_reached:
             raise self.stop(f"cannot reach the server at {self._client.base_url}: {reason}; check `base_url`.")
-        raise RowFailed(f"{reason} (try {number + 1} of {self.server.max_tries})", usage)
+        raise RowFailed(without_key(f"{reason} (try {number + 1} of {self.server.max_tries})", self._key), usage)
 
     async def _request(self, body: dict[str, Any]) -> tuple[str, Usage]:
         """Makes one request and returns the text of the answer and the tokens it took."""
@@ -272,7 +272,7 @@ class LlmClient:
             is_timeout = isinstance(error, (TimeoutError, openai.APITimeoutError))
             reason = f"no answer within {self.server.timeout_in_s:g} s" if is_timeout else "connection failed"
             raise _TryFailed(self._redact(f"{reason}: {error.__cause__ or error}".rstrip(": "))) from None
-        except (openai.APIError, ValueError) as error:
+        except (openai.APIError, ValueError, RecursionError) as error:
             self._was_reached = True
             raise _TryFailed(self._redact(f"the answer is no JSON: {error}")) from None
         self._was_reached = True
@@ -348,6 +348,15 @@ def redact(text: str, key: str) -> str:
     return " ".join(text.split())[:_LONGEST_REASON]
 
 
+def without_key(value: Any, key: str) -> Any:
+    """Takes the key out of all texts in what was made of an answer, should a server have sent it back."""
+    if isinstance(value, dict):
+        return {name: without_key(part, key) for name, part in value.items()}
+    if isinstance(value, list | tuple):
+        return [without_key(part, key) for part in value]
+    return value.replace(key, "***") if isinstance(value, str) and key != NO_KEY else value
+
+
 def import_openai():
     """Imports the package of extra `refine`."""
     try:
@@ -375,7 +384,9 @@ def _read_usage(completion: Any) -> Usage:
     usage = completion.get("usage") if isinstance(completion, dict) else None
     if not isinstance(usage, dict):
         return Usage(requests=1)
-    return Usage(int(usage.get("prompt_tokens") or 0), int(usage.get("completion_tokens") or 0), 1)
+    counts = (usage.get("prompt_tokens"), usage.get("completion_tokens"))
+    # Servers differ in what they count and how; what is no number of tokens says nothing.
+    return Usage(*(int(count) if type(count) in (int, float) and 0 <= count < 1e12 else 0 for count in counts), 1)
 
 
 def _read_content(completion: Any) -> str:

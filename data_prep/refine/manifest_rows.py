@@ -1,12 +1,12 @@
 """A manifest as rows that may be bad: each is read alone, so that one broken line does not stop the others."""
 
-import json
 from array import array
 from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
 
+from qamdt.files import parse_json
 from qamdt.manifest import Record, parse_line
 
 
@@ -76,7 +76,7 @@ class ManifestRows:
 def _hash_id(line: bytes) -> int:
     """Returns a number that stands for the id of a line, -1 where there is none."""
     try:
-        row_id = json.loads(line)["id"]
+        row_id = parse_json(line)["id"]
     except (ValueError, KeyError, TypeError):
         return -1
     return hash(row_id) if isinstance(row_id, str) else -1

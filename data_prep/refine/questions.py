@@ -21,6 +21,7 @@ from data_prep.refine.clean import describe_tags
 from data_prep.refine.fusion_prompt import FUSION_SCHEMA, read_response
 from data_prep.refine.jobs import Job, RefineSettings, make_fusion_request
 from data_prep.refine.spending import Usage
+from qamdt.files import parse_json
 from qamdt.keyed_rows import make_row
 from qamdt.manifest import Record, resolve_clip_path
 
@@ -162,7 +163,7 @@ def read_fusion(content: str, *, model: str) -> dict[str, Any]:
 def read_suggestions(content: str, *, model: str) -> dict[str, Any]:
     """Returns what is kept of an answer of step `suggest`."""
     try:
-        captions = json.loads(content)["captions"]
+        captions = parse_json(content)["captions"]
     except (ValueError, KeyError, TypeError) as error:
         raise ValueError(f'the answer must be {{"captions": [string, …]}}, got {content[:80]!r}.') from error
     if not isinstance(captions, list) or not all(isinstance(caption, str) for caption in captions):

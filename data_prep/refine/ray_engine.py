@@ -145,7 +145,7 @@ def _import_ray():
     """Imports the package of extra `ray`."""
     try:
         import ray
-        import ray.data
+        import ray.data  # noqa: F401  which `import ray` does not bring
     except ImportError as error:
         raise RuntimeError("`engine` 'ray' needs Ray: pip install 'qamdt[ray]'.") from error
     if not ray.is_initialized():

@@ -24,6 +24,8 @@ from data_prep.refine.request import RefineRequest
 from data_prep.refine.run import RefineRun, Summary
 from data_prep.refine.spending import CostLimitReached, Spending, sum_usage
 from data_prep.refine.step_runner import StepRunner
+from data_prep.refine.thresholds import MIN_OWN_WINS
+from qamdt.outputs import check_output, check_output_folder
 
 
 SAMPLE_MANIFEST = Path(__file__).resolve().parent.parent / "sample_corpus" / "manifest.jsonl"
@@ -87,9 +89,13 @@ class Refinery:
 
     def refine(self) -> RefineResult:
         """Runs all steps and writes what came of them."""
+        folder = self.run.folder
+        is_ours = (folder / "steps").is_dir()
+        check_output(self.request.refined_manifest, inputs=[self.request.manifest], is_ours=lambda path: is_ours)
+        check_output_folder(folder, ["failures.jsonl", "refinements.jsonl", "report.md"], is_ours=is_ours)
         with self.run:
             stopped = self._run_steps()
-            summary = self.run.finish(self.request.refined_manifest)
+            summary = self.run.finish(self.request.refined_manifest, keeps_originals=not self.request.drop_originals)
         is_whole = self.request.shard is None and summary.num_refined > 0 and not summary.num_pending
         if is_whole:
             self._write_report()
@@ -144,13 +150,18 @@ class Refinery:
             f"thresholds {source}: similarity with the audio {thresholds.audio_text:.3f}, near-duplicate "
             f"{thresholds.duplicate:.3f}, largest loss {thresholds.max_loss:.3f}"
         )
+        if not thresholds.judges:
+            self.say(
+                f"{self.runner.clap.name} does not tell the captions of this data set from exchanged ones (it must prefer "
+                f"a clip's own in {MIN_OWN_WINS:.0%} of the pairs), so no caption is dropped for what it hears."
+            )
         self.run.settings = self.runner.settings = replace(self.run.settings, thresholds=thresholds)
 
     def _do_step(self, step: str, positions: Sequence[int] | None = None) -> None:
         """Runs a step that needs no network, on this machine or on a cluster."""
         request = self.request
         positions = self.run.positions if positions is None else positions
-        with tqdm(total=len(positions), desc=f"{step:8s}", unit="clip") as progress:
+        with tqdm(total=len(positions), desc=f"{step:8s}", unit="clip", disable=None) as progress:
             jobs = self._iterate_jobs(step, progress, positions)
             if request.engine == "ray":
                 batches = run_jobs_on_ray(
@@ -198,7 +209,7 @@ class Refinery:
     @contextmanager
     def _asking(self, step: str) -> Iterator[tuple[Iterator[Job], Callable[[dict[str, Any]], None]]]:
         """Yields the jobs of a step and where its rows go, with a progress bar that shows what was spent."""
-        with tqdm(total=len(self.run.positions), desc=f"{step:8s}", unit="clip") as progress:
+        with tqdm(total=len(self.run.positions), desc=f"{step:8s}", unit="clip", disable=None) as progress:
 
             def write(row: dict[str, Any]) -> None:
                 self._store(step, row)

@@ -15,6 +15,7 @@ from pathlib import Path
 import numpy as np
 
 from data_prep.refine.outcomes import ORIGINAL, Refinement
+from qamdt.files import write_text
 
 
 REPORT_NAME = "report.md"
@@ -110,7 +111,7 @@ def write_report(folder: str | Path, refinements: Iterable[Refinement], settings
         *(_describe_example(example) for *_, example in sorted(summary.fallbacks, reverse=True)),
     ]
     path = folder / REPORT_NAME
-    path.write_text("\n\n".join(part for part in parts if part) + "\n", encoding="utf-8")
+    write_text(path, "\n\n".join(part for part in parts if part) + "\n")
     return path
 
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import argparse
 import math
+import sys
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -15,14 +16,16 @@ from pathlib import Path
 
 import torch
 from accelerate import Accelerator
+from safetensors import SafetensorError
 from torch import nn
 from torch.optim.swa_utils import AveragedModel
 from tqdm import tqdm
 
 from qamdt.audio import SAMPLING_RATE, read_audio
-from qamdt.files import append_json_line, cut_log, write_atomically
+from qamdt.files import append_json_line, claim_folder, cut_log, write_atomically
 from qamdt.keyed_rows import digest_weights, make_key
-from qamdt.manifest import Record, clip_identity, read_manifest, resolve_clip_path
+from qamdt.manifest import Record, clip_identity, resolve_clip_path, scan_manifest
+from qamdt.outputs import check_output_folder
 from qamdt.settings import hold_folder_to
 
 
@@ -74,11 +77,18 @@ class RandomCrops:
         self.manifest = Path(manifest)
         self.batch_size = batch_size
         self.crop_in_s = crop_in_s
+        lines = list(scan_manifest(manifest))
+        for line in lines:
+            if line.record is None:
+                tqdm.write(f"{manifest}, line {line.number} is passed over: {line.fault}", file=sys.stderr)
         self.records: list[Record] = [
-            record
-            for record in read_manifest(manifest)
-            if record.tags.get("split", "train") == split and record.duration_in_s >= crop_in_s
+            line.record
+            for line in lines
+            if line.record is not None
+            and line.record.tags.get("split", "train") == split
+            and line.record.duration_in_s >= crop_in_s
         ]
+        self._unreadable: set[str] = set()
         if not self.records:
             raise ValueError(f"`manifest` {str(manifest)!r} has no {split!r} clip of {crop_in_s} s or more.")
         # Without the times of change: the same corpus may have been rendered again, on another machine.
@@ -90,8 +100,20 @@ class RandomCrops:
         choices = torch.randint(len(self.records), (self.batch_size,), generator=generator).tolist()
         positions = torch.rand(self.batch_size, generator=generator).tolist()
         return torch.stack(
-            [self._crop(self.records[i], position) for i, position in zip(choices, positions, strict=True)]
+            [self._crop_next_readable(i, position) for i, position in zip(choices, positions, strict=True)]
         )
+
+    def _crop_next_readable(self, number: int, position: float) -> torch.Tensor:
+        """Returns a crop of a clip, or of the next one that can be read; one that cannot is named once."""
+        for record in (*self.records[number:], *self.records[:number]):
+            if record.id in self._unreadable:
+                continue
+            try:
+                return self._crop(record, position)
+            except (ValueError, OSError) as error:
+                self._unreadable.add(record.id)
+                tqdm.write(f"clip {record.id!r} is passed over: {error}", file=sys.stderr)
+        raise ValueError(f"no clip of {str(self.manifest)!r} can be read.")
 
     def _crop(self, record: Record, position: float) -> torch.Tensor:
         start_in_s = record.start_in_s + position * (record.duration_in_s - self.crop_in_s)
@@ -111,8 +133,23 @@ def fit(loss_module: nn.Module, crops: RandomCrops, options: FitOptions, export:
         options: Length, learning rate, checkpoints.
         export: Writes the trained model in the form that inference loads; called with each checkpoint, with the module
             whose weights to write.
+
+    Raises:
+        RuntimeError: Another process trains in the same folder.
     """
     accelerator = Accelerator()
+    with claim_folder(options.output_dir, is_main_process=accelerator.is_main_process):
+        _fit(loss_module, crops, options, export, accelerator)
+
+
+def _fit(
+    loss_module: nn.Module,
+    crops: RandomCrops,
+    options: FitOptions,
+    export: Callable[[nn.Module], None],
+    accelerator: Accelerator,
+) -> None:
+    """Does what `fit` says, in a folder that no other run writes to."""
     trainable = [parameter for parameter in loss_module.parameters() if parameter.requires_grad]
     optimizer = torch.optim.AdamW(trainable, lr=options.learning_rate, betas=(0.9, 0.99), weight_decay=0.01)
     average = _make_average(loss_module, options.average_decay)
@@ -125,7 +162,7 @@ def fit(loss_module: nn.Module, crops: RandomCrops, options: FitOptions, export:
         range(first_step, options.num_steps),
         initial=first_step,
         total=options.num_steps,
-        disable=not accelerator.is_main_process,
+        disable=not accelerator.is_main_process or None,
     )
     for step in progress:
         # One step: draw, predict, update.
@@ -174,6 +211,8 @@ def add_fit_arguments(parser: argparse.ArgumentParser, *, num_steps: int, learni
 
 def fit_options(arguments: argparse.Namespace, crops: RandomCrops) -> FitOptions:
     """Reads `FitOptions` from parsed arguments and makes the output folder, or refuses one of another run."""
+    is_ours = any((arguments.output_dir / name).is_file() for name in ("settings.json", "checkpoint.pt"))
+    check_output_folder(arguments.output_dir, ["losses.jsonl", "vae", "vocoder", "autoencoder"], is_ours=is_ours)
     arguments.output_dir.mkdir(parents=True, exist_ok=True)
     decisive = {
         name: digest_weights(value) if isinstance(value, Path) else value
@@ -194,6 +233,14 @@ def fit_options(arguments: argparse.Namespace, crops: RandomCrops) -> FitOptions
         average_decay=arguments.average_decay,
         seed=arguments.seed,
     )
+
+
+def run_command(main: Callable[[], None]) -> None:
+    """Runs the command of a training; what is wrong with its arguments or its folder is said in a line."""
+    try:
+        main()
+    except (ValueError, OSError, RuntimeError, SafetensorError) as error:
+        sys.exit(f"error: {error}")
 
 
 def _schedule(step: int, options: FitOptions) -> float:

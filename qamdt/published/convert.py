@@ -4,7 +4,6 @@ The published file is a Lightning checkpoint of 13.5 GB: the network, its moving
 frozen parts. It is mapped into memory, not read, and one component is converted after the other.
 """
 
-import json
 import os
 import pickle
 import re
@@ -21,6 +20,8 @@ from torch import nn
 from transformers import AutoTokenizer, SpeechT5HifiGan, T5EncoderModel
 
 from qamdt.audio import SAMPLING_RATE
+from qamdt.complete_weights import load_complete
+from qamdt.files import write_json
 from qamdt.models.transformer_qamdt import QAMDTTransformer2DModel
 from qamdt.published.convert_decoders import (
     StateDict,
@@ -330,7 +331,7 @@ def convert_checkpoint(
         _build_text_encoder(state_dict, text_encoder).save_pretrained(unfinished_dir / "text_encoder")
         tokenizer.save_pretrained(unfinished_dir / "tokenizer")
         index = _model_index(type(tokenizer).__name__)
-        (unfinished_dir / "model_index.json").write_text(json.dumps(index, indent=2) + "\n", encoding="utf-8")
+        write_json(unfinished_dir / "model_index.json", index)
         unfinished_dir.chmod(0o755)  # mkdtemp made it private
         os.replace(unfinished_dir, output_dir)
     finally:
@@ -417,7 +418,7 @@ def _build_scheduler(state_dict: StateDict) -> DDIMScheduler:
 def _build_text_encoder(state_dict: StateDict, fallback: str | os.PathLike) -> T5EncoderModel:
     original = without_prefix(state_dict, "cond_stage_models.0.model.")
     if not original:
-        return T5EncoderModel.from_pretrained(fallback)
+        return load_complete(T5EncoderModel, fallback)
     with torch.device("meta"):
         text_encoder = T5EncoderModel(text_encoder_config_from_original(original))
     # One table of words under two names.

@@ -10,7 +10,6 @@ at any moment, and a folder called `step-…` that is not whole was damaged late
 """
 
 import hashlib
-import json
 import os
 import shutil
 from collections.abc import Callable
@@ -19,7 +18,7 @@ from pathlib import Path
 from accelerate import Accelerator
 from accelerate.utils import DistributedType
 
-from qamdt.files import flush_to_disk, write_json
+from qamdt.files import flush_to_disk, read_json, write_json
 from qamdt.training.averages import AVERAGES_FILE
 
 
@@ -128,7 +127,7 @@ def load_resume(accelerator: Accelerator, checkpoint: Path, *, strict: bool) -> 
 
 def read_state(checkpoint: Path) -> dict:
     """Returns the state that was saved with a checkpoint."""
-    state = json.loads((checkpoint / "state.json").read_text())
+    state = read_json(checkpoint / "state.json")
     del state["sha256"]
     return state
 
@@ -167,7 +166,7 @@ def link_tree(source: Path, target: Path, *, without: tuple[str, ...] = ()) -> N
 
 def _find_fault(checkpoint: Path) -> str | None:
     try:
-        digests = json.loads((checkpoint / "state.json").read_text())["sha256"]
+        digests = read_json(checkpoint / "state.json")["sha256"]
         for name, digest in digests.items():
             if _digest(checkpoint / name) != digest:
                 return f"{name} is not what was written"

@@ -25,7 +25,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from tqdm import tqdm
 
-from qamdt.files import replace_folder
+from qamdt.files import read_json, replace_folder, write_json
 from qamdt.training.config import MAX_EMA_LENGTH
 from qamdt.training.ema_snapshots import SNAPSHOT_FOLDER, power_of_length
 
@@ -188,9 +188,9 @@ def write_model(export: Path, weights: dict[str, torch.Tensor], out: Path, train
     path = temporary / "transformer" / WEIGHTS_FILE
     save_file(weights, path, metadata={"format": "pt"})
     path.chmod(0o644)  # safetensors makes files that only their owner can read
-    scaling_factor = json.loads((export / "training.json").read_text())["scaling_factor"]
+    scaling_factor = read_json(export / "training.json")["scaling_factor"]
     training = {**training, "scaling_factor": scaling_factor}
-    (temporary / "training.json").write_text(json.dumps(training, indent=2) + "\n")
+    write_json(temporary / "training.json", training)
     replace_folder(temporary, out)
 
 

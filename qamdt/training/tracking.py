@@ -94,7 +94,7 @@ class WandbTracker(Tracker):
             self._run = wandb.init(
                 project="qamdt",
                 name=folder.name,
-                id=id_file.read_text(),
+                id=id_file.read_text(encoding="utf-8"),
                 resume="allow",
                 dir=str(folder),
                 config=settings,

@@ -7,14 +7,15 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-import soundfile
 from tqdm import tqdm
 
+from qamdt.files import printable, read_text_lines
 from qamdt.manifest import resolve_clip_path, scan_manifest
+from qamdt.sound_files import list_sound_files, measure_length
 from whisq.ratings import Fault
+from whisq.windows import WINDOW_IN_S
 
 
-AUDIO_SUFFIXES = (".wav", ".flac", ".ogg", ".opus", ".mp3", ".aif", ".aiff")
 LIST_SUFFIXES = (".txt", ".lst", ".tsv")
 
 
@@ -30,6 +31,8 @@ class Clip:
         prompt: Text that the clip should follow.
         source: Name of the collection that the clip comes from.
         place: Path in its manifest, which stays the same when a collection is moved.
+        missing_in_s: How much of its end its file lacks, as far as the file says; see `SoundLength`.
+        fault: Why its file cannot be read, where that is known already.
     """
 
     id: str
@@ -39,6 +42,8 @@ class Clip:
     prompt: str | None = None
     source: str = ""
     place: str = ""
+    missing_in_s: float = 0.0
+    fault: str | None = None
 
     @property
     def has_words(self) -> bool:
@@ -74,40 +79,54 @@ def list_clips(inputs: Sequence[str | Path], *, prompts: str | Path | None = Non
 
 
 def probe_durations(clips: Sequence[Clip]) -> list[Clip]:
-    """Fills in the lengths of clips from the headers of their files; one that cannot be opened keeps its length open."""
-    return [_probe_duration(clip) for clip in tqdm(clips, desc="headers", unit="clip", leave=False)]
+    """Fills in how long clips are, as far as their files can be decoded, where that is not known or much.
+
+    One whose file cannot be read is taken as a whole; reading it will tell why.
+    """
+    return [_probe_duration(clip) for clip in tqdm(clips, desc="lengths", unit="clip", leave=False, disable=None)]
 
 
 def _probe_duration(clip: Clip) -> Clip:
-    if clip.duration_in_s is not None:
+    is_short = (
+        clip.duration_in_s is not None and clip.duration_in_s <= WINDOW_IN_S
+    )  # one window, whatever the file holds
+    if is_short or clip.fault is not None:
         return clip
     try:
-        header = soundfile.info(str(clip.path))
-    except (OSError, soundfile.LibsndfileError):
-        return clip  # reading the clip will fail too, and tell why
-    return replace(clip, duration_in_s=max(header.frames / header.samplerate - clip.start_in_s, 0.0))
+        length = measure_length(clip.path)
+    except (OSError, ValueError):
+        return replace(clip, duration_in_s=None)
+    left_in_s = max(length.duration_in_s - clip.start_in_s, 0.0)
+    if clip.duration_in_s is None:
+        return replace(clip, duration_in_s=left_in_s, missing_in_s=length.missing_in_s if length.is_cut else 0.0)
+    missing_in_s = max(clip.duration_in_s - left_in_s, 0.0)
+    return replace(clip, duration_in_s=clip.duration_in_s - missing_in_s, missing_in_s=missing_in_s)
 
 
 def _list_input(given: str, faults: list[Fault]) -> list[Clip]:
     path = Path(given)
     if path.is_dir():
-        files = sorted(file for file in path.rglob("*") if file.suffix.lower() in AUDIO_SUFFIXES and file.is_file())
-        return [Clip(id=file.relative_to(path).as_posix(), path=file, source=path.name) for file in files]
+        files, refused = list_sound_files(path)
+        found = sorted([*((file, None) for file in files), *refused])
+        return [
+            Clip(id=printable(file.relative_to(path).as_posix()), path=file, source=path.name, fault=fault)
+            for file, fault in found
+        ]
     if path.is_file():
         if path.suffix.lower() == ".jsonl":
             return _read_clips(path, faults)
         if path.suffix.lower() in LIST_SUFFIXES:
-            lines = [line.partition("\t") for line in _read_text(path).split("\n") if line.strip()]
+            lines = [line.partition("\t") for line in read_text_lines(path) if line.strip()]
             return [
                 Clip(
                     id=name.strip(), path=path.resolve().parent / name.strip(), prompt=prompt.strip() if tab else None
                 )
                 for name, tab, prompt in lines
             ]
-        return [Clip(id=path.as_posix(), path=path)]
+        return [Clip(id=printable(path.as_posix()), path=path)]
     if glob.has_magic(given):
         files = sorted(Path(name) for name in glob.glob(given, recursive=True))
-        return [Clip(id=file.as_posix(), path=file) for file in files if file.is_file()]
+        return [Clip(id=printable(file.as_posix()), path=file) for file in files if file.is_file()]
     raise FileNotFoundError(
         f"`inputs` must be folders, patterns, manifests, lists or sound files, got {given!r}, which does not exist."
     )
@@ -144,7 +163,7 @@ def _read_clips(manifest: Path, faults: list[Fault]) -> list[Clip]:
 
 def _give_prompts(clips: Iterable[Clip], path: Path) -> list[Clip]:
     prompts: dict[str, str] = {}
-    for number, line in enumerate(_read_text(path).split("\n"), start=1):
+    for number, line in enumerate(read_text_lines(path), start=1):
         if not line.strip():
             continue
         name, tab, prompt = line.partition("\t")
@@ -157,11 +176,3 @@ def _give_prompts(clips: Iterable[Clip], path: Path) -> list[Clip]:
     if prompts:
         raise ValueError(f"{path} has prompts for {len(prompts)} clips that are not scored, such as {min(prompts)!r}.")
     return clips
-
-
-def _read_text(path: Path) -> str:
-    """Reads a file whose lines end in a line feed; captions may hold the other characters that `splitlines` splits at."""
-    try:
-        return path.read_text(encoding="utf-8")
-    except UnicodeDecodeError as error:
-        raise ValueError(f"{str(path)!r} must be a UTF-8 text file: {error}") from error

@@ -13,7 +13,7 @@ last step merges them into it.
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -21,6 +21,7 @@ import torch
 from torch.utils.data import DataLoader
 from tqdm import tqdm
 
+from qamdt.files import printable
 from qamdt.keyed_rows import FAILED, KeyedRows, file_identity, make_key
 from whisq.scorer import ClipScore, WhisQScorer
 from whisq.scoring.clips import Clip
@@ -35,14 +36,12 @@ def row_key(clip: Clip, settings: Mapping[str, Any]) -> int:
         clip: The clip.
         settings: What `WhisQScorer.describe` says.
     """
-    try:
-        file = file_identity(clip.path)
-    except OSError:
-        file = None  # its row will say so
+    file = identify_file(clip)
     if not clip.has_words:
         settings = {name: value for name, value in settings.items() if not name.startswith("text_encoder")}
     span = [clip.start_in_s, clip.duration_in_s]
-    return make_key(clip.id, clip.place, file, span, clip.source, clip.prompt, settings)
+    cut = ["cut"] if clip.missing_in_s else []
+    return make_key(clip.id, clip.place, file, span, clip.source, clip.prompt, settings, *cut)
 
 
 def append_rows(
@@ -82,16 +81,18 @@ def append_rows(
     # A group with a new clip is scored as a whole, as an unbroken run does it; of others what has changed.
     heard = [group if new & {*group} else [index for index in group if index in missing] for group in groups]
     heard = [group for group in heard if group]
+    files = {index: identify_file(clips[index]) for index in missing}  # before they are read
     loaded = load_windows(clips, heard, batch_seconds, num_workers)
-    kept = len(share) - len(missing)
-    with tqdm(total=len(share), initial=kept, desc="scoring", unit="clip", disable=process_index > 0) as bar:
+    # Windows are counted, not clips, so that a clip of hours says how far it is.
+    num_windows = sum(count_windows(clips[index]) for group in heard for index in group)
+    is_hidden = process_index > 0 or None
+    with tqdm(total=num_windows, desc="scoring", unit="window", disable=is_hidden) as bar:
         for group in heard:
-            scores = score_group(clips, group, loaded, scorer)
+            scores = score_group(clips, group, loaded, scorer, on_progress=bar.update)
             for index in group:
                 if index in missing:
-                    rows.append(make_row(clips[index], keys[index], scores[index], scorer))
-                    bar.update()
-    return Counter(kept=kept, again=len(missing - new), new=len(new))
+                    rows.append(make_row(clips[index], keys[index], files[index], scores[index], scorer))
+    return Counter(kept=len(share) - len(missing), again=len(missing - new), new=len(new))
 
 
 def load_windows(
@@ -123,6 +124,11 @@ def plan_groups(clips: Sequence[Clip], batch_seconds: float) -> list[list[int]]:
     return [[order[place] for place in places] for places in short] + [[index] for index in order[num_short:]]
 
 
+def count_windows(clip: Clip) -> int:
+    """Returns how many windows a clip has."""
+    return len(cut_windows(_length(clip)))
+
+
 def plan_batches(clips: Sequence[Clip], group: Sequence[int], batch_seconds: float) -> list[list[WindowRequest]]:
     """Cuts the windows of a group's clips into batches."""
     requests = []
@@ -139,9 +145,14 @@ def score_group(
     group: Sequence[int],
     loaded: Iterator[tuple[list[WindowRequest], list[Window | str]]],
     scorer: WhisQScorer,
+    *,
+    on_progress: Callable[[int], object] = lambda num_windows: None,
 ) -> dict[int, ClipScore | str]:
-    """Scores the clips of a group from its batches, the next ones of `loaded`; a clip that cannot be read has an error."""
-    num_missing = sum(len(cut_windows(clips[index].duration_in_s or 0.0)) for index in group)
+    """Scores the clips of a group from its batches, the next ones of `loaded`; a clip that cannot be read has an error.
+
+    `on_progress` is told after each batch how many windows it had.
+    """
+    num_missing = sum(count_windows(clips[index]) for index in group)
     windows: dict[int, list[Window]] = {index: [] for index in group}
     window_scores: dict[int, list] = {index: [] for index in group}
     errors: dict[int, str] = {}
@@ -153,7 +164,7 @@ def score_group(
             if isinstance(result, str):
                 errors.setdefault(request.clip, result)
                 continue
-            if result.duration_in_s > 0 and result.is_finite:
+            if len(result.waveform) and result.is_finite:
                 heard.append((request.clip, result))
             # Only the measurements are kept: the samples of a long clip need not fit into memory.
             windows[request.clip].append(replace(result, waveform=torch.empty(0)))
@@ -161,18 +172,36 @@ def score_group(
             scored = scorer.score_windows([window for _, window in heard], [clips[index].prompt for index, _ in heard])
             for (index, _), score in zip(heard, scored, strict=True):
                 window_scores[index].append(score)
-    return {
-        index: errors[index]
-        if index in errors
-        else scorer.combine(windows[index], window_scores[index], clips[index].prompt)
-        for index in group
+        on_progress(len(requests))
+    scores: dict[int, ClipScore | str] = dict(errors)
+    for index in windows.keys() - errors.keys():
+        *some, last = windows[index]
+        last = replace(last, missing_in_s=last.missing_in_s + clips[index].missing_in_s)
+        scores[index] = scorer.combine([*some, last], window_scores[index], clips[index].prompt)
+    return scores
+
+
+def identify_file(clip: Clip) -> list[int] | None:
+    """Returns by what the file of a clip is known to be the same; `None` where it is not there, as its row will say."""
+    try:
+        return file_identity(clip.path)
+    except (OSError, ValueError):
+        return None
+
+
+def make_row(
+    clip: Clip, key: int, file: list[int] | None, score: ClipScore | str, scorer: WhisQScorer
+) -> dict[str, Any]:
+    """Returns the row of a clip; `file` is its identity, and `score` may be why it could not be read."""
+    row: dict[str, Any] = {
+        "key": f"{key:016x}",
+        "id": clip.id,
+        "path": printable(str(clip.path)),
+        "file": file,
+        "start_in_s": clip.start_in_s,
+        "source": clip.source,
+        "prompt": clip.prompt,
     }
-
-
-def make_row(clip: Clip, key: int, score: ClipScore | str, scorer: WhisQScorer) -> dict[str, Any]:
-    """Returns the row of a clip; `score` may be the reason why its file could not be read."""
-    row: dict[str, Any] = {"id": clip.id, "key": f"{key:016x}", "path": str(clip.path), "source": clip.source}
-    row |= {"prompt": clip.prompt}
     if isinstance(score, str):
         row |= {"status": "error", "error": score, "flags": ["unreadable"], "overall_quality": None}
     else:

@@ -13,10 +13,18 @@ import torch
 from accelerate import PartialState
 from accelerate.utils import gather_object
 
+from qamdt.outputs import check_output
 from whisq.scorer import WhisQScorer
 from whisq.scoring.clips import list_clips, probe_durations
 from whisq.scoring.collection import append_rows, row_key, scoring_order
-from whisq.scoring.rows import check_settings, list_errors, merge_rows, open_keyed_rows
+from whisq.scoring.rows import (
+    check_settings,
+    list_errors,
+    merge_rows,
+    note_settings,
+    open_keyed_rows,
+    settings_path,
+)
 
 
 NUM_LISTED_ERRORS = 20
@@ -27,6 +35,9 @@ def score(arguments: argparse.Namespace) -> int:
     out, processes = arguments.out, find_processes()
     is_main = processes is None or processes.is_main_process
     clips, faults = list_clips(arguments.inputs, prompts=arguments.prompts)
+    for path in (out, settings_path(out)):
+        # Whether what is there is ours, the readers of rows and settings say.
+        check_output(path, inputs=[*arguments.inputs, arguments.prompts], is_ours=lambda path: True)
     clips = probe_durations(clips)
     scorer = WhisQScorer.from_pretrained(
         arguments.model, revision=arguments.revision, device=arguments.device or choose_device(processes)
@@ -34,12 +45,13 @@ def score(arguments: argparse.Namespace) -> int:
     settings = scorer.describe(reads_prompts=any(clip.has_words for clip in clips))
     keys = [row_key(clip, settings) for clip in clips]
     out.parent.mkdir(parents=True, exist_ok=True)
-    check_settings(out, settings)
+    noted = check_settings(out, settings)
     rows = open_keyed_rows(out)
     index, num_processes = (0, 1) if processes is None else (processes.process_index, processes.num_processes)
     with ExitStack() as stack:
         if is_main:
             stack.enter_context(rows)  # keeps other jobs away until all parts are merged
+            note_settings(out, noted)
         part = rows if processes is None else stack.enter_context(open_keyed_rows(out, index, num_processes))
         counts = append_rows(
             part,
@@ -68,6 +80,11 @@ def score(arguments: argparse.Namespace) -> int:
         print(f"  {clip_id}: {error}", file=sys.stderr)
     if errors:
         print(f"{len(errors)} clips could not be scored; `status` is error in their rows.", file=sys.stderr)
+    cut = [clip.id for clip in clips if clip.missing_in_s]
+    for clip_id in cut[:NUM_LISTED_ERRORS]:
+        print(f"  {clip_id}: its file ends before the clip should", file=sys.stderr)
+    if cut:
+        print(f"{len(cut)} clips are cut off; `flags` names truncated in their rows.", file=sys.stderr)
     for fault in faults[:NUM_LISTED_ERRORS]:
         print(f"  {fault}", file=sys.stderr)
     if faults:

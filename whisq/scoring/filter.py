@@ -10,10 +10,11 @@ from typing import Any
 
 import numpy as np
 
-from qamdt.files import encode_json_line, replacing
+from qamdt.files import encode_json_line, parse_json, replacing
+from qamdt.keyed_rows import make_key
 from qamdt.manifest import scan_manifest
 from whisq.ratings import Fault
-from whisq.scoring.rows import ScoreRows
+from whisq.scoring.rows import ScoreRows, is_of_this_sound
 from whisq.scoring.stats import ScoreStats
 
 
@@ -95,6 +96,24 @@ def filter_scores(
     return counts, faults
 
 
+def holds_only_lines_of(path: Path, sources: Sequence[Path]) -> bool:
+    """Whether everything in a JSONL file can be had again from others, as what `filter_scores` wrote before can."""
+    known = {key for source in sources for key in _iterate_keys(source)}
+    return all(key is not None and key in known for key in _iterate_keys(path))
+
+
+def _iterate_keys(path: Path) -> Iterator[int | None]:
+    """Yields what stands for each line of a JSONL file, `None` for one that is no JSON; nothing of a missing file."""
+    if not path.is_file():
+        return
+    with path.open("rb") as file:
+        for line in file:
+            try:
+                yield make_key(parse_json(line))
+            except ValueError:
+                yield None
+
+
 def _decide(
     rows: ScoreRows, limits: Limits, stats: ScoreStats, manifest: str | Path | None, faults: list[Fault]
 ) -> Iterator[tuple[bytes, str | None]]:
@@ -109,4 +128,6 @@ def _decide(
             continue
         row = rows.read(line.record.id)
         reason = "without score" if row is None else limits.find_fault(row, stats)
+        if reason is None and not is_of_this_sound(row, manifest, line.record):
+            reason = "sound has changed since it was scored"
         yield line.text if line.text.endswith(b"\n") else line.text + b"\n", reason

@@ -73,6 +73,16 @@ def finalize(
     return quality_path
 
 
+def is_label_file(path: Path) -> bool:
+    """Whether a file is a table that `finalize` wrote."""
+    pyarrow, parquet = _import_pyarrow()
+    try:
+        metadata = parquet.read_schema(path).metadata or {}
+    except (pyarrow.ArrowException, OSError):
+        return False
+    return b"quality_stats" in metadata
+
+
 def quality_stats_path(out: Path) -> Path:
     """Where the thresholds of a label file stand."""
     return out.with_suffix(".quality.json")
@@ -175,7 +185,7 @@ def make_schema(pyarrow: Any) -> pyarrow.Schema:
 
 
 def _read_in_groups(scores: Sequence[str | Path], scorer: str) -> Iterator[list[dict[str, Any]]]:
-    rows = iter(tqdm(ScoreRows(scores), desc="scores", unit="clip"))
+    rows = iter(tqdm(ScoreRows(scores), desc="scores", unit="clip", disable=None))
     while group := list(islice(rows, ROWS_PER_GROUP)):
         for row in group:
             if row["scorer"] != scorer:

@@ -20,12 +20,16 @@ from typing import Any
 
 import numpy as np
 
-from qamdt.files import iterate_lines, write_json, write_json_lines
+from qamdt.files import is_text, iterate_lines, parse_json, read_json, write_json
 from qamdt.keyed_rows import KeyedRows, make_key
+from qamdt.manifest import Record, clip_identity
+from qamdt.quality_words import MAX_SCORE, MIN_SCORE
+from qamdt.sound_files import CUT_TOLERANCE_IN_S
 
 
 FORMAT = 2
 _ROW_KEYS = {"id", "status", "error", "flags", "overall_quality", "scorer"}
+_MOST = 1e9
 _OFFSET_BITS = 48  # of a row's place; the bits above number its file
 
 
@@ -98,9 +102,26 @@ def merge_rows(rows: KeyedRows, keys: Mapping[str, int]) -> None:
     wanted = {clip_id: key for clip_id, key in found if clip_id not in keys} | dict(keys)
     parts = list(rows.folder.glob(f"{escape(rows.name)}-[0-9]*-of-[0-9]*.jsonl"))
     if parts or found != list(wanted.items()):
-        write_json_lines(rows.path, map(rows.read, wanted.values()))
+        rows.replace_all(map(rows.read, wanted.values()))
     for part in parts:
         part.unlink()
+
+
+def is_of_this_sound(row: dict[str, Any], manifest: str | Path, record: Record) -> bool:
+    """Whether a row was made of the sound that a clip has today: the same file, and the same span of it.
+
+    Sound that is gone cannot have changed, and rows of earlier versions do not say of which file they are.
+    """
+    if "file" not in row:
+        return True
+    file = clip_identity(manifest, record)[1]
+    length_in_s = row.get("duration_in_s", record.duration_in_s)
+    is_same_span = record.start_in_s == row["start_in_s"] and (
+        None in (length_in_s, record.duration_in_s)
+        or abs(length_in_s - record.duration_in_s) <= CUT_TOLERANCE_IN_S
+        or (length_in_s < record.duration_in_s and "truncated" in row["flags"])
+    )
+    return is_same_span and file in (None, row["file"])
 
 
 def list_errors(out: Path, clip_ids: Collection[str]) -> list[tuple[str, str]]:
@@ -110,12 +131,25 @@ def list_errors(out: Path, clip_ids: Collection[str]) -> list[tuple[str, str]]:
 
 def read_settings(out: Path) -> dict[str, Any] | None:
     """What made a score file: scorer, encoders, frames; `None` when the note beside it is missing."""
-    path = out.with_suffix(".meta.json")
-    return json.loads(path.read_text(encoding="utf-8")) if path.is_file() else None
+    path = settings_path(out)
+    found = read_json(path) if path.is_file() else None
+    if found is not None and not isinstance(found, dict):
+        raise ValueError(f"{str(path)!r} must say what made {str(out)!r}, and it holds something else; move it away.")
+    return found
 
 
-def check_settings(out: Path, settings: dict[str, Any]) -> None:
-    """Notes beside the scores what made them, and refuses to add scores of something else."""
+def settings_path(out: Path) -> Path:
+    """Where it stands what made a score file."""
+    return out.with_suffix(".meta.json")
+
+
+def check_settings(out: Path, settings: dict[str, Any]) -> dict[str, Any]:
+    """Refuses to add scores of something else than before, and returns what is to be noted beside the scores.
+
+    Args:
+        out: The score file.
+        settings: What `WhisQScorer.describe` says.
+    """
     found = read_settings(out) or {"format": FORMAT}
     if found.get("format") != FORMAT:
         raise ValueError(
@@ -128,8 +162,54 @@ def check_settings(out: Path, settings: dict[str, Any]) -> None:
             f"{str(out)!r} holds scores made with { {key: found[key] for key in differing} }, now it would be "
             f"{differing}; scores of different scorers do not mix. Give another `--out`."
         )
-    if not settings.items() <= found.items():
-        write_json(out.with_suffix(".meta.json"), found | settings)
+    return found | settings
+
+
+def note_settings(out: Path, settings: dict[str, Any]) -> None:
+    """Notes beside the scores what made them."""
+    if read_settings(out) != settings:
+        write_json(settings_path(out), settings)
+
+
+def _check_row(row: dict[str, Any]) -> None:
+    """Refuses a row whose fields no `whisq score` writes."""
+    is_scored = row["status"] == "ok"
+    checks = {
+        "id": _is_text(row["id"]),
+        "status": row["status"] in ("ok", "error"),
+        "error": row["error"] is None if is_scored else _is_text(row["error"]),
+        "flags": isinstance(row["flags"], list) and all(map(_is_text, row["flags"])),
+        "scorer": _is_text(row["scorer"]),
+        "source": _is_text(row.get("source", "")),
+        "prompt": row.get("prompt") is None or _is_text(row["prompt"]),
+        "path": _is_text(row.get("path", "")),
+        "overall_quality": _is_score(row["overall_quality"]) if is_scored else row["overall_quality"] is None,
+        "text_alignment": row.get("text_alignment") is None or _is_score(row["text_alignment"]),
+        "duration_in_s": row.get("duration_in_s") is None or _is_number(row["duration_in_s"]),
+        "start_in_s": row.get("start_in_s") is None or _is_number(row["start_in_s"]),
+        "sampling_rate": row.get("sampling_rate") is None or type(row["sampling_rate"]) is int,
+        "frame_hop_in_s": not is_scored or (_is_number(row.get("frame_hop_in_s")) and row["frame_hop_in_s"] > 0),
+        "frame_overall_quality": not is_scored or _is_curve(row.get("frame_overall_quality")),
+    }
+    wrong = [name for name, is_right in checks.items() if not is_right]
+    if wrong:
+        raise ValueError(f"`{wrong[0]}` of a row of `whisq score` cannot be {str(row.get(wrong[0]))[:60]!r}")
+
+
+def _is_text(value: Any) -> bool:
+    return isinstance(value, str) and is_text(value)
+
+
+def _is_number(value: Any) -> bool:
+    return type(value) in (int, float) and abs(value) < _MOST  # neither NaN nor what no column holds
+
+
+def _is_score(value: Any) -> bool:
+    return _is_number(value) and MIN_SCORE <= value <= MAX_SCORE
+
+
+def _is_curve(values: Any) -> bool:
+    return isinstance(values, list) and len(values) > 0 and all(map(_is_number, values))
 
 
 def _open(path: Path):
@@ -142,9 +222,10 @@ def _parse_file(path: Path) -> Iterator[tuple[int, dict[str, Any]]]:
     """Yields where each whole line begins, and its row."""
     for number, (offset, line) in enumerate(iterate_lines(path), start=1):
         try:
-            row = json.loads(line)
+            row = parse_json(line)
             if not isinstance(row, dict) or not _ROW_KEYS <= row.keys():
                 raise ValueError(f"this is no row of `whisq score`: {line[:60]!r}")
+            _check_row(row)
         except ValueError as error:
             raise ValueError(f"{path}, line {number}: {error}.") from error
         yield offset, row

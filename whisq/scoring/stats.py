@@ -23,7 +23,7 @@ from typing import Any
 import numpy as np
 from tqdm import tqdm
 
-from qamdt.files import write_json
+from qamdt.files import read_json, write_json
 from qamdt.quality import MAX_SCORE, MIN_SCORE, NUM_LEVELS, QualityStats
 from whisq.scoring.rows import ScoreRows
 
@@ -113,7 +113,7 @@ class ScoreStats:
     def load(cls, path: str | Path) -> ScoreStats:
         """Reads the file that `save` wrote."""
         try:
-            values = json.loads(Path(path).read_text(encoding="utf-8"))
+            values = read_json(path)
             alignment = values["text_alignment"]
             parsed = {
                 "overall_quality": Distribution.from_dict(values["overall_quality"]),
@@ -122,7 +122,7 @@ class ScoreStats:
                 "sources": {name: Distribution.from_dict(source) for name, source in values["sources"].items()},
             }
             return cls(**values | parsed)
-        except (json.JSONDecodeError, TypeError, KeyError) as error:
+        except (ValueError, TypeError, KeyError, AttributeError) as error:
             raise ValueError(f"{str(path)!r} is no file that `whisq stats` wrote: {error}.") from error
 
     def save(self, path: str | Path) -> None:
@@ -180,7 +180,7 @@ def measure_scores(paths: Sequence[str | Path], *, method: str | None = None) ->
     by_source: dict[str, array] = defaultdict(lambda: array("d"))
     alignment = array("d")
     scorers, num_errors = set(), 0
-    for row in tqdm(ScoreRows(paths), desc="scores", unit="clip"):
+    for row in tqdm(ScoreRows(paths), desc="scores", unit="clip", disable=None):
         if row["status"] != "ok":
             num_errors += 1
             continue

@@ -41,6 +41,8 @@ class WindowReader(Dataset):
 
     def _read(self, request: WindowRequest) -> Window | str:
         clip = self.clips[request.clip]
+        if clip.fault is not None:
+            return clip.fault
         try:
             return read_window(
                 clip.path,

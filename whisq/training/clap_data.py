@@ -128,7 +128,7 @@ class ClapDataset:
         unreadable: set[int] = set()
 
         def compute(numbers: list[int]) -> Iterator[np.ndarray | None]:
-            for number in tqdm(numbers, unit="clip", desc="spectrograms", disable=not numbers):
+            for number in tqdm(numbers, unit="clip", desc="spectrograms", disable=None):
                 path, record = self.clips[number].path, self.clips[number].record
                 duration_in_s = min(record.duration_in_s, self.num_frames / FRAMES_PER_S)
                 try:
@@ -171,7 +171,7 @@ def _cached_embeddings(captions: list[str], path: Path) -> torch.Tensor:
         return torch.zeros(1, 384, dtype=torch.float16)
 
     def compute(numbers: list[int]) -> Iterator[np.ndarray]:
-        for start in tqdm(range(0, len(numbers), 256), unit="batch", desc="captions", disable=not numbers):
+        for start in tqdm(range(0, len(numbers), 256), unit="batch", desc="captions", disable=None):
             batch = [captions[number] for number in numbers[start : start + 256]]
             yield from sentence_embeddings(batch).half().numpy()
 

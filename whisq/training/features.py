@@ -21,12 +21,11 @@ from pathlib import Path
 
 import torch
 from safetensors import safe_open
-from safetensors.torch import save_file
 from torch.nn.utils.rnn import pad_sequence
 from tqdm import tqdm
 
 from qamdt.audio import read_audio
-from qamdt.files import read_json_lines, write_atomically, write_json, write_json_lines
+from qamdt.files import read_json, read_json_lines, write_json, write_json_lines, write_tensors
 from qamdt.keyed_rows import file_identity
 from whisq.audio import level
 from whisq.encoders import AudioEncoder, TextEncoder
@@ -82,7 +81,7 @@ class FeatureStore:
         offsets = torch.tensor([0, *(state.shape[0] for state in states)]).cumsum(0)
         tensors = {"hidden_states": torch.cat(list(states)).half().contiguous(), "offsets": offsets}
         write_json_lines(path.with_suffix(".jsonl"), keys)
-        write_atomically(path, lambda file: save_file(tensors, file))
+        write_tensors(path, tensors)
         self._index(path)
 
     def _index(self, path: Path) -> None:
@@ -147,7 +146,7 @@ def cache_clips(
         lengths = torch.tensor([waveform.shape[0] for waveform in waveforms])
         return encoder.encode(pad_sequence(waveforms, batch_first=True).to(device), lengths.to(device))
 
-    with tqdm(share, desc="clips", unit="clip", disable=store.process_index > 0) as progress:
+    with tqdm(share, desc="clips", unit="clip", disable=store.process_index > 0 or None) as progress:
         _fill(store, read_missing(), encode, batch_size=batch_size, items_per_shard=clips_per_shard)
     return faults
 
@@ -165,7 +164,9 @@ def cache_texts(
     """Encodes the texts that `store` lacks; see `cache_clips`."""
     missing = sorted({text for text in texts if text not in store}, key=lambda text: (len(text), text))
     share = missing[store.process_index :: num_processes]
-    with tqdm(share, desc="prompts", unit="prompt", disable=store.process_index > 0 or not missing) as progress:
+    with tqdm(
+        share, desc="prompts", unit="prompt", disable=store.process_index > 0 or not missing or None
+    ) as progress:
         items = ((text, text) for text in progress)
         _fill(store, items, encoder.encode, batch_size=batch_size, items_per_shard=texts_per_shard)
 
@@ -208,7 +209,7 @@ def read_clip(clip: RatedClip, max_seconds: float) -> torch.Tensor:
 
 def _check_settings(path: Path, settings: dict) -> None:
     if path.is_file():
-        found = json.loads(path.read_text(encoding="utf-8"))
+        found = read_json(path)
         if found != settings:
             raise ValueError(
                 f"{str(path.parent)!r} was filled with {found}, now the settings are {settings}; "

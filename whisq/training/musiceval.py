@@ -17,6 +17,7 @@ import re
 from collections.abc import Iterator
 from pathlib import Path, PurePosixPath
 
+from qamdt.files import read_text_lines
 from qamdt.quality import MAX_SCORE, MIN_SCORE
 from whisq.ratings import SPLITS, Fault, RatedClip, RatedMusic
 
@@ -213,10 +214,9 @@ def _read_rows(path: Path) -> Iterator[tuple[int, list[str]]]:
 
 def _read_lines(path: Path) -> Iterator[tuple[int, str]]:
     """Yields line numbers and lines, without empty ones."""
-    with path.open(encoding="utf-8-sig") as file:
-        for number, line in enumerate(file, start=1):
-            if line.strip():
-                yield number, line.rstrip("\n")
+    for number, line in enumerate(read_text_lines(path), start=1):
+        if line.strip():
+            yield number, line
 
 
 def _check_num_fields(fields: list[str], names: tuple[str, ...]) -> None:

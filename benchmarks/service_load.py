@@ -1,0 +1,114 @@
+"""What becomes of a service that is asked for more than it can make, and for nonsense in between.
+
+    qamdt serve --port 8000 & python -m benchmarks.service_load --port 8000 --pid $! --minutes 10
+
+It talks to this machine alone. Reported: answers by status, what became of everything that was accepted, and the memory
+of the service over time.
+"""
+
+import argparse
+import http.client
+import json
+import random
+import threading
+import time
+from collections import Counter
+from pathlib import Path
+
+
+NONSENSE = (
+    b"{",
+    b"[]",
+    b"x" * 70_000,
+    b'{"inputs": {}}',
+    b'{"inputs": {"prompt": "x"}, "parameters": {"duration": 1e9}}',
+    b'{"inputs": {"prompt": "x"}, "parameters": {"steps": -1}}',
+    b'{"inputs": {"prompt": "\\ud800"}}',
+)
+
+
+class Load:
+    """Clients of a service, one a thread.
+
+    Args:
+        port: Where the service answers.
+        end: When to stop, as `time.monotonic` counts.
+    """
+
+    def __init__(self, port: int, end: float):
+        self.port = port
+        self.end = end
+        self.answers: Counter[str] = Counter()
+        self.accepted: list[str] = []
+        self.deleted: set[str] = set()
+
+    def call(self, method: str, path: str, body: bytes | None = None) -> tuple[int, bytes]:
+        """Sends one request and returns status and body."""
+        connection = http.client.HTTPConnection("127.0.0.1", self.port, timeout=60)
+        try:
+            connection.request(method, path, body)
+            response = connection.getresponse()
+            return response.status, response.read()
+        finally:
+            connection.close()
+
+    def run(self, seed: int) -> None:
+        """Asks until it is time to stop."""
+        draw = random.Random(seed)
+        while time.monotonic() < self.end:
+            if draw.random() < 0.4:
+                status, _ = self.call("POST", "/v1/generations", draw.choice(NONSENSE))
+                self.answers[f"nonsense {status}"] += 1
+                continue
+            parameters = {"duration": 0.3, "steps": draw.randint(2, 12)}
+            body = {"inputs": {"prompt": "calm piano"}, "parameters": parameters}
+            status, content = self.call("POST", "/v1/generations", json.dumps(body).encode())
+            self.answers[f"music {status}"] += 1
+            if status == 201:
+                self.accepted.append(json.loads(content)["id"])
+                if draw.random() < 0.1:
+                    self.deleted.add(self.accepted[-1])
+                    self.call("DELETE", f"/v1/generations/{self.accepted[-1]}")
+            else:
+                time.sleep(0.2)
+
+    def states(self) -> Counter[str]:
+        """What became of everything that was accepted."""
+        states: Counter[str] = Counter()
+        for job in self.accepted:
+            status, content = self.call("GET", f"/v1/generations/{job}")
+            states["deleted" if job in self.deleted else str(json.loads(content).get("status", status))] += 1
+        return states
+
+
+def memory_in_mib(pid: int) -> int:
+    """Resident memory of a process."""
+    lines = Path(f"/proc/{pid}/status").read_text(encoding="utf-8").splitlines()
+    return next(int(line.split()[1]) // 1024 for line in lines if line.startswith("VmRSS"))
+
+
+def main() -> None:
+    """Command line."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--port", type=int, required=True)
+    parser.add_argument("--pid", type=int, required=True, help="of the service")
+    parser.add_argument("--minutes", type=float, default=10.0)
+    parser.add_argument("--clients", type=int, default=6)
+    arguments = parser.parse_args()
+    load = Load(arguments.port, time.monotonic() + 60 * arguments.minutes)
+    threads = [threading.Thread(target=load.run, args=(seed,)) for seed in range(arguments.clients)]
+    for thread in threads:
+        thread.start()
+    memory = []
+    while any(thread.is_alive() for thread in threads):
+        memory.append(memory_in_mib(arguments.pid))
+        time.sleep(5)
+    while {"queued", "generating"} & set(states := load.states()):
+        time.sleep(2)
+    print(f"answers: {dict(sorted(load.answers.items()))}")
+    print(f"{len(load.accepted)} accepted: {dict(states)}")
+    print(f"memory in MiB: {memory[0]} first, {memory[-1]} last, {max(memory)} most")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,6 @@
+from pipelines.pipeline_audio_to_audio import QAMDTAudioToAudioPipeline as QAMDTAudioToAudioPipeline
+from pipelines.pipeline_inpaint import QAMDTInpaintPipeline as QAMDTInpaintPipeline
+from pipelines.pipeline_qamdt import QAMDTPipeline as QAMDTPipeline
+from whisq.scorer import WhisQScorer as WhisQScorer
+
+__version__: str
