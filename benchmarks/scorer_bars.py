@@ -8,7 +8,10 @@ original, and prints:
 - overall quality: rank correlation with the full-reference score, over all clips and for each kind of damage;
 - quality along a clip: how often the damaged half of a half-damaged clip scores below the clean half;
 - text alignment: how often a clip's own caption scores above that of a clip with other instruments and another style,
-  and the rank correlation of alignment with truth, before and after the prompts are shuffled.
+  and the rank correlation of alignment with truth, before and after the prompts are shuffled;
+- structure: how often clean music scores above the same music as a drone, a smear, one bar over and over, and with its
+  bars in another order (`data_prep.structure_damage`), with the mean scores; `--structure` takes a manifest of clean
+  clips alone.
 """
 
 from __future__ import annotations
@@ -21,6 +24,8 @@ import numpy as np
 from scipy import stats
 from tqdm import tqdm
 
+from data_prep.degrade_corpus import bar_length
+from data_prep.structure_damage import STRUCTURE_KINDS, break_structure
 from qamdt.audio import SAMPLING_RATE, read_audio
 from qamdt.manifest import Record, read_manifest
 from whisq.scorer import ClipScore, WhisQScorer
@@ -116,18 +121,49 @@ def _is_foreign(record: Record, other: Record) -> bool:
     return not shared and record.tags["style"] != other.tags["style"]
 
 
+def structure_report(scorer: WhisQScorer, root: Path, records: list[Record]) -> dict:
+    """How often clean clips score above what is left of them without structure."""
+    originals = score_clips(scorer, root, records, [None] * len(records))
+    report: dict = {"num_clips": len(records), "mean_original": _mean_quality(originals)}
+    for kind in STRUCTURE_KINDS:
+        broken = [
+            break_structure(
+                read_audio(
+                    root / record.path, start_in_s=record.start_in_s, duration_in_s=record.duration_in_s
+                ).numpy(),
+                SAMPLING_RATE,
+                kind,
+                bar_in_s=bar_length(record),
+            )
+            for record in records
+        ]
+        scores = [
+            score
+            for start in range(0, len(broken), 16)
+            for score in scorer.score(broken[start : start + 16], SAMPLING_RATE)
+        ]
+        is_above = [own.overall_quality > other.overall_quality for own, other in zip(originals, scores, strict=True)]
+        report[kind] = {"original_above": round(float(np.mean(is_above)), 3), "mean": _mean_quality(scores)}
+    return report
+
+
+def _mean_quality(scores: list[ClipScore]) -> float:
+    return round(float(np.mean([score.overall_quality for score in scores])), 2)
+
+
 def main(argv: list[str] | None = None) -> None:
     """Command line of the measurement."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--scorer", help="folder or Hub id (the embedded scorer)")
     parser.add_argument("--held-out", type=Path, help="manifest of rendered, captioned clips and their degradations")
     parser.add_argument("--real", type=Path, help="manifest of real recordings and their degradations")
+    parser.add_argument("--structure", type=Path, help="manifest of clean clips")
     parser.add_argument("--max-clips", type=int, default=400, help="of each manifest (%(default)s)")
     parser.add_argument("--max-alignment-clips", type=int, default=200, help="of --held-out (%(default)s)")
     parser.add_argument("--output", type=Path, help="write the result as JSON")
     arguments = parser.parse_args(argv)
-    if not arguments.held_out and not arguments.real:
-        parser.error("give --held-out, --real or both")
+    if not (arguments.held_out or arguments.real or arguments.structure):
+        parser.error("give --held-out, --real or --structure")
     scorer = WhisQScorer.from_pretrained(arguments.scorer)
 
     result = {"scorer": scorer.name}
@@ -141,6 +177,9 @@ def main(argv: list[str] | None = None) -> None:
         if captioned:
             generator = np.random.default_rng(0)
             result[name]["alignment"] = alignment_report(scorer, manifest.parent, captioned, generator)
+    if arguments.structure is not None:
+        clean = [record for record in read_manifest(arguments.structure) if kind_of(record) == "clean"]
+        result["structure"] = structure_report(scorer, arguments.structure.parent, clean[: arguments.max_clips])
     print(json.dumps(result, indent=2))
     if arguments.output:
         arguments.output.write_text(json.dumps(result, indent=2) + "\n")

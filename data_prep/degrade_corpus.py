@@ -27,6 +27,7 @@ from tqdm import tqdm
 from data_prep.degradation_score import FRAME_RATE, SCORER, degradation_mos
 from data_prep.degradations import KINDS, Degradation, degrade, draw_degradation
 from data_prep.productions import produce
+from data_prep.structure_damage import DEFAULT_BAR_IN_S, STRUCTURE_KINDS, STRUCTURE_SCORES, break_structure
 from qamdt.audio import SAMPLING_RATE, normalize_waveform, read_audio, write_audio
 from qamdt.keyed_rows import KeyedRows, file_identity, make_key, make_row
 from qamdt.manifest import Record, clip_identity, resolve_clip_path, scan_manifest, write_manifest
@@ -43,6 +44,7 @@ class DegradeSettings:
         clean_share: Share of the versions that stay clean (score 5).
         second_share: Share of the degraded versions that are degraded twice, by different kinds.
         produce_share: Share of the versions that first get another clean sound.
+        structure_share: Share of the versions that lose their structure instead (`data_prep/structure_damage.py`).
         seed: Seed of everything.
     """
 
@@ -51,6 +53,7 @@ class DegradeSettings:
     clean_share: float = 0.15
     second_share: float = 0.2
     produce_share: float = 0.7
+    structure_share: float = 0.0
     seed: int = 0
 
     def __post_init__(self):
@@ -59,14 +62,17 @@ class DegradeSettings:
             raise ValueError(f"`kinds` must be some of {KINDS}, got {self.kinds}.")
         if self.versions < 1:
             raise ValueError(f"`versions` must be at least 1, got {self.versions}.")
-        for name in ("clean_share", "second_share", "produce_share"):
+        for name in ("clean_share", "second_share", "produce_share", "structure_share"):
             if not 0.0 <= getattr(self, name) <= 1.0:
                 raise ValueError(f"`{name}` must lie between 0 and 1, got {getattr(self, name)}.")
 
 
 def version_key(manifest: Path, record: Record, version: int, settings: DegradeSettings) -> int:
     """Returns the key of a version, which changes with the clean sound and with the settings that decide about it."""
-    return make_key(record.id, clip_identity(manifest, record), asdict(settings) | {"versions": version})
+    decides = asdict(settings) | {"versions": version}
+    if not settings.structure_share:
+        del decides["structure_share"]  # so that what was made before there was such a share is found
+    return make_key(record.id, clip_identity(manifest, record), decides)
 
 
 def degrade_clip(
@@ -98,6 +104,12 @@ def _write_version(
     for degradation in degradations:
         degraded = degrade(degraded, SAMPLING_RATE, degradation)
     score, frames = degradation_mos(reference, degraded, SAMPLING_RATE)
+    structure_generator = np.random.default_rng([settings.seed, zlib.crc32(record.id.encode()), version, 1])
+    broken = structure_generator.random() < settings.structure_share
+    if broken:
+        kind, seed = str(structure_generator.choice(STRUCTURE_KINDS)), int(structure_generator.integers(2**31))
+        degraded = break_structure(reference, SAMPLING_RATE, kind, bar_in_s=bar_length(record), seed=seed)
+        score, frames = STRUCTURE_SCORES[kind], np.full(len(frames), STRUCTURE_SCORES[kind])
 
     path = f"audio/{record.id}-v{version}.flac"
     if ".." in PurePosixPath(path).parts:
@@ -107,10 +119,20 @@ def _write_version(
     return {
         "path": path,
         "file": file_identity(folder / path),
-        "degradation": [asdict(degradation) for degradation in degradations] or None,
+        "degradation": [{"kind": kind}] if broken else [asdict(damage) for damage in degradations] or None,
         "quality_score": round(score, 3),
         "quality_frames": [round(float(value), 2) for value in frames],
     }
+
+
+def bar_length(record: Record) -> float:
+    """The length of a bar of a clip in seconds, by its tempo and metre; two seconds where they are not known."""
+    beats = record.time_signature.split("/")[0] if record.time_signature else record.tags.get("beats_per_bar")
+    tempo = record.tempo_bpm or record.tags.get("tempo_bpm")
+    try:
+        return 60 * float(beats) / float(tempo)
+    except (TypeError, ValueError, ZeroDivisionError):
+        return DEFAULT_BAR_IN_S
 
 
 def _describe_version(record: Record, version: int, made: dict[str, Any]) -> Record:
@@ -256,6 +278,12 @@ def main(argv: list[str] | None = None) -> None:
     parser.add_argument("--clean-share", type=float, default=0.15, help="versions that stay clean (%(default)s)")
     parser.add_argument("--second-share", type=float, default=0.2, help="versions degraded twice (%(default)s)")
     parser.add_argument("--produce-share", type=float, default=0.7, help="versions of another sound (%(default)s)")
+    parser.add_argument(
+        "--structure-share",
+        type=float,
+        default=0.0,
+        help="versions without structure: drones, smears, bars (%(default)s)",
+    )
     parser.add_argument("--split", help="only clips whose tag `split` has this value")
     parser.add_argument("--num-clips", type=int, help="only so many clips, evenly spread")
     parser.add_argument("--seed", type=int, default=0, help="seed of everything (%(default)s)")
@@ -268,6 +296,7 @@ def main(argv: list[str] | None = None) -> None:
             clean_share=arguments.clean_share,
             second_share=arguments.second_share,
             produce_share=arguments.produce_share,
+            structure_share=arguments.structure_share,
             seed=arguments.seed,
         )
         manifest, counts, failures = degrade_corpus(

@@ -18,6 +18,7 @@ from transformers import AutoConfig, AutoModel, AutoTokenizer, PreTrainedModel, 
 
 from qamdt import embedded
 from qamdt.audio import SAMPLING_RATE, LogMel, normalize_waveform, read_audio
+from qamdt.complete_weights import load_complete
 from qamdt.encoding import encode_waveforms, samples_per_latent_frame
 from qamdt.files import read_json
 from qamdt.keyed_rows import digest_weights
@@ -63,8 +64,8 @@ def _hears_waveforms(config: dict[str, Any]) -> bool:
 def load_autoencoder(folder: Path, dtype: str) -> tuple[nn.Module, LogMel | None]:
     """Loads an autoencoder, and what its spectrograms are computed with; `None` for one that hears waveforms."""
     if _hears_waveforms(read_autoencoder_config(folder)):
-        return AutoencoderWaveform.from_pretrained(folder, torch_dtype=DTYPES[dtype]).eval(), None
-    return AutoencoderKL.from_pretrained(folder, torch_dtype=DTYPES[dtype]).eval(), LogMel()
+        return load_complete(AutoencoderWaveform, folder, torch_dtype=DTYPES[dtype]).eval(), None
+    return load_complete(AutoencoderKL, folder, torch_dtype=DTYPES[dtype]).eval(), LogMel()
 
 
 def measure_frame_rate(folder: Path) -> float:
@@ -104,7 +105,7 @@ def load_text_encoder(name: str | None) -> tuple[PreTrainedTokenizerBase, PreTra
     if name is None:
         return embedded.load_text_encoder()
     tokenizer = AutoTokenizer.from_pretrained(name)
-    model = AutoModel.from_pretrained(name)
+    model = load_complete(AutoModel, name)
     return tokenizer, (model.get_encoder() if model.config.is_encoder_decoder else model).eval()
 
 

@@ -1,5 +1,6 @@
 """What a manifest says about encoded clips, as training wants it: texts, curves on the latent grid, quality thresholds."""
 
+import logging
 import math
 from pathlib import Path
 
@@ -8,6 +9,10 @@ import torch
 from qamdt.latent_folder import round_score
 from qamdt.manifest import Record, scan_manifest
 from qamdt.quality import QualityStats
+from qamdt.quality_words import NUM_LEVELS
+
+
+logger = logging.getLogger(__name__)
 
 
 def choose_records(
@@ -37,7 +42,7 @@ def choose_records(
 def choose_stats(
     records: list[Record], manifest: Path, path: str | Path | None, before: QualityStats | None
 ) -> QualityStats | None:
-    """Returns the thresholds between quality levels; `None` when no clip has a score.
+    """Returns the thresholds between quality levels; `None` when no clip has a score, or too few have different ones.
 
     They are those of `path`; else those of `label_quality` beside the manifest (`labelled.quality.json` beside
     `labelled.jsonl`); else, where clips have labels, those of before; else they are derived from the scores. Labels in
@@ -73,6 +78,12 @@ def choose_stats(
         if stats.scorer == scorer and _find_contradiction(stats, records) is None:
             return stats
     scores = [record.quality_score for record in records if record.quality_score is not None]
+    if len(set(scores)) < NUM_LEVELS and not has_labels:
+        logger.warning(
+            f"{len(set(scores))} distinct quality scores are too few to set {NUM_LEVELS} levels apart: the clips are "
+            "encoded as of unknown quality. Score more clips, or give the thresholds with `--quality-stats`."
+        )
+        return None
     stats = QualityStats.from_scores(scores, scorer=str(scorer))
     contradicted = _find_contradiction(stats, records)
     if contradicted is not None:

@@ -42,6 +42,7 @@ from qamdt.latent_folder import (
 )
 from qamdt.manifest import Record, clip_identity, resolve_clip_path
 from qamdt.outputs import check_output_folder, has_fields
+from qamdt.precision import check_device
 from qamdt.quality import QualityStats
 from qamdt.shards import Place, find_entries, next_shard_number
 
@@ -137,6 +138,8 @@ def encode_corpus(
     """
     manifest = Path(manifest)
     out = manifest.parent / "latents" if out is None else Path(out)
+    if device is not None:
+        check_device(device)
     options = (options or EncodingOptions()).resolve()
     # A process that is done early waits for the others, however long that takes.
     processes = PartialState(cpu=not torch.accelerator.is_available(), timeout=timedelta(days=7))

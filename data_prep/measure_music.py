@@ -40,7 +40,7 @@ from qamdt.outputs import check_output
 from qamdt.tempo_and_key import beat_grid, key_and_margin, tempo_and_clarity
 
 
-MEASUREMENT = 1  # counts changes of what is measured
+MEASUREMENT = 2  # counts changes of what is measured
 LONGEST_IN_S = 60.0  # of a clip; a tempo that wanders has no grid of beats for longer
 SHORTEST_IN_S = 3.0
 QUIETEST_PEAK = 1e-4  # below it there is nothing to hear

@@ -72,6 +72,7 @@ def read_request(options: argparse.Namespace) -> RefineRequest:
         batch_size=options.batch_size,
         device=options.device,
         retry_failed=options.retry_failed,
+        drop_originals=options.drop_originals,
     )
 
 
@@ -119,6 +120,11 @@ def build_parser() -> argparse.ArgumentParser:
     parser.add_argument("--manifest", help="manifest of the corpus (default: a copy of the sample corpus)")
     parser.add_argument("--out", help="refined manifest, beside the manifest (default: refined.jsonl)")
     parser.add_argument("--num-paraphrases", type=int, default=2, help="other wordings of each caption (default 2)")
+    parser.add_argument(
+        "--drop-originals",
+        action="store_true",
+        help="keep the refined captions alone (default: the original ones too)",
+    )
     parser.add_argument(
         "--captioners",
         nargs="*",

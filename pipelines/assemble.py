@@ -16,6 +16,7 @@ import torch
 from diffusers import AutoencoderKL, DPMSolverMultistepScheduler, FlowMatchEulerDiscreteScheduler, SchedulerMixin
 
 from pipelines.pipeline_qamdt import QAMDTPipeline
+from qamdt.complete_weights import load_complete
 from qamdt.embedded import TEXT_ENCODER_PACKAGE
 from qamdt.files import read_json, write_json
 from qamdt.models.transformer_qamdt import QAMDTTransformer2DModel
@@ -45,15 +46,15 @@ def assemble(vae: Path, vocoder: Path, transformer: Path, out: Path, dtype: torc
     check_output_folder(out, PARTS, is_ours=has_fields(out / "model_index.json", ["_class_name"]))
     training = read_json(transformer / "training.json")
     stats_file = transformer / "quality_stats.json"
-    autoencoder = AutoencoderKL.from_pretrained(vae)
+    autoencoder = load_complete(AutoencoderKL, vae)
     autoencoder.register_to_config(scaling_factor=training["scaling_factor"])
     pipe = QAMDTPipeline(
         vae=autoencoder,
         text_encoder=None,
         tokenizer=None,
-        transformer=QAMDTTransformer2DModel.from_pretrained(transformer / "transformer"),
+        transformer=load_complete(QAMDTTransformer2DModel, transformer / "transformer"),
         scheduler=load_scheduler(transformer / "scheduler"),
-        vocoder=ISTFTVocoder.from_pretrained(vocoder),
+        vocoder=load_complete(ISTFTVocoder, vocoder),
         quality_stats=QualityStats.load(stats_file).to_dict() if stats_file.is_file() else None,
         text_encoder_package=TEXT_ENCODER_PACKAGE,
     )

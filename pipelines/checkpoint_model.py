@@ -10,6 +10,7 @@ import torch
 from diffusers import SchedulerMixin
 
 from pipelines.pipeline_qamdt import QAMDTPipeline
+from pipelines.samplers import note_latent_settings
 from pipelines.spectrogram import draw_spectrograms
 from qamdt.audio import write_audio
 from qamdt.embedded import default_model_dir
@@ -54,7 +55,9 @@ def save_components(
         scaling_factor: What the training multiplies latents with.
         quality_stats: `QualityStats.to_dict()` of the training set.
     """
-    pipe = QAMDTPipeline.from_pretrained(find_pipeline(pipeline), scheduler=scheduler)
+    pipe = QAMDTPipeline.from_pretrained(find_pipeline(pipeline))
+    note_latent_settings(scheduler)
+    pipe.scheduler = scheduler
     pipe.register_to_config(quality_stats=quality_stats)
     pipe.vae.register_to_config(scaling_factor=scaling_factor)
     if pipe.config.text_encoder_package is not None:

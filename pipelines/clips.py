@@ -24,7 +24,7 @@ from qamdt.files import read_json, write_json
 from qamdt.keyed_rows import file_identity, make_key
 from qamdt.music import Music
 from qamdt.outputs import has_fields
-from qamdt.precision import preferred_dtype
+from qamdt.precision import check_device, preferred_dtype
 from qamdt.quality_words import asks_for_best
 
 
@@ -130,8 +130,12 @@ def _digest_files(folder: Path) -> str | None:
 
 
 def choose_device(device: str | None) -> str:
-    """The device asked for, or else a GPU where there is one."""
-    return device or ("cuda" if torch.cuda.is_available() else "cpu")
+    """The device asked for, or else a GPU where there is one.
+
+    Raises:
+        ValueError: This machine has not the one asked for.
+    """
+    return str(check_device(device or ("cuda" if torch.cuda.is_available() else "cpu")))
 
 
 def decide(request: GenerationRequest, device: str) -> GenerationRequest:

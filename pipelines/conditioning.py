@@ -13,6 +13,7 @@ import torch
 
 from pipelines.call import Call
 from pipelines.guidance import Guidance
+from pipelines.input_checks import quoted
 from pipelines.music_conditioning import MusicRequest, requests_per_prompt, resolve_musics, said_music
 from pipelines.music_hearing import hear_music
 from pipelines.prompt_schedule import Schedule, split_schedule, texts_of_sections
@@ -49,7 +50,7 @@ class ConditioningMixin:
         ).to(self._execution_device)
         for text, mask in zip(texts, tokens.attention_mask, strict=True):
             if mask.sum() >= self.config.max_text_tokens:
-                logger.warning(f"Prompts are cut off after {self.config.max_text_tokens} tokens; got {text!r}.")
+                logger.warning(f"Prompts are cut off after {self.config.max_text_tokens} tokens; got {quoted(text)}.")
         states = self.text_encoder(input_ids=tokens.input_ids, attention_mask=tokens.attention_mask)
         return states.last_hidden_state, tokens.attention_mask.bool()
 

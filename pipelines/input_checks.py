@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from numbers import Integral, Real
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 
 if TYPE_CHECKING:
@@ -16,7 +16,7 @@ def check_number(
     name: str, value: float, *, minimum: float = 0, maximum: float = math.inf, is_open: bool = False
 ) -> None:
     """Refuses what is no finite number from `minimum` (with `is_open` above it) to `maximum`."""
-    is_number = isinstance(value, Real) and not isinstance(value, bool) and abs(value) < math.inf
+    is_number = _is_real(value) and abs(value) < math.inf
     if not is_number or not minimum <= value <= maximum or (is_open and value == minimum):
         above = f"greater than {minimum:g}" if is_open else f"at least {minimum:g}"
         below = "" if maximum == math.inf else f" and at most {maximum:g}"
@@ -33,13 +33,15 @@ def check_count(name: str, value: int, maximum: int | None = None, *, minimum: i
 
 def check_interval(name: str, interval: Sequence[float]) -> None:
     """Refuses what is no pair of fractions in rising order."""
-    is_pair = isinstance(interval, Sequence) and len(interval) == 2
-    if not is_pair or not 0 <= interval[0] < interval[1] <= 1:
+    is_pair = isinstance(interval, list | tuple) and len(interval) == 2
+    if not (is_pair and all(map(_is_real, interval)) and 0 <= interval[0] < interval[1] <= 1):
         raise ValueError(f"`{name}` must be two rising fractions between 0 and 1, got {interval!r}.")
 
 
 def check_choices(name: str, values: Sequence[str], choices: Sequence[str]) -> None:
     """Refuses values that are not among the choices."""
+    if not isinstance(values, list | tuple):
+        raise ValueError(f"`{name}` must be a list of some of {', '.join(map(repr, choices))}, got {quoted(values)}.")
     for value in values:
         if value not in choices:
             raise ValueError(f"`{name}` must be among {', '.join(map(repr, choices))}, got {value!r}.")
@@ -50,7 +52,7 @@ def check_texts(name: str, texts: str | list[str], num_prompts: int | None = Non
     if isinstance(texts, str):
         return
     if not isinstance(texts, list) or not texts or not all(isinstance(text, str) for text in texts):
-        raise ValueError(f"`{name}` must be a text or a list of at least one text, got {texts!r}.")
+        raise ValueError(f"`{name}` must be a text or a list of at least one text, got {quoted(texts)}.")
     if num_prompts is not None and len(texts) != num_prompts:
         raise ValueError(
             f"`{name}` must be one text or a list with one for each of the {num_prompts} prompts, got {len(texts)}."
@@ -61,6 +63,9 @@ def check_embeds(
     name: str, embeds: torch.Tensor, mask: torch.Tensor | None, dim: int, num_prompts: int | None = None
 ) -> None:
     """Refuses text states that the network cannot take, and a mask that does not fit them."""
+    check_tensor(f"{name}_embeds", embeds)
+    if mask is not None and not hasattr(mask, "shape"):
+        raise ValueError(f"`{name}_attention_mask` must be a tensor, got {quoted(mask)}.")
     if embeds.ndim != 3 or embeds.shape[2] != dim or 0 in embeds.shape or len(embeds) != (num_prompts or len(embeds)):
         prompts = "prompts" if num_prompts is None else num_prompts
         raise ValueError(
@@ -71,12 +76,47 @@ def check_embeds(
             f"`{name}_attention_mask` must have the shape {tuple(embeds.shape[:2])} of `{name}_embeds`, "
             f"got {tuple(mask.shape)}."
         )
+    if mask is not None and not mask.bool().any(dim=1).all():
+        raise ValueError(f"`{name}_attention_mask` must leave at least one token of every text, got a row of none.")
+
+
+def check_tensor(name: str, values: torch.Tensor) -> None:
+    """Refuses what is no tensor of finite floating-point numbers."""
+    is_floating = hasattr(values, "is_floating_point") and values.is_floating_point()
+    if not is_floating or not values.isfinite().all():
+        got = f"{values.dtype} with NaN or infinity" if is_floating else quoted(values)
+        raise ValueError(f"`{name}` must be a tensor of finite floating-point numbers, got {got}.")
 
 
 def check_generator(generator: torch.Generator | list[torch.Generator] | None, batch_size: int) -> None:
-    """Refuses a list that has not one generator for each waveform."""
-    if isinstance(generator, list) and len(generator) != batch_size:
+    """Refuses what is neither a generator nor a list with one for each waveform."""
+    if generator is None:
+        return
+    generators = generator if isinstance(generator, list) else [generator] * batch_size
+    # They are known by what they can do, so that this module needs no torch.
+    if not all(hasattr(each, "initial_seed") for each in generators):
+        raise ValueError(
+            f"`generator` must be a torch.Generator or a list of them, got {quoted(generator)}; for a seed write "
+            "`torch.Generator().manual_seed(42)`."
+        )
+    if len(generators) != batch_size:
         raise ValueError(
             f"`generator` must be one generator or a list with one for each of the {batch_size} waveforms, "
-            f"got a list of {len(generator)}."
+            f"got a list of {len(generators)}."
         )
+
+
+def check_callback(name: str, callback: Any) -> None:
+    """Refuses what cannot be called."""
+    if callback is not None and not callable(callback):
+        raise ValueError(f"`{name}` must be a function or None, got {quoted(callback)}.")
+
+
+def quoted(value: Any, limit: int = 80) -> str:
+    """A value as an error message shows it: long ones are cut."""
+    text = repr(value)
+    return text if len(text) <= limit else f"{text[:limit]}… ({len(text)} characters)"
+
+
+def _is_real(value: Any) -> bool:
+    return isinstance(value, Real) and not isinstance(value, bool)

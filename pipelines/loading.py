@@ -6,22 +6,28 @@ import functools
 import inspect
 import json
 import os
+import threading
 from pathlib import Path
 from typing import Any
 
 import diffusers
 import torch
-from diffusers import DiffusionPipeline
+from diffusers import DiffusionPipeline, SchedulerMixin
 from diffusers.loaders.lora_base import LORA_WEIGHT_NAME_SAFE
 from huggingface_hub import snapshot_download
 from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError, OfflineModeIsEnabled
 from safetensors import SafetensorError
 
+from pipelines.input_checks import quoted
 from pipelines.model_limits import read_limits
+from pipelines.samplers import check_scheduler, noise_settings
 from pipelines.sharing import holds_only_shims
+from qamdt.complete_weights import check_complete
 from qamdt.embedded import TEXT_ENCODER_PACKAGE, default_model, load_text_encoder
-from qamdt.files import read_json
 from qamdt.precision import preferred_dtype
+
+
+_loading = threading.Lock()
 
 
 class GenerateWhenCalledWithPrompt(type):
@@ -32,7 +38,9 @@ class GenerateWhenCalledWithPrompt(type):
 
     def __call__(cls, *args, **kwargs):
         if "prompt" in kwargs or (args and isinstance(args[0], str | list)):
-            return _load_once(cls, default_model())(*args, **kwargs)
+            with _loading:  # two threads must not load at once
+                pipe = _load_once(cls, default_model())
+            return pipe(*args, **kwargs)
         return super().__call__(*args, **kwargs)
 
 
@@ -84,18 +92,31 @@ class LoadingMixin:
                 f"got {model!r}, which has no model_index.json."
             )
         try:
+            index = _read_object(Path(model) / "model_index.json")
             if not {"text_encoder", "tokenizer"} & kwargs.keys():
-                kwargs |= _packaged_text_encoder(Path(model), kwargs.get("dtype"))
+                kwargs |= _packaged_text_encoder(Path(model), index, kwargs.get("dtype", kwargs.get("torch_dtype")))
             if holds_only_shims(Path(model)):  # diffusers downloaded it, with the files that it asks for
                 kwargs["trust_remote_code"] = True
             pipe = super().from_pretrained(model, **kwargs)
+            if "scheduler" in kwargs and "transformer" not in kwargs:
+                _check_other_scheduler(kwargs["scheduler"], Path(model), index)
         except FileNotFoundError:
             raise
-        except (SafetensorError, json.JSONDecodeError, OSError) as error:
+        except (SafetensorError, json.JSONDecodeError, UnicodeDecodeError, RecursionError, OSError) as error:
             raise ValueError(
                 f"{model!r} cannot be loaded, because files are missing, damaged or cut short. Copy or download them "
                 f"again. ({error})"
             ) from error
+        except (TypeError, AttributeError, KeyError, IndexError) as error:
+            raise ValueError(
+                f"{model!r} cannot be loaded: its JSON files hold what does not belong there, or an argument of "
+                f"`from_pretrained` does not. ({type(error).__name__}: {error})"
+            ) from error
+        except ValueError as error:
+            raise ValueError(f"{model!r} cannot be loaded: {error}") from error
+        for name, part in pipe.components.items():
+            if isinstance(part, torch.nn.Module) and name not in kwargs:
+                check_complete(part, Path(model) / name)
         pipe._origin = Path(model)
         pipe.model_limits = read_limits(pipe._origin)
         return pipe
@@ -159,9 +180,24 @@ class LoadingMixin:
             ) from error
 
 
-def _packaged_text_encoder(folder: Path, dtype: torch.dtype | dict[str, torch.dtype] | None) -> dict[str, Any]:
+def _read_object(file: Path) -> dict[str, Any]:
+    """Reads a JSON file that must hold an object."""
+    values = json.loads(file.read_text(encoding="utf-8"))
+    if not isinstance(values, dict):
+        raise ValueError(f"{str(file)!r} must hold a JSON object, got {quoted(values)}.")
+    return values
+
+
+def _check_other_scheduler(scheduler: SchedulerMixin, folder: Path, index: dict[str, Any]) -> None:
+    """Refuses a scheduler that takes the place of the saved one and does not fit the saved network."""
+    saved = getattr(diffusers, index["scheduler"][1]).from_pretrained(folder / "scheduler")
+    check_scheduler(scheduler, noise_settings(saved))
+
+
+def _packaged_text_encoder(
+    folder: Path, index: dict[str, Any], dtype: torch.dtype | dict[str, torch.dtype] | None
+) -> dict[str, Any]:
     """Tokenizer and text encoder of a model that takes them from a package; nothing for a model with its own."""
-    index = read_json(folder / "model_index.json")
     package = index.get("text_encoder_package")
     if package is None or index.get("text_encoder", [None])[0] is not None:
         return {}

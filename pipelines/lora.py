@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from typing import Any
 
 import torch
 from diffusers.loaders.lora_base import LoraBaseMixin
@@ -62,3 +63,18 @@ class QAMDTLoraLoaderMixin(LoraBaseMixin):
             lora_metadata={cls.transformer_name: transformer_lora_adapter_metadata},
             weight_name=weight_name,
         )
+
+
+def refuse_adapters(components: dict[str, Any]) -> None:
+    """Refuses to save a pipeline whose parts have adapters, as a model folder cannot hold them.
+
+    Raises:
+        ValueError: There are some.
+    """
+    for name, part in components.items():
+        if getattr(part, "peft_config", None):
+            raise ValueError(
+                f"`save_pretrained` cannot save the adapters {sorted(part.peft_config)} of the {name}. Save them by "
+                "`save_lora_weights`, then `unload_lora_weights`; or make them part of the weights, by `fuse_lora` and "
+                "then `unload_lora_weights`."
+            )

@@ -88,12 +88,15 @@ def read_values(inputs: Mapping[str, Any], parameters: Mapping[str, Any]) -> dic
     """Turns inputs and parameters into the fields of a `GenerationRequest`; `num_outputs` is no part of it.
 
     Raises:
-        ValueError: There is no input or parameter of a name.
+        ValueError: There is no input or parameter of a name, or an input is no text.
     """
     for kind, given, known in (("input", inputs, INPUTS), ("parameter", parameters, PARAMETERS)):
         for name in given:
             if name not in known:
                 raise ValueError(f"There is no {kind} `{name}`; there are {', '.join(known)}.")
+    for name, text in inputs.items():
+        if not isinstance(text, str):
+            raise ValueError(f"`{name}` must be a text, got {text!r}.")
     values = {FIELDS.get(name, name): value for name, value in parameters.items() if name != "num_outputs"}
     return {**inputs, **values}
 

@@ -24,6 +24,18 @@ def describe_model(folder: Path) -> str:
     if not (folder / "model_index.json").is_file():
         raise FileNotFoundError(f"`model` must be a folder with a model_index.json, got {str(folder)!r}.")
     index = read_json(folder / "model_index.json")
+    try:
+        return _describe(folder, index)
+    except ValueError as error:
+        raise ValueError(f"{str(folder)!r} cannot be described: {error}") from error
+    except (TypeError, KeyError, AttributeError, IndexError) as error:
+        raise ValueError(
+            f"the JSON files of {str(folder)!r} hold what does not belong there ({type(error).__name__}: {error}). Copy "
+            "or download them again."
+        ) from error
+
+
+def _describe(folder: Path, index: dict[str, Any]) -> str:
     facts = {"model": str(folder)}
     facts |= {name: _describe_part(folder, index, name) for name in ("text_encoder", "transformer", "vae", "vocoder")}
     facts |= {"scheduler": _describe_scheduler(folder), "sound": _describe_sound(folder)}
@@ -50,9 +62,12 @@ def count_parameters(weights: Path) -> int:
 def read_json(path: Path) -> dict[str, Any]:
     """Reads a JSON file, naming it when it is none."""
     try:
-        return json.loads(path.read_text(encoding="utf-8"))
+        values = json.loads(path.read_text(encoding="utf-8"))
     except (json.JSONDecodeError, UnicodeDecodeError) as error:
         raise ValueError(f"{str(path)!r} must be a JSON file: {error}") from error
+    if not isinstance(values, dict):
+        raise ValueError(f"{str(path)!r} must hold a JSON object, got {str(values)[:60]!r}.")
+    return values
 
 
 def _describe_part(folder: Path, index: dict[str, Any], name: str) -> str:

@@ -15,26 +15,20 @@ from diffusers.utils.torch_utils import randn_tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerBase, SpeechT5HifiGan
 
 from pipelines.call import Call
+from pipelines.call_checks import CallChecksMixin, check_finite, check_replaced
 from pipelines.conditioning import ConditioningMixin
-from pipelines.denoising import Predict, add_noise, denoise, takes_in_step
+from pipelines.denoising import Predict, add_noise, denoise
 from pipelines.guidance import Guidance
-from pipelines.input_checks import (
-    check_choices,
-    check_count,
-    check_embeds,
-    check_generator,
-    check_interval,
-    check_number,
-    check_texts,
-)
+from pipelines.input_checks import check_count, check_number, check_tensor
 from pipelines.loading import LoadingMixin
 from pipelines.lora import QAMDTLoraLoaderMixin
 from pipelines.model_limits import ModelLimits
 from pipelines.pipeline_output import QAMDTPipelineOutput
-from pipelines.prompt_schedule import check_prompts
+from pipelines.samplers import noise_settings, note_latent_settings
 from pipelines.sections import predict_in_sections
 from pipelines.sharing import SharingMixin
 from pipelines.sound import SoundMixin
+from pipelines.turns import taking_turns
 from pipelines.windows import place_windows, predict_in_windows
 from qamdt.conditions import Conditions
 from qamdt.models.autoencoder_waveform import AutoencoderWaveform
@@ -51,7 +45,13 @@ logger = logging.getLogger(__name__)
 
 
 class QAMDTPipelineBase(
-    LoadingMixin, SharingMixin, ConditioningMixin, SoundMixin, DiffusionPipeline, QAMDTLoraLoaderMixin
+    LoadingMixin,
+    SharingMixin,
+    CallChecksMixin,
+    ConditioningMixin,
+    SoundMixin,
+    DiffusionPipeline,
+    QAMDTLoraLoaderMixin,
 ):
     """The parts of a pipeline, and the steps that a call is made of.
 
@@ -87,6 +87,10 @@ class QAMDTPipelineBase(
         max_audio_length_in_s: float = 600.0,
     ):
         super().__init__()
+        check_count("max_text_tokens", max_text_tokens)
+        check_number("max_audio_length_in_s", max_audio_length_in_s, is_open=True)
+        if not isinstance(scheduler, SchedulerMixin):
+            raise ValueError(f"`scheduler` must be a scheduler of diffusers, got {scheduler!r}.")
         if (vocoder is None) != isinstance(vae, AutoencoderWaveform):
             raise ValueError(
                 "`vocoder` must be None for an autoencoder of waveforms and given for one of spectrograms, got "
@@ -107,6 +111,8 @@ class QAMDTPipelineBase(
             max_audio_length_in_s=max_audio_length_in_s,
         )
         self._quality_stats = None if quality_stats is None else QualityStats.from_dict(dict(quality_stats))
+        note_latent_settings(scheduler)
+        self._noise_settings = noise_settings(scheduler)
         self.model_limits = ModelLimits()  # `from_pretrained` reads them from the model card
         self._origin = None
         self._scorer = None
@@ -161,49 +167,6 @@ class QAMDTPipelineBase(
             for warning in self.list_warnings(prompt, audio_length_in_s):
                 logger.warning(warning)
 
-    def check_inputs(self, call: Call) -> None:
-        """Refuses arguments of a call that make no sense."""
-        if (call.prompt is None) == (call.prompt_embeds is None):
-            raise ValueError(
-                f"Pass either `prompt` or `prompt_embeds`, got {'neither' if call.prompt is None else 'both'}."
-            )
-        text_dim = self.transformer.config.cross_attention_dim
-        if call.prompt_embeds is None:
-            check_prompts(call.prompt)
-        else:
-            check_embeds("prompt", call.prompt_embeds, call.prompt_attention_mask, text_dim)
-        check_texts("negative_prompt", call.negative_prompt, call.num_prompts)
-        if call.negative_prompt_embeds is not None:
-            check_embeds(
-                "negative_prompt",
-                call.negative_prompt_embeds,
-                call.negative_prompt_attention_mask,
-                text_dim,
-                call.num_prompts,
-            )
-
-        check_count("num_inference_steps", call.num_inference_steps, self.scheduler.config.num_train_timesteps)
-        check_count("num_waveforms_per_prompt", call.num_waveforms_per_prompt)
-        check_number("guidance_scale", call.guidance_scale)
-        if call.quality_guidance_scale is not None:
-            check_number("quality_guidance_scale", call.quality_guidance_scale)
-        check_interval("guidance_interval", call.guidance_interval)
-        check_number("eta", call.eta, maximum=1)
-        if call.eta and not takes_in_step(self.scheduler, "eta"):
-            raise ValueError(
-                f"`eta` must be 0 for {type(self.scheduler).__name__}, got {call.eta!r}; DDIMScheduler takes it."
-            )
-        check_generator(call.generator, call.batch_size)
-        call.selection()  # refuses what does not go together
-        check_choices("output_type", [call.output_type], ["np", "pt", "latent"])
-        check_choices(
-            "callback_on_step_end_tensor_inputs", call.callback_on_step_end_tensor_inputs, self._callback_tensor_inputs
-        )
-        if call.num_sections > 1 and "prompt_embeds" in call.callback_on_step_end_tensor_inputs:
-            raise ValueError(
-                "`callback_on_step_end_tensor_inputs` must not hold 'prompt_embeds' where prompts change over the clip."
-            )
-
     def prepare_noise(self, call: Call, num_latent_frames: int) -> torch.Tensor:
         """Draws noise `(batch, channels, latent_frames, latent_bins)` of variance one, or takes the given one.
 
@@ -213,6 +176,7 @@ class QAMDTPipelineBase(
         shape = (call.batch_size, config.in_channels, num_latent_frames, config.sample_size[1])
         if call.latents is None:
             return randn_tensor(shape, generator=call.generator, device=self._execution_device, dtype=torch.float32)
+        check_tensor("latents", call.latents)
         if call.latents.shape != shape:
             raise ValueError(f"`latents` must have shape {shape} for this call, got {tuple(call.latents.shape)}.")
         return call.latents.to(self._execution_device, torch.float32)
@@ -238,12 +202,13 @@ class QAMDTPipelineBase(
             is_kept: Latent frames `(latent_frames,)` that stay as in `known`; `None` keeps none of them.
         """
         self.warn_of_limits(call, audio_length_in_s)
-        timesteps = self.get_timesteps(call.num_inference_steps, strength)
-        guidance = self.prepare_guidance(
-            call, audio_length_in_s, music, num_steps=len(self.scheduler.timesteps), num_run=len(timesteps)
-        )
-        noise = self.prepare_noise(call, self.num_latent_frames(audio_length_in_s))
-        return self.denoise(call, noise, timesteps, guidance, known=known, is_kept=is_kept)
+        with taking_turns(self.scheduler):
+            timesteps = self.get_timesteps(call.num_inference_steps, strength)
+            guidance = self.prepare_guidance(
+                call, audio_length_in_s, music, num_steps=len(self.scheduler.timesteps), num_run=len(timesteps)
+            )
+            noise = self.prepare_noise(call, self.num_latent_frames(audio_length_in_s))
+            return self.denoise(call, noise, timesteps, guidance, known=known, is_kept=is_kept)
 
     def get_timesteps(self, num_inference_steps: int, strength: float = 1.0) -> torch.Tensor:
         """Sets the scheduler, and returns the last of its timesteps: a part of `strength` of them, at least one if any.
@@ -295,7 +260,8 @@ class QAMDTPipelineBase(
         def call_back(latents: torch.Tensor, step: int, timestep: torch.Tensor) -> torch.Tensor:
             tensors = {"latents": latents, "prompt_embeds": guidance.wanted.texts}
             tensors = {name: tensors[name] for name in call.callback_on_step_end_tensor_inputs}
-            replaced = call.callback_on_step_end(self, step, timestep, tensors) or {}
+            replaced = call.callback_on_step_end(self, step, timestep, tensors)
+            replaced = check_replaced(replaced, latents, self._callback_tensor_inputs)
             if "prompt_embeds" in replaced:
                 guidance.replace_texts(replaced["prompt_embeds"])
             return replaced.get("latents", latents)
@@ -336,11 +302,10 @@ class QAMDTPipelineBase(
             change: What is done to waveforms `(batch, samples)` before they are heard.
         """
         selection = call.selection()
-        audios = latents
+        audios = check_finite(latents, "transformer")
         if call.output_type != "latent" or selection.listens:
-            audios = self.decode(latents, is_loop=call.loop)[
-                :, : round(audio_length_in_s * self.sampling_rate)
-            ]  # (B, samples)
+            audios = check_finite(self.decode(latents, is_loop=call.loop), "decoder")
+            audios = audios[:, : round(audio_length_in_s * self.sampling_rate)]  # (B, samples)
             audios = audios if change is None else change(audios)
         self.maybe_free_model_hooks()
         scores = choices = None

@@ -144,7 +144,7 @@ class QAMDTInpaintPipeline(QAMDTPipelineBase):
         recording = slice(start, start + recordings.shape[1])
         if audio_length_in_s is None:
             audio_length_in_s = recording.stop / self.sampling_rate
-        check_number("audio_length_in_s", audio_length_in_s, maximum=self.config.max_audio_length_in_s, is_open=True)
+        self.check_length(audio_length_in_s)
         if loop:  # whole latent frames; what the recording lacks of them is made
             audio_length_in_s = self.num_latent_frames(audio_length_in_s) * self._latent_frame_in_s
             if isinstance(spans, Sequence) and len(spans) == 0:

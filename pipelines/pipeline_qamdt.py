@@ -23,7 +23,6 @@ from diffusers import DiffusionPipeline
 
 from pipelines.auto_pipeline import register_for_text_to_audio
 from pipelines.call import Call
-from pipelines.input_checks import check_number
 from pipelines.loading import GenerateWhenCalledWithPrompt
 from pipelines.music_conditioning import Chords
 from pipelines.pipeline_base import QAMDTPipelineBase
@@ -166,7 +165,7 @@ class QAMDTPipeline(QAMDTPipelineBase, StreamingMixin, metaclass=GenerateWhenCal
         self.check_inputs(call)
         if audio_length_in_s is None:
             audio_length_in_s = self.native_audio_length_in_s
-        check_number("audio_length_in_s", audio_length_in_s, maximum=self.config.max_audio_length_in_s, is_open=True)
+        self.check_length(audio_length_in_s)
         if loop:
             audio_length_in_s = self.loop_length(audio_length_in_s, self.said_bar(call))
         music = self.prepare_music(call, audio_length_in_s)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 from diffusers import (
     DDIMScheduler,
     DPMSolverMultistepScheduler,
@@ -38,14 +40,76 @@ PAPER_SETTINGS = {
     "negative_quality": "medium",
 }
 
+# Some schedulers take latents for pictures unless told otherwise, and cut them off at one.
+LATENT_SETTINGS = {"clip_sample": False, "thresholding": False}
+_NOISE_SETTINGS = (
+    "num_train_timesteps",
+    "prediction_type",
+    "beta_start",
+    "beta_end",
+    "beta_schedule",
+    "trained_betas",
+    "snr_shift_scale",
+)
+
+
+def note_latent_settings(scheduler: SchedulerMixin) -> None:
+    """Notes in a scheduler's config what it does not know itself, for those that `from_config` makes from it."""
+    if "beta_schedule" in scheduler.config:
+        unknown = {name: value for name, value in LATENT_SETTINGS.items() if name not in scheduler.config}
+        scheduler.register_to_config(**unknown)
+
+
+def noise_settings(scheduler: SchedulerMixin) -> dict[str, Any]:
+    """What a scheduler says of the noise that its network was trained with: how much there is, what is predicted."""
+    config = scheduler.config
+    if _follows_flow(scheduler):
+        flow = {"prediction_type": config.get("prediction_type", "flow_prediction")}
+        return flow | {"num_train_timesteps": config.get("num_train_timesteps")}
+    return {name: config[name] for name in _NOISE_SETTINGS if config.get(name) is not None}
+
+
+def check_scheduler(scheduler: SchedulerMixin, trained: dict[str, Any]) -> None:
+    """Refuses a scheduler that would play noise: one made for another kind of network, or for pictures.
+
+    Args:
+        scheduler: The scheduler of a pipeline.
+        trained: `noise_settings` of the scheduler that the network came with.
+
+    Raises:
+        ValueError: It does not fit.
+    """
+    name = type(scheduler).__name__
+    remedy = f"`{name}.from_config(pipe.scheduler.config)` of the model's own scheduler"
+    if not isinstance(scheduler, SchedulerMixin):
+        raise ValueError(f"`scheduler` must be a scheduler of diffusers, got {scheduler!r}.")
+    found = noise_settings(scheduler)
+    if found != trained:
+        names = [name for name in found | trained if found.get(name) != trained.get(name)]
+        raise ValueError(
+            f"`scheduler` must be made for noise as in the network's training, "
+            f"{ {name: trained.get(name) for name in names} }, got {name} with "
+            f"{ {name: found.get(name) for name in names} }. Most schedulers fit when made by {remedy}; those for flows "
+            "and for EDM fit networks of their own kind alone."
+        )
+    if clipping := [name for name in LATENT_SETTINGS if scheduler.config.get(name)]:
+        raise ValueError(
+            f"`scheduler` must leave latents as they are, got {name} with {clipping[0]}=True, which is for pictures; "
+            f"make it by {remedy}."
+        )
+
+
+def _follows_flow(scheduler: SchedulerMixin) -> bool:
+    return type(scheduler).__name__.startswith("FlowMatch") or bool(scheduler.config.get("use_flow_sigmas"))
+
 
 def make_scheduler(name: str, current: SchedulerMixin) -> SchedulerMixin:
     """Builds the scheduler called `name` with the noise schedule and prediction type of the `current` one."""
     if name not in SAMPLERS:
         raise ValueError(f"`name` must be one of {', '.join(SAMPLERS)}, got {name!r}.")
     config = current.config
-    if not (isinstance(current, FlowMatchEulerDiscreteScheduler) or config.get("use_flow_sigmas")):
-        return SAMPLERS[name].from_config(config)
+    if not _follows_flow(current):
+        return SAMPLERS[name].from_config({**config, **LATENT_SETTINGS})
     if name not in FLOW_SAMPLERS:
         raise ValueError(
             f"`name` must be one of {', '.join(FLOW_SAMPLERS)} for a model that was trained as a flow, got {name!r}."
@@ -65,6 +129,5 @@ def paper_scheduler(current: SchedulerMixin) -> DDIMScheduler:
         timestep_spacing="leading",
         steps_offset=1,
         set_alpha_to_one=False,
-        clip_sample=False,
-        thresholding=False,
+        **LATENT_SETTINGS,
     )

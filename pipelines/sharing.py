@@ -8,6 +8,7 @@ from pathlib import Path
 
 from huggingface_hub import create_repo, file_exists
 
+from pipelines.lora import refuse_adapters
 from pipelines.media_spec import MANIFEST_NAME, model_manifest
 from pipelines.model_card import model_card
 from pipelines.model_limits import CARD_NAME, read_front_matter
@@ -50,7 +51,11 @@ class SharingMixin:
             private: Whether a new repository is private.
             create_pr: Whether to propose the upload rather than make it.
             token: Access token of the Hub; the one of `hf auth login` when `None`.
+
+        Raises:
+            ValueError: A part has adapters.
         """
+        refuse_adapters(self.components)
         folder = Path(save_directory)
         name = repo_id or folder.resolve().name
         super().save_pretrained(folder, safe_serialization, variant, max_shard_size)

@@ -11,11 +11,12 @@ import numpy as np
 import torch
 
 from pipelines.call import Call
+from pipelines.call_checks import check_finite
 from pipelines.guidance import Guidance
-from pipelines.input_checks import check_number
 from pipelines.music_conditioning import Chords
 from pipelines.prompt_schedule import Schedule
 from pipelines.quality_argument import Quality
+from pipelines.turns import taking_turns
 from pipelines.windows import OVERLAP
 
 
@@ -89,7 +90,7 @@ class StreamingMixin:
         self.check_inputs(call)
         if audio_length_in_s is None:
             audio_length_in_s = self.native_audio_length_in_s
-        check_number("audio_length_in_s", audio_length_in_s, maximum=self.config.max_audio_length_in_s, is_open=True)
+        self.check_length(audio_length_in_s)
         return self._stream(call, audio_length_in_s)
 
     @torch.no_grad()
@@ -97,8 +98,9 @@ class StreamingMixin:
         self.warn_of_limits(call, audio_length_in_s)
         num_samples, num_yielded = round(audio_length_in_s * self.sampling_rate), 0
         music = self.prepare_music(call, audio_length_in_s)
-        num_steps = len(self.get_timesteps(call.num_inference_steps))
-        guidance = self.prepare_guidance(call, audio_length_in_s, music, num_steps=num_steps, num_run=num_steps)
+        with taking_turns(self.scheduler):
+            num_steps = len(self.get_timesteps(call.num_inference_steps))
+            guidance = self.prepare_guidance(call, audio_length_in_s, music, num_steps=num_steps, num_run=num_steps)
         latents = self._make_in_order(call, guidance, self.num_latent_frames(audio_length_in_s))
         for waveforms in self._decode_in_order(latents):
             yield waveforms[:, : num_samples - num_yielded].cpu().numpy()
@@ -114,14 +116,16 @@ class StreamingMixin:
             frames = torch.arange(start, start + size, device=self._execution_device).clamp(max=num_frames - 1)
             noise = self.prepare_noise(call, size)
             known = None if window is None else torch.cat([window[:, :, -overlap:], noise[:, :, overlap:]], dim=2)
-            window = self.denoise(
-                call,
-                noise,
-                self.get_timesteps(call.num_inference_steps),
-                guidance.at_frames(frames),
-                known=known,
-                is_kept=None if known is None else is_kept,
-            )
+            with taking_turns(self.scheduler):
+                window = self.denoise(
+                    call,
+                    noise,
+                    self.get_timesteps(call.num_inference_steps),
+                    guidance.at_frames(frames),
+                    known=known,
+                    is_kept=None if known is None else is_kept,
+                )
+            check_finite(window, "transformer")
             yield window[:, :, 0 if start == 0 else overlap : num_frames - start]
 
     def _decode_in_order(self, pieces: Iterator[torch.Tensor]) -> Iterator[torch.Tensor]:

@@ -6,6 +6,7 @@ Shapes: latents `(batch, channels, latent_frames, latent_bins)`, log-mel `(batch
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Callable
 
 import torch
@@ -17,6 +18,15 @@ from qamdt.models.autoencoder_waveform import AutoencoderWaveform
 def vae_scale_factor(vae: nn.Module) -> int:
     """How many mel frames (and mel bins) one latent frame (and bin) stands for."""
     return 2 ** (len(vae.config.block_out_channels) - 1)
+
+
+def never_tile(vae: nn.Module) -> None:
+    """Makes `enable_tiling` of a `diffusers.AutoencoderKL` harmless.
+
+    It would cut spectrograms into squares of a few latents, for they are far smaller than the pictures that it is made
+    for. What it is there for, bounded memory, the pieces of this module give.
+    """
+    vae.tile_sample_min_size = vae.tile_latent_min_size = sys.maxsize
 
 
 @torch.no_grad()
@@ -35,6 +45,7 @@ def decode_latents(
         Log-mel of shape `(batch, 1, latent_frames * vae_scale_factor, mel_bins)`.
     """
     raw_latents = latents / vae.config.scaling_factor
+    never_tile(vae)
 
     def decode(chunk: torch.Tensor) -> torch.Tensor:
         return vae.decode(chunk.transpose(1, 2)).sample.transpose(1, 2)

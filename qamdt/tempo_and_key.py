@@ -19,6 +19,9 @@ MINOR_PROFILE = (0.220, 0.006, 0.104, 0.123, 0.019, 0.103, 0.012, 0.214, 0.062, 
 PITCH_CLASSES = ("C", "C#", "D", "D#", "E", "F", "F#", "G", "G#", "A", "A#", "B")
 FLATS = {"Db": "C#", "Eb": "D#", "Gb": "F#", "Ab": "G#", "Bb": "A#"}
 SILENCE = 1e-20
+# Deviation of the onset envelope below which there is no beat: held, detuned and trembling tones stay below 0.25, plucked
+# notes and clicks reach 1.3 and more.
+MIN_ONSETS = 0.4
 ENVELOPE_DELAY_IN_S = 0.025  # from the number of a frame of the onset envelope to the attack that it shows
 
 
@@ -57,6 +60,8 @@ def tempo_and_clarity(
 ) -> tuple[float, float]:
     """Returns the beats a minute, and how clear they are: how alike the onsets are a beat apart, at most 1.
 
+    Where hardly anything sets in, there is no beat, however evenly it returns: held tones have a clarity of 0.
+
     The beat is the period whose multiples the onset envelope repeats at best. Its multiples (one to four beats) are all
     periods too; averaging the autocorrelation over them favours the beat over its subdivisions, and a mild preference
     for 110 BPM settles what remains.
@@ -75,7 +80,8 @@ def tempo_and_clarity(
     preference = np.exp(-0.5 * (np.log2(candidates / 110) / 1.0) ** 2)
     scores = np.maximum(scores, 0) * preference
     best = int(np.argmax(scores))
-    return float(candidates[best]), float(scores[best] / (autocorrelation[0] + SILENCE))
+    clarity = scores[best] / (autocorrelation[0] + SILENCE) if envelope.std() >= MIN_ONSETS else 0.0
+    return float(candidates[best]), float(clarity)
 
 
 def tempo_bpm(waveform: np.ndarray, sampling_rate: int) -> float:

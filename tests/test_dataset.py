@@ -151,6 +151,19 @@ def test_a_draw_does_not_depend_on_what_was_drawn_before(shards):
     torch.testing.assert_close(a.latents, b.latents)
 
 
+def test_global_quality_is_that_of_the_clip_whatever_the_crop(corpus):
+    rising = torch.linspace(1.0, 4.9, NUM_FRAMES)
+    folder = corpus(("rising", torch.zeros(2, NUM_FRAMES, 3), rising))
+    index = open_folder(folder).index
+    assert index["num_clips"] == NUM_CLIPS + 1
+    dataset = make_dataset(folder, quality_dropout=0, global_quality_dropout=0, clip_quality_dropout=0)
+    dataset.latents.records[NUM_CLIPS] = dataclasses.replace(dataset.latents.records[NUM_CLIPS], quality_score=3.5)
+    dataset._global_levels = dataset._find_global_levels()
+    samples = [dataset[epoch, NUM_CLIPS, 0] for epoch in range(30)]
+    assert {sample.global_quality for sample in samples} == {STATS.level(3.5)}
+    assert len({sample.quality_level for sample in samples}) > 1
+
+
 def test_global_quality_can_be_that_of_the_source(shards):
     dataset = make_dataset(shards, global_quality_from="source", quality_dropout=0, global_quality_dropout=0)
     means = {"first": np.mean([1 + i / 4 for i in range(6)]), "second": np.mean([1 + i / 4 for i in range(6, 12)])}

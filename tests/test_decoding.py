@@ -6,9 +6,9 @@ from transformers import SpeechT5HifiGan, SpeechT5HifiGanConfig
 
 from qamdt.audio import LogMel
 from qamdt.decoders.spectral_losses import multi_resolution_stft_distance
-from qamdt.decoding import decode_latents, mel_to_waveform, vae_scale_factor
+from qamdt.decoding import decode_latents, latents_to_waveform, mel_to_waveform, vae_scale_factor
 from qamdt.models.vocoder_istft import ISTFTVocoder, inverse_stft, overlap_add
-from tests.tiny_autoencoders import build_autoencoder_kl
+from tests.tiny_autoencoders import build_autoencoder_kl, build_autoencoder_waveform
 
 
 @pytest.fixture
@@ -103,3 +103,17 @@ def test_latents_decode_to_the_frames_they_stand_for():
     # Group statistics are taken over a chunk, so chunks equal the whole nearly, not exactly.
     chunked = decode_latents(vae, latents, chunk_frames=10, context_frames=8)
     assert (chunked - whole).abs().mean() < 0.2 * whole.std()
+
+
+def test_latents_lie_at_the_scale_of_the_autoencoder_config():
+    vae, latents = build_autoencoder_kl(), noise(1, 2, 8, 16)
+    vae.register_to_config(scaling_factor=0.4)
+    with torch.no_grad():
+        expected = vae.decode(latents / 0.4).sample
+    torch.testing.assert_close(decode_latents(vae, latents), expected)
+
+    autoencoder, latents = build_autoencoder_waveform(latent_channels=4), noise(1, 4, 8, 1)
+    autoencoder.register_to_config(scaling_factor=0.4)
+    with torch.no_grad():
+        expected = autoencoder.decode(latents / 0.4).sample
+    torch.testing.assert_close(latents_to_waveform(autoencoder, latents), expected)

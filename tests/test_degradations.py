@@ -5,6 +5,7 @@ import pytest
 
 from data_prep.degradation_score import FRAME_RATE, degradation_mos
 from data_prep.degradations import KIND_CHANCES, KINDS, Degradation, degrade, draw_degradation
+from data_prep.structure_damage import STRUCTURE_KINDS, break_structure
 
 
 RATE = 16_000
@@ -109,3 +110,41 @@ def test_impossible_degradations_are_refused(arguments, message):
 def test_clips_of_different_length_cannot_be_compared(clips):
     with pytest.raises(ValueError, match="as long as `reference`"):
         degradation_mos(clips[0], clips[0][:-1], RATE)
+
+
+@pytest.mark.parametrize("kind", STRUCTURE_KINDS)
+def test_music_without_structure_sounds_on_as_loud_and_as_long(kind, clips):
+    broken = break_structure(clips[0], RATE, kind, seed=1)
+    np.testing.assert_array_equal(broken, break_structure(clips[0], RATE, kind, seed=1))
+    assert broken.shape == clips[0].shape
+    assert np.abs(broken).max() <= 1.0
+    assert broken.std() == pytest.approx(clips[0].std(), rel=0.1)
+    assert break_structure(clips[0][:3], RATE, kind).shape == (3,)
+    assert np.isfinite(break_structure(0 * clips[0][:RATE], RATE, kind)).all()
+
+
+def test_each_kind_takes_its_own_structure(clips):
+    bar = RATE  # the chords come every half second
+    loudness = {}
+    for kind in STRUCTURE_KINDS:
+        broken = break_structure(clips[0], RATE, kind, bar_in_s=1.0, seed=1)
+        loudness[kind] = np.square(broken[: 10 * RATE]).reshape(-1, RATE // 20).mean(axis=1)
+    strokes = np.square(clips[0][: 10 * RATE]).reshape(-1, RATE // 20).mean(axis=1)
+    assert loudness["drone"].std() / loudness["drone"].mean() < 0.5 * strokes.std() / strokes.mean()
+    assert loudness["smear"].std() / loudness["smear"].mean() < 0.5 * strokes.std() / strokes.mean()
+    repeated = break_structure(clips[0], RATE, "repeated_bar", bar_in_s=1.0)
+    np.testing.assert_allclose(repeated[:bar], repeated[3 * bar : 4 * bar], atol=1e-6)
+    shuffled = break_structure(clips[0], RATE, "shuffled_bars", bar_in_s=1.0, seed=1)
+    middle = slice(RATE // 4, 3 * RATE // 4)
+    starts = [number * bar for number in range(10)]
+    likeness = np.array(
+        [[np.corrcoef(clips[0][a:][middle], shuffled[b:][middle])[0, 1] for a in starts] for b in starts]
+    )
+    order = likeness.argmax(axis=1)
+    assert (likeness.max(axis=1) > 0.95).all()
+    assert not (np.diff(order) == 1).any()
+
+
+def test_unknown_kinds_of_structure_are_refused(clips):
+    with pytest.raises(ValueError, match="`kind` must be one of .*'drone'.*got 'noise'"):
+        break_structure(clips[0], RATE, "noise")

@@ -5,6 +5,7 @@ import pytest
 
 from data_prep.degrade_corpus import DegradeSettings, degrade_corpus, main
 from data_prep.productions import produce
+from data_prep.structure_damage import STRUCTURE_KINDS, STRUCTURE_SCORES
 from qamdt.audio import read_audio, write_audio
 from qamdt.keyed_rows import KeyedRows
 from qamdt.manifest import Record, read_manifest, write_manifest
@@ -110,6 +111,23 @@ def test_another_production_is_another_sound_of_the_same_length():
     np.testing.assert_array_equal(produced, produce(waveform, 16_000, np.random.default_rng(0)))
     for seed in range(40):  # every equaliser that can be drawn is stable
         assert np.isfinite(produce(waveform[:4_000], 16_000, np.random.default_rng(seed))).all()
+
+
+def test_some_versions_lose_their_structure_and_have_the_score_of_that(manifest, tmp_path):
+    settings = DegradeSettings(versions=4, structure_share=0.5)
+    path, _, failures = degrade_corpus(manifest, tmp_path / "out", settings=settings)
+    assert not failures
+    kinds = {
+        record.id: [damage["kind"] for damage in record.tags["degradation"] or []] for record in read_manifest(path)
+    }
+    broken = {name for name, found in kinds.items() if set(found) & set(STRUCTURE_KINDS)}
+    assert 0 < len(broken) < len(kinds)
+    for record in read_manifest(path):
+        if record.id in broken:
+            (kind,) = kinds[record.id]
+            assert record.quality_score == STRUCTURE_SCORES[kind]
+            assert set(record.quality_frames) == {record.quality_score}
+        assert len(read_audio(path.parent / record.path)) == 16_000
 
 
 def test_unreadable_clips_are_listed_and_the_others_done(manifest, tmp_path, capsys):

@@ -39,6 +39,16 @@ def test_a_network_that_knows_the_noise_finds_the_clean_latents(scheduler_class,
     torch.testing.assert_close(run(scheduler, first=first), CLEAN, atol=1e-3, rtol=1e-3)
 
 
+def test_guidance_moves_away_from_what_is_avoided():
+    guidance = Guidance(TOLD, [TOLD, TOLD], [3.0, 2.0], num_steps=1)
+    assert len(guidance.branches(0)) == 3
+    wanted, first, second = torch.tensor(1.0), torch.tensor(0.5), torch.tensor(2.0)
+    assert guidance.combine([wanted, first, second]) == 1 + (3 - 1) * (1 - 0.5) + (2 - 1) * (1 - 2)
+    single = Guidance(TOLD, [TOLD], [3.5], num_steps=1)
+    assert single.combine([wanted, first]) == 0.5 + 3.5 * (1 - 0.5)
+    assert single.combine([wanted]) == wanted
+
+
 def test_what_a_constraint_returns_goes_on_and_reaches_the_callback():
     scheduler = schedule()
     seen = []

@@ -1,3 +1,4 @@
+import dataclasses
 import json
 import math
 
@@ -8,10 +9,10 @@ from safetensors.torch import load_file
 
 from data_prep import latent_encoders, latent_update
 from data_prep.encode_latents import main
-from data_prep.latent_index import list_training_texts, resample_scores
+from data_prep.latent_index import choose_stats, list_training_texts, resample_scores
 from qamdt.audio import LogMel, normalize_waveform, read_audio, write_audio
 from qamdt.latent_folder import LatentReader, TextReader, open_folder, read_texts
-from qamdt.manifest import Record, write_manifest
+from qamdt.manifest import Record, read_manifest, write_manifest
 from qamdt.quality import QualityStats
 from qamdt.shards import list_shards
 from qamdt.training.config import DataConfig
@@ -151,6 +152,13 @@ def test_bad_clips_are_counted_listed_and_tried_again(manifest, encoders_dir, tm
     }
 
 
+def test_scores_that_hardly_differ_leave_the_quality_unknown(manifest, caplog):
+    records = [dataclasses.replace(record, quality_score=4.5) for record in read_manifest(manifest)]
+    with caplog.at_level("WARNING"):
+        assert choose_stats(records, manifest, None, None) is None
+    assert "1 distinct quality scores are too few to set 5 levels apart" in caplog.text
+
+
 def test_a_split_can_be_chosen(manifest, encoders_dir, tmp_path, capsys):
     assert run(manifest, encoders_dir, tmp_path / "latents", "--split", "train") == 0
     assert len(LatentReader(tmp_path / "latents")) == 6
@@ -193,3 +201,17 @@ def test_texts_are_cached_without_their_padding(manifest, encoders_dir, tmp_path
     assert len(list_shards(tmp_path / "latents", "text")) == 1
     with pytest.raises(ValueError, match="has no cached states"):
         texts.read("unheard of")
+
+
+def test_what_is_encoded_is_written_once_a_minute(manifest, encoders_dir, tmp_path, monkeypatch):
+    monkeypatch.setattr(latent_encoders, "MOST_SECONDS_PER_SHARD", 0.0)
+    run = [
+        "--manifest",
+        str(manifest),
+        "--vae",
+        str(encoders_dir / "vae"),
+        "--text-encoder",
+        str(encoders_dir / "text"),
+    ]
+    assert main([*run, "--out", str(tmp_path / "latents"), "--batch-size", "2"]) == 0
+    assert len(list_shards(tmp_path / "latents", "latents")) == 4

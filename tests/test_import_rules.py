@@ -21,8 +21,10 @@ OURS = {*ALLOWED, "benchmarks", "configs", "tests"}
 # What `whisq` may take from `qamdt`: tools that know nothing of its models.
 ROOT_MODULES = {
     f"qamdt.{name}"
-    for name in "audio cpu_memory embedded files keyed_rows manifest outputs quality quality_words run_control settings "
-    "sound_files".split()
+    for name in (
+        "audio complete_weights cpu_memory embedded files keyed_rows manifest outputs precision quality quality_words run_control "
+        "settings sound_files"
+    ).split()
 }
 
 
@@ -118,10 +120,10 @@ def test_our_own_code_goes_to_the_homes():
     assert not wrong
 
 
-def test_importing_qamdt_takes_less_than_a_second():
-    program = "import time; start = time.perf_counter(); import qamdt; print(time.perf_counter() - start)"
+def test_importing_qamdt_imports_nothing_slow():
+    program = "import sys, qamdt; print(sorted({'numpy', 'torch', 'transformers', 'diffusers'} & sys.modules.keys()))"
     result = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True, cwd=ROOT)
-    assert float(result.stdout) < 1.0
+    assert result.stdout.strip() == "[]"
 
 
 def test_bars_are_for_terminals():

@@ -1,5 +1,6 @@
 """Every wrong argument of a call is refused before anything is computed, with a message that says what is right."""
 
+import diffusers
 import pytest
 import torch
 
@@ -54,6 +55,25 @@ EMBEDS = torch.zeros(2, 3, 16)
             {"prompt": "piano", "callback_on_step_end_tensor_inputs": ["mel"]},
             "`callback_on_step_end_tensor_inputs` must be among 'latents', 'prompt_embeds', got 'mel'",
         ),
+        ({"prompt": "piano", "generator": 42}, "`generator` must be .*got 42; for a seed write .*manual_seed"),
+        ({"prompt": "piano", "generator": [42]}, "`generator` must be a torch.Generator or a list of them"),
+        ({"prompt": "piano", "guidance_interval": ("0", "1")}, "`guidance_interval` must be two rising fractions"),
+        ({"prompt": "piano", "guidance_interval": None}, "`guidance_interval` must be two rising fractions"),
+        ({"prompt": "piano", "guidance_interval": "ab"}, "`guidance_interval` must be two rising fractions"),
+        ({"prompt": "piano", "latents": [0.0]}, "`latents` must be a tensor of finite floating-point numbers"),
+        ({"prompt": "piano", "latents": torch.ones(1, 4, 16, 4).long()}, "`latents` must be a tensor of finite float"),
+        ({"prompt": "piano", "latents": torch.full((1, 4, 16, 4), torch.nan)}, "`latents` must .* with NaN"),
+        ({"prompt": "piano", "callback_on_step_end": "print"}, "`callback_on_step_end` must be a function or None"),
+        ({"prompt": "piano", "callback_on_step_end_tensor_inputs": "latents"}, "must be a list of some of 'latents'"),
+        ({"prompt": "piano", "callback_on_step_end_tensor_inputs": None}, "must be a list of some of 'latents'"),
+        ({"prompt_embeds": [[0.0]]}, "`prompt_embeds` must be a tensor of finite floating-point numbers"),
+        ({"prompt_embeds": EMBEDS * torch.nan}, "`prompt_embeds` must be a tensor of finite"),
+        ({"prompt_embeds": EMBEDS, "prompt_attention_mask": True}, "`prompt_attention_mask` must be a tensor"),
+        (
+            {"prompt_embeds": EMBEDS, "prompt_attention_mask": torch.tensor([[1, 1, 1], [0, 0, 0]])},
+            "`prompt_attention_mask` must leave at least one token",
+        ),
+        ({"prompt": "piano", "audio_length_in_s": 1e-9}, "`audio_length_in_s` must be at least one sample"),
         ({"prompt": "piano", "generator": [torch.Generator()] * 2}, "one for each of the 1 waveforms"),
         (
             {"prompt": "piano", "latents": torch.zeros(1, 4, 15, 4)},
@@ -69,3 +89,28 @@ def test_wrong_arguments_are_refused(pipe, arguments, message):
 def test_unknown_arguments_are_refused(pipe):
     with pytest.raises(TypeError, match="unexpected keyword argument 'guidance'"):
         pipe("piano", guidance=3)
+
+
+@pytest.mark.parametrize(
+    ("returned", "message"),
+    [
+        (torch.zeros(1), "must return None or a dictionary with some of 'latents', 'prompt_embeds'"),
+        ({"mel": None}, "must return None or a dictionary with some of 'latents', 'prompt_embeds'"),
+        ({"latents": torch.zeros(2)}, "must return latents of shape \\(1, 4, 16, 4\\), got \\(2,\\)"),
+        ({"latents": None}, "must return latents of shape \\(1, 4, 16, 4\\), got None"),
+    ],
+)
+def test_what_a_callback_must_not_return_is_refused(pipe, returned, message):
+    with pytest.raises(ValueError, match=f"`callback_on_step_end` {message}"):
+        pipe("piano", num_inference_steps=1, callback_on_step_end=lambda *arguments: returned)
+
+
+def test_errors_and_warnings_quote_no_more_than_the_beginning(pipe, caplog):
+    diffusers.utils.logging.enable_propagation()
+    with pytest.raises(ValueError, match="must be a text") as raised:
+        pipe([3, "piano " * 1000])
+    pipe("piano " * 1000, num_inference_steps=1)
+    diffusers.utils.logging.disable_propagation()
+    assert len(str(raised.value)) < 300
+    assert "cut off after 128 tokens" in caplog.text
+    assert len(caplog.text) < 500

@@ -3,8 +3,8 @@ import torch
 
 from pipelines.cli import main
 from qamdt import precision as precision_module
-from qamdt.audio import read_audio
-from qamdt.precision import has_bf16_instructions, preferred_dtype, training_precision
+from qamdt.audio import read_audio, write_audio
+from qamdt.precision import check_device, has_bf16_instructions, preferred_dtype, training_precision
 from qamdt.training import optimizers
 from qamdt.training.config import OptimConfig
 from qamdt.training.muon import Float32Muon
@@ -44,3 +44,25 @@ def test_precision_changes_the_sound_less_than_the_seed(tmp_path):
     assert '"dtype": "bfloat16"' in (tmp_path / "rounded.json").read_text()
     rounding = (clips["rounded"] - clips["exact"]).norm()
     assert 0 < rounding < 0.3 * (clips["other"] - clips["exact"]).norm()
+
+
+def test_a_device_that_this_machine_has_not_is_an_error_of_one_line(tmp_path, capsys):
+    from data_prep import encode_latents, refine_captions
+    from whisq import cli as whisq_cli
+
+    assert check_device("cpu") == torch.device("cpu")
+    write_audio(tmp_path / "a.wav", torch.zeros(16_000), 16_000)
+    (tmp_path / "m.jsonl").write_text('{"id": "a", "path": "a.wav", "duration_in_s": 1.0}\n', encoding="utf-8")
+    manifest = ["--manifest", str(tmp_path / "m.jsonl")]
+    for device in ("cuda:99", "gpu", "meta"):
+        for command, arguments in (
+            (main, ["generate", "piano", "-o", str(tmp_path / "b.wav")]),
+            (whisq_cli.main, ["score", str(tmp_path / "a.wav"), "-o", str(tmp_path / "s.jsonl")]),
+            (encode_latents.main, [*manifest, "--vae", str(tmp_path), "--out", str(tmp_path / "latents")]),
+            (refine_captions.main, manifest),
+        ):
+            assert command([*arguments, "--device", device]) in (1, 2)
+            message = capsys.readouterr().err.strip().splitlines()
+            assert len(message) == 1, message
+            assert "`device` must be among cpu" in message[0]
+            assert f"got {device!r}" in message[0]

@@ -155,6 +155,22 @@ def test_a_server_that_is_not_there_stops_the_run(questions):
     assert time.monotonic() - started < BUSY
 
 
+def test_a_key_in_an_answer_is_not_kept(questions, monkeypatch):
+    escaped = "".join(f"\\u{ord(letter):04x}" for letter in SECRET)
+    answers = [f'{{"caption": "jazz {SECRET}", "paraphrases": ["jazz {escaped}"]}}', f"no JSON, but {SECRET}"]
+    for answer in answers:
+
+        async def answer_with_key(client, body, answer=answer):
+            client._was_reached = True
+            return answer, Usage()
+
+        monkeypatch.setattr(LlmClient, "_request", answer_with_key)
+        monkeypatch.setenv("OPENAI_API_KEY", SECRET)
+        rows = ask(questions("echo"), "http://localhost:1/v1", "ok", max_tries=1)
+        assert SECRET not in json.dumps(rows)
+        assert "***" in json.dumps(rows)
+
+
 def test_many_failures_in_a_row_stop_the_run(base_url, questions, monkeypatch):
     monkeypatch.setattr("data_prep.refine.async_engine.MAX_FAILURES_IN_A_ROW", 6)
     with pytest.raises(RunStopped, match=r"6 rows in a row failed, the last one with: the server refused the request"):

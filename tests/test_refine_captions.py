@@ -95,7 +95,7 @@ def failures(manifest):
 
 
 def test_wrong_captions_go_and_facts_come(manifest, capsys):
-    assert run(manifest) == 0
+    assert run(manifest, "--drop-originals") == 0
     records = refined(manifest)
     assert list(records) == [f"clip-{number}" for number in range(6)]
     for number, record in enumerate(records.values()):
@@ -130,6 +130,15 @@ def test_a_run_that_was_killed_in_any_step_ends_with_the_same_files(manifest, se
     for path, content in expected.items():
         assert sorted(found[path].splitlines()) == sorted(content.splitlines())
     assert found[manifest.with_name("refined.jsonl")] == expected[manifest.with_name("refined.jsonl")]
+
+
+def test_original_captions_stay_unless_they_are_to_go(manifest):
+    given = {record.id: set(record.captions) for record in read_manifest(manifest)}
+    assert run(manifest) == 0
+    assert all(given[name] <= set(record.captions) for name, record in refined(manifest).items())
+    assert all(record.captions[0] not in given[name] for name, record in refined(manifest).items())
+    assert run(manifest, "--drop-originals") == 0
+    assert not any("gardening" in " ".join(record.captions) for record in refined(manifest).values())
 
 
 def test_bad_clips_are_listed_and_the_others_done(manifest, capsys):
@@ -292,7 +301,7 @@ def test_a_model_that_obeys_a_hostile_caption_is_not_believed(obeyed, manifest):
     hostile["captions"].append(HOSTILE)
     manifest.write_text("\n".join([json.dumps(hostile), *lines[1:]]) + "\n")
     with running_server("--answer", obeyed) as url:
-        assert run(manifest, "--base-url", url, "--model", "m", "--timeout", "120") == 0
+        assert run(manifest, "--base-url", url, "--model", "m", "--timeout", "120", "--drop-originals") == 0
     for record in refined(manifest).values():
         assert record.extra["caption_source"] == "fallback"
         assert not any(word in " ".join(record.captions) for word in ("zither", "poet", "999", "AI"))

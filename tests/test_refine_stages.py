@@ -385,6 +385,22 @@ def test_a_clip_goes_through_all_stages_and_its_record_can_be_written():
     json.dumps(refined.to_dict(), ensure_ascii=False).encode("utf-8")
 
 
+def test_a_judge_that_does_not_tell_own_captions_from_exchanged_ones_judges_nothing():
+    generator = np.random.default_rng(0)
+    audio, unrelated = (generator.standard_normal((60, 32)).astype(np.float32) for _ in range(2))
+    audio, unrelated = (values / np.linalg.norm(values, axis=1, keepdims=True) for values in (audio, unrelated))
+    assert not derive_thresholds(audio, unrelated).judges
+    everything_alike = np.tile(unrelated[:1], (60, 1)) + 1e-4 * audio[::-1]
+    assert not derive_thresholds(audio, everything_alike).judges
+    related = audio + unrelated
+    assert derive_thresholds(audio, related / np.linalg.norm(related, axis=1, keepdims=True)).judges
+
+    captions = [f"caption {number}" for number in range(4)]
+    thresholds = derive_thresholds(audio, unrelated)
+    alignment = align(record(*captions), [Candidate(text, ORIGINAL) for text in captions], AUDIO, CLAP, thresholds)
+    assert sorted(candidate.text for candidate in alignment.kept) == captions
+
+
 def test_derived_thresholds_part_right_from_exchanged_captions():
     generator = np.random.default_rng(0)
     audio = generator.standard_normal((200, 16)).astype(np.float32)

@@ -27,7 +27,13 @@ def test_every_preset_says_its_settings_size_memory_and_speed(preset, monkeypatc
     assert 0 < float(num_trained) <= float(num_parameters)
     sizes = [float(size) for size in re.findall(r"([\d.]+) GiB", estimate)]
     assert sizes[-1] == pytest.approx(sum(sizes[:-1]), abs=0.05)
-    assert float(re.search(r"About (\d+) tokens", estimate)[1]) > 0
+    speed = re.search(r"About ([\d.e-]+) tokens or ([\d.e-]+) crops a second", estimate)
+    assert min(map(float, speed.groups())) > 0
+
+
+def test_a_speed_is_never_nothing():
+    written = [run_estimate.in_digits(speed) for speed in (12_345.6, 10.4, 3.14159, 0.0371, 1e-6)]
+    assert written == ["12346", "10", "3.1", "0.037", "1e-06"]
 
 
 @pytest.mark.skipif(torch.accelerator.is_available(), reason="on a GPU one kernel serves both")

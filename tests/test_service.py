@@ -157,6 +157,7 @@ def test_the_queue_is_bounded_says_positions_and_can_be_left(service, held):
         ({"inputs": {"prompt": "piano"}, "model": "other"}, 404, "The model here is 'tiny', got 'other'"),
         ({"inputs": {"prompt": "piano"}, "adapters": []}, 501, "applies no adapters"),
         ({"inputs": {"prompt": "piano"}, "output_format": ["audio/wav"]}, 400, "`output_format` must be among"),
+        ({"inputs": {"prompt": [[0, "piano"], [5, "drums"]]}}, 400, "`prompt` must be a text, got"),
         ({"inputs": "piano"}, 400, "`inputs` must be an object, got 'piano'"),
     ],
 )

@@ -52,6 +52,28 @@ def test_tempo_of_even_notes_is_found_up_to_octaves(bpm):
     assert min(abs(found / bpm / factor - 1) for factor in (0.5, 1, 2)) < 0.04
 
 
+def test_held_tones_have_no_tempo_and_clicks_and_plucked_notes_do():
+    times = np.arange(10 * SAMPLING_RATE) / SAMPLING_RATE
+
+    def tones(*frequencies):
+        return sum(0.1 * np.sin(2 * np.pi * frequency * times) for frequency in frequencies)
+
+    steady = {
+        "chord": tones(220, 277.18, 329.63),
+        "chord with hiss": tones(220, 277.18) + np.random.default_rng(0).normal(0, 1e-3, len(times)),
+        "organ": sum(tones(110 * number) / number for number in range(1, 9)),
+        "slow pad": (0.5 + 0.5 * np.sin(0.2 * np.pi * times)) * tones(220, 277.18),
+        "beating": tones(220, 222),
+        "vibrato": 0.2 * np.sin(2 * np.pi * (440 * times + 0.8 * np.sin(10 * np.pi * times))),
+        "silence": 0 * times,
+    }
+    for name, waveform in steady.items():
+        assert tempo_and_key.tempo_and_clarity(waveform.astype(np.float32), SAMPLING_RATE)[1] == 0, name
+    clicks = (0.05 * (np.arange(len(times)) % 8000 < 80)).astype(np.float32)
+    for waveform in (clicks, plucked_notes([48], notes_per_second=2, decay=2)):
+        assert tempo_and_key.tempo_and_clarity(waveform, SAMPLING_RATE)[1] > 0.5
+
+
 @pytest.mark.parametrize("semitones", [0, 5, 10])
 def test_key_of_a_cadence_is_found(semitones):
     major = [pitch + semitones for pitch in (60, 64, 67, 65, 69, 72, 67, 71, 74, 60, 64, 67)]

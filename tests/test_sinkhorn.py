@@ -5,6 +5,7 @@ from torch.nn import functional as F
 
 from whisq.gromov_wasserstein import gromov_wasserstein_distance
 from whisq.sinkhorn import sinkhorn_distance, transport_plan
+from whisq.training.config import load_config
 from whisq.training.loss import contrastive_loss
 
 
@@ -21,6 +22,24 @@ def make_clouds(seed=0):
     source_mask = torch.arange(max(NUM_SOURCES)) < torch.tensor(NUM_SOURCES)[:, None]
     target_mask = torch.arange(max(NUM_TARGETS)) < torch.tensor(NUM_TARGETS)[:, None]
     return source, source_mask, target, target_mask
+
+
+def make_clustered_clouds(seed, num_targets):
+    """Tokens that lie around a few centres which text and audio share: many costs are equal, many nearly nothing."""
+    generator = torch.Generator().manual_seed(seed)
+    centers = torch.randn(8, DIM, generator=generator)
+    source, target = (
+        centers[torch.randint(8, (1, size), generator=generator)]
+        + 0.1 * torch.randn(1, size, DIM, generator=generator)
+        for size in (150, num_targets)
+    )
+    masks = [torch.ones(cloud.shape[:2], dtype=torch.bool) for cloud in (source, target)]
+    return source, masks[0], target, masks[1]
+
+
+def preset_settings(preset):
+    config = load_config(preset).loss
+    return {"blur": config.blur, "scaling": config.scaling, "normalize": config.normalize}
 
 
 def exact_transport(source, target, normalize):
@@ -55,6 +74,35 @@ def test_distances_and_text_side_gradients_are_those_of_the_exact_solver(setting
         ours = target.grad[clip][real].double()
         assert F.cosine_similarity(ours.flatten(), gradient.flatten(), dim=0) > 0.99
         assert ours.norm() == pytest.approx(gradient.norm().item(), rel=0.02)
+
+
+@pytest.mark.parametrize("settings", ["paper", "default", "mini", {"normalize": True, "blur": 0.01, "scaling": 0.5}])
+def test_clouds_that_share_their_centers_are_matched_as_by_the_exact_solver(settings):
+    settings = settings if isinstance(settings, dict) else preset_settings(settings)
+    annealing = {name: settings[name] for name in ("blur", "scaling")}
+    for seed, num_targets in ((0, 12), (1, 40)):
+        source, source_mask, target, target_mask = make_clustered_clouds(seed, num_targets)
+        target.requires_grad_()
+        distance = sinkhorn_distance(source, source_mask, target, target_mask, **settings)
+        distance.sum().backward()
+        value, gradient = exact_transport(source[0], target[0].detach(), settings["normalize"])
+        assert distance.item() == pytest.approx(value, rel=0.03)
+        assert F.cosine_similarity(target.grad[0].double().flatten(), gradient.flatten(), dim=0) > 0.98
+        points = [
+            F.normalize(cloud.detach(), dim=-1) if settings["normalize"] else cloud for cloud in (source, target)
+        ]
+        plan = transport_plan(torch.cdist(*points).square().detach() / 2, source_mask, target_mask, **annealing)
+        misplaced = (plan.sum(dim=2) - 1 / 150).clamp(min=0).sum()
+        assert misplaced < 0.01
+
+
+def test_a_transport_that_is_not_solved_is_warned_of():
+    source, source_mask, target, target_mask = make_clustered_clouds(0, 12)
+    cost = torch.cdist(source, target).square() / 2
+    with pytest.warns(
+        UserWarning, match="the transport is not solved: [0-9]+% of the mass is misplaced after 3 steps"
+    ):
+        transport_plan(cost, source_mask, target_mask, max_steps=3)
 
 
 def test_distances_agree_with_geomloss_where_that_has_no_masks_to_know_of():

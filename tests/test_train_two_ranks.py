@@ -95,7 +95,7 @@ def test_two_ranks_train_and_encode_as_one_does(latents, tmp_path):
     launch = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
     environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT), "CUDA_VISIBLE_DEVICES": ""}
     subprocess.run(
-        [*launch, str(script), json.dumps(commands)], check=True, env=environment, cwd=tmp_path, timeout=400
+        [*launch, str(script), json.dumps(commands)], check=True, env=environment, cwd=tmp_path, timeout=1800
     )
     assert encode_latents([*encode, "--out", str(tmp_path / "by_one")]) == 0
     config = write_config(tmp_path / "one.yaml", latents, tmp_path / "one", 6)

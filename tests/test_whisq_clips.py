@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 import soundfile
 
+from whisq.scorer import find_error
 from whisq.scoring.clips import list_clips, probe_durations
 from whisq.windows import cut_windows, find_flags, make_window, read_window
 
@@ -121,6 +122,34 @@ def test_a_window_is_a_mono_stretch_at_16_khz(tmp_path):
     beyond = read_window(path, clip_start_in_s=2.5, start_in_s=0.0, duration_in_s=2.0)
     assert (beyond.duration_in_s, beyond.missing_in_s) == (0.5, 1.5)
     assert {"short", "truncated"} <= set(find_flags([beyond]))
+
+
+def test_flags_are_of_what_the_encoder_hears():
+    music = np.random.default_rng(0).normal(0, 0.1, (4 * RATE, 1)).astype(np.float32)
+    times = np.arange(4 * RATE)[:, None]
+    click = np.where(times == RATE, 0.9, 1e-5 * music).astype(np.float32)
+    notes = music * (times % (2 * RATE) < RATE // 4)
+
+    def hear(samples, rate=RATE):
+        window = make_window(samples.astype(np.float32), rate)
+        return find_flags([window]), find_error(find_flags([window]), [window])
+
+    cancelled = "its channels cancel out in the mix"
+    assert hear(np.concatenate([music, -music], axis=1)) == (("silent", "out_of_phase"), cancelled)
+    assert hear(np.concatenate([music, -0.9 * music], axis=1)) == (("out_of_phase",), None)
+    assert hear(np.concatenate([music, 0 * music], axis=1)) == ((), None)
+    assert hear(np.full_like(music, 0.5)) == (("silent",), "the audio is silent")
+    assert hear(np.full_like(music, 0.5), 44_100) == (("silent",), "the audio is silent")
+    assert hear(music + 0.5) == ((), None)
+    assert hear(click)[0] == ("mostly_silent",)
+    assert "nothing is heard for 98.8% of the clip" in hear(click)[1]
+    assert hear(notes) == (("mostly_silent",), None)
+
+
+def test_a_constant_in_a_recording_is_not_heard():
+    music = np.random.default_rng(0).normal(0, 0.1, (RATE, 1)).astype(np.float32)
+    with_offset, without = make_window(music + 0.5, RATE), make_window(music, RATE)
+    np.testing.assert_allclose(with_offset.waveform, without.waveform, atol=1e-5)
 
 
 def test_flags_tell_what_is_wrong_with_the_samples():

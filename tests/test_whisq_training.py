@@ -161,6 +161,23 @@ def test_training_stops_when_the_dev_set_no_longer_improves_and_keeps_the_best_w
     assert dev_score(clips, predictions)["score"] == pytest.approx(best["dev_score"])
 
 
+def test_every_pass_trains_on_every_clip(planted, accelerator, tmp_path, monkeypatch):
+    music, config = planted["quality"], make_config(tmp_path, max_epochs=3, batch_size=9)
+    collate, heard = type(music.cached).collate, {}
+
+    def listen(cached, clips, *, seed=None, **options):
+        heard.setdefault(seed, []).extend(clip.id for clip in clips)
+        return collate(cached, clips, seed=seed, **options)
+
+    monkeypatch.setattr(type(music.cached), "collate", listen)
+    train(config, music, accelerator, StopAfter())
+    for epoch in range(3):
+        ids = {clip.id for clip in music.training_clips(0, epoch)}
+        found = heard[f"window 0 {epoch}"]
+        assert set(found) == ids
+        assert len(found) - len(ids) < 9
+
+
 def test_a_run_with_other_settings_is_not_resumed(planted, accelerator, tmp_path):
     config = make_config(tmp_path, max_epochs=1)
     train(config, planted["quality"], accelerator, StopAfter())

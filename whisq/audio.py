@@ -27,10 +27,12 @@ def resample(waveform: torch.Tensor, sampling_rate: int) -> torch.Tensor:
 
 
 def level(waveform: torch.Tensor) -> torch.Tensor:
-    """Scales samples `(samples,)` to a peak of one half: how loud a recording was mastered is no quality.
+    """Takes out the mean of samples `(samples,)`, which nobody hears, and scales them to a peak of one half: how loud a
+    recording was mastered is no quality.
 
     What peaks below -70 dB of full scale is silence, and stays it.
     """
+    waveform = waveform - waveform.mean()
     peak = waveform.abs().max()
     return waveform * (PEAK / peak) if peak >= SILENT_PEAK else waveform
 

@@ -16,6 +16,8 @@ import numpy as np
 import soxr
 import torch
 
+from qamdt.complete_weights import load_complete
+
 
 if TYPE_CHECKING:
     from transformers import ClapFeatureExtractor, ClapModel, PreTrainedTokenizerBase
@@ -64,7 +66,7 @@ def load_clap(name_or_path: str = EMBEDDED, *, revision: str | None = None, devi
     if _is_mini_clap(Path(name_or_path)):
         from whisq.modeling_clap import MiniClap
 
-        return EmbeddedClap(MiniClap.from_pretrained(name_or_path).to(device))
+        return EmbeddedClap(load_complete(MiniClap, name_or_path).to(device))
     if name_or_path.endswith(LAION_SUFFIXES):
         return LaionClap(name_or_path, device=device)
     return TransformersClap.from_pretrained(name_or_path, revision=revision, device=device)
@@ -190,7 +192,7 @@ class TransformersClap:
         """Loads the model with its front ends from a folder or from the Hub."""
         from transformers import AutoTokenizer, ClapFeatureExtractor, ClapModel
 
-        model = ClapModel.from_pretrained(name_or_path, revision=revision).to(device)
+        model = load_complete(ClapModel, name_or_path, revision=revision).to(device)
         return cls(
             model,
             ClapFeatureExtractor.from_pretrained(name_or_path, revision=revision),

@@ -5,6 +5,7 @@ from __future__ import annotations
 import functools
 from pathlib import Path
 
+from qamdt.complete_weights import load_complete
 from whisq.modeling_audio_tower import AudioTower
 from whisq.modeling_clap import MiniClap
 
@@ -26,7 +27,7 @@ def load_clap() -> MiniClap:
             f"The embedded CLAP is missing: {str(CLAP_DIR)!r} holds no config.json. Reinstall the package, or name "
             "another model by folder or Hub id."
         )
-    return MiniClap.from_pretrained(CLAP_DIR).eval().requires_grad_(False)
+    return load_complete(MiniClap, CLAP_DIR).eval().requires_grad_(False)
 
 
 def load_audio_tower() -> AudioTower:

@@ -28,6 +28,7 @@ from transformers.masking_utils import create_bidirectional_mask
 from transformers.models.whisper.modeling_whisper import WhisperEncoder
 
 from qamdt.audio import SAMPLING_RATE
+from qamdt.complete_weights import load_complete
 from qamdt.files import read_json
 from whisq.embedded import load_audio_tower
 from whisq.modeling_audio_tower import AudioTower
@@ -283,11 +284,11 @@ def load_audio_encoder(name_or_path: str | os.PathLike, *, revision: str | None 
     if "w2v2_config" in config:
         return freeze(load_muq(folder_or_id, commit, full_name))
     if config.get("_class_name") == "MiniClap":
-        tower = MiniClap.from_pretrained(folder_or_id, revision=commit, use_safetensors=True).audio_tower
+        tower = load_complete(MiniClap, folder_or_id, revision=commit, use_safetensors=True).audio_tower
         tower.name = full_name
         return freeze(tower)
     if config.get("_class_name") == "AudioTower":
-        tower = AudioTower.from_pretrained(folder_or_id, revision=commit, use_safetensors=True)
+        tower = load_complete(AudioTower, folder_or_id, revision=commit, use_safetensors=True)
         tower.name = full_name
         return freeze(tower)
     raise ValueError(
@@ -312,7 +313,7 @@ def load_text_encoder(name_or_path: str | os.PathLike, *, revision: str | None =
 
     folder_or_id, commit, full_name = locate(name, revision)
     tokenizer = AutoTokenizer.from_pretrained(folder_or_id, revision=commit)
-    model = AutoModel.from_pretrained(folder_or_id, revision=commit, dtype=torch.float32, use_safetensors=True)
+    model = load_complete(AutoModel, folder_or_id, revision=commit, dtype=torch.float32, use_safetensors=True)
     if model.config.is_encoder_decoder:
         model = model.get_encoder()
     return freeze(TextEncoder(tokenizer, model, full_name))
@@ -320,17 +321,14 @@ def load_text_encoder(name_or_path: str | os.PathLike, *, revision: str | None =
 
 def load_whisper(folder_or_id: str, commit: str | None) -> WhisperEncoder:
     """Loads the encoder out of any Whisper checkpoint, in float32 and without the decoder."""
-    encoder, info = WhisperEncoderAlone.from_pretrained(
+    return load_complete(
+        WhisperEncoderAlone,
         folder_or_id,
         revision=commit,
         dtype=torch.float32,
         use_safetensors=True,
         key_mapping={r"^(model\.)?encoder\.": ""},
-        output_loading_info=True,
     )
-    if info["missing_keys"]:
-        raise ValueError(f"{folder_or_id!r} lacks weights of Whisper's encoder: {sorted(info['missing_keys'])}.")
-    return encoder
 
 
 def load_muq(folder_or_id: str, commit: str | None, full_name: str) -> MuQAudioEncoder:

@@ -25,6 +25,7 @@ from pathlib import Path
 import numpy as np
 from accelerate import Accelerator
 
+from qamdt.complete_weights import load_complete
 from qamdt.files import write_json, write_text
 from qamdt.outputs import check_output_folder
 from qamdt.run_control import StopSignal
@@ -64,7 +65,7 @@ def load_models(config: WhisQConfig) -> list[WhisQModel]:
     for folder in folders:
         if not folder.is_dir():
             raise FileNotFoundError(f"{str(folder)!r} does not exist; train the run to its end first.")
-    return [WhisQModel.from_pretrained(folder) for folder in folders]
+    return [load_complete(WhisQModel, folder) for folder in folders]
 
 
 def predict_all(

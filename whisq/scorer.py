@@ -19,13 +19,17 @@ import numpy as np
 import torch
 
 from qamdt.audio import SAMPLING_RATE
+from qamdt.complete_weights import load_complete
+from qamdt.precision import check_device
 from qamdt.quality import MAX_SCORE, MIN_SCORE
 from whisq.embedded import SCORER_DIR
 from whisq.encoders import AudioEncoder, TextEncoder, fingerprint, load_audio_encoder, load_text_encoder, locate
 from whisq.modeling_whisq import WhisQModel
 from whisq.windows import (
     BATCH_IN_S,
+    MIN_AUDIBLE_SHARE,
     Window,
+    audible_share,
     clip_duration,
     cut_batches,
     cut_windows,
@@ -39,6 +43,7 @@ Audio = str | os.PathLike | torch.Tensor | np.ndarray
 
 FRAME_HOP_IN_S = 0.5  # rounded to whole tokens
 FRAME_WINDOW_IN_S = 2.0
+LISTENING_VERSION = 2  # raise it when the encoder is given other samples of the same file, or a clip another flag
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -126,6 +131,7 @@ class WhisQScorer:
             revision: Branch, tag or commit of the Hub repository.
             device: Where to compute.
         """
+        check_device(device)
         model, name = load_model(path_or_id, revision=revision)
         return cls(model, load_audio_encoder(model.encoder_name("audio")), name=name, device=device)
 
@@ -151,6 +157,7 @@ class WhisQScorer:
             "scorer": self.name,
             "audio_encoder": self.audio_encoder.name,
             "text_encoder": self.model.config.text_encoder,
+            "listening": LISTENING_VERSION,
             "frame_hop_in_s": self.frame_hop_in_s,
             "frame_window_in_s": self._frame_window / self.audio_encoder.frames_per_s,
             "model_sha256": fingerprint(self.model),
@@ -303,7 +310,7 @@ def load_model(path_or_id: str | os.PathLike | None, *, revision: str | None = N
 
         # Fine-tuned encoders come in folders of the same repository.
         folder_or_id = snapshot_download(folder_or_id, revision=commit)
-    model = WhisQModel.from_pretrained(folder_or_id, use_safetensors=True)
+    model = load_complete(WhisQModel, folder_or_id, use_safetensors=True)
     digest = hashlib.sha256()
     for key, value in sorted(model.state_dict().items()):
         digest.update(key.encode())
@@ -318,7 +325,9 @@ def find_error(flags: Sequence[str], windows: Sequence[Window]) -> str | None:
     if "nan" in flags:
         return "the audio has samples that are not finite"
     if "silent" in flags:
-        return "the audio is silent"
+        return "its channels cancel out in the mix" if "out_of_phase" in flags else "the audio is silent"
+    if audible_share(windows) < MIN_AUDIBLE_SHARE:
+        return f"nothing is heard for {1 - audible_share(windows):.1%} of the clip"
     return None
 
 
@@ -339,8 +348,8 @@ def _is_path(audio: object) -> bool:
 def _check_rate(sampling_rate: int | None, given: Sequence[Audio]) -> None:
     """Refuses waveforms without a rate, and a rate where there is nothing but files."""
     has_waveforms = not all(map(_is_path, given))
-    if has_waveforms and (sampling_rate is None or sampling_rate <= 0):
-        raise ValueError(f"`sampling_rate` must be above 0 Hz for waveforms, got {sampling_rate}.")
+    if has_waveforms and not 1_000 <= (sampling_rate or 0) <= 1_000_000:
+        raise ValueError(f"`sampling_rate` must be from 1000 to 1000000 Hz for waveforms, got {sampling_rate}.")
     if given and not has_waveforms and sampling_rate is not None:
         raise ValueError(f"`sampling_rate` must be None for sound files, which know their own, got {sampling_rate}.")
 

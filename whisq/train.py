@@ -33,6 +33,7 @@ from accelerate.utils import DistributedDataParallelKwargs, set_seed
 from safetensors import SafetensorError
 from tqdm import tqdm
 
+from qamdt.complete_weights import load_complete
 from qamdt.files import (
     append_json_line,
     claim_folder,
@@ -97,7 +98,7 @@ def _train_all_seeds(
         if not train_seed(config, music, accelerator, stop, seed, folder):
             say(accelerator, f"Stopped; the same command resumes in {folder}.")
             return None
-        models.append(WhisQModel.from_pretrained(folder / "model").to(accelerator.device))
+        models.append(load_complete(WhisQModel, folder / "model").to(accelerator.device))
     results: dict[str, Summary] = {}
     for split in ("dev", "test"):
         clips = music.splits[split]

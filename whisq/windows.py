@@ -1,7 +1,8 @@
 """Clips as windows of at most thirty seconds, read one at a time, so that a file of hours needs no more memory.
 
 A clip up to 30 s is one window. A longer one is cut into windows of 30 s that begin every 15 s; the last ends with the
-clip. What is wrong with the audio is measured on the samples of the file, before channels are mixed and resampled.
+clip. Clipping is measured on the samples of the file; whether there is anything to hear, on the mix of its channels, which
+is what the encoder is given.
 """
 
 from __future__ import annotations
@@ -25,6 +26,10 @@ WINDOW_HOP_IN_S = 15.0
 CLIPPED_LEVEL = 0.999
 CLIPPED_SHARE = 1e-3
 SHORT_IN_S = 1.0
+CANCELLED_LEVEL = 0.1  # of a mix, against that of its channels: -20 dB
+AUDIBLE_FRAME_IN_S = 0.05
+AUDIBLE_LEVEL = 10 ** (-50 / 20)  # against the peak of the clip
+MIN_AUDIBLE_SHARE, FEW_AUDIBLE_SHARE = 0.05, 0.25  # below the first there is no score, below the second a flag
 BATCH_IN_S = 160.0  # what the embedded scorer scores at once in well under a gigabyte
 
 
@@ -39,7 +44,9 @@ class Window:
         missing_in_s: How much the file lacks of what was asked for.
         sampling_rate: Rate of the file in Hz.
         num_channels: Channels of the file.
-        peak: Largest magnitude of any sample.
+        peak: Largest magnitude of what the encoder hears, before it is levelled.
+        mix_level: How loud the mix of the channels is against the channels, at most 1; 0 where they cancel out.
+        audible_share: Share of the time at which something is heard.
         clipped_share: Share of the samples at full scale.
         is_finite: Whether no sample is NaN or infinite.
     """
@@ -51,6 +58,8 @@ class Window:
     sampling_rate: int
     num_channels: int
     peak: float
+    mix_level: float
+    audible_share: float
     clipped_share: float
     is_finite: bool
 
@@ -77,20 +86,38 @@ def make_window(
     magnitudes = np.abs(samples)
     is_finite = bool(np.isfinite(magnitudes).all())
     duration_in_s = len(samples) / sampling_rate
+    is_heard = is_finite and len(samples) > 0
     waveform = torch.from_numpy(samples.mean(axis=1, dtype=np.float32))
-    if is_finite and len(samples):
-        waveform = resample(waveform, sampling_rate)
+    heard = resample(waveform - waveform.mean(), sampling_rate) if is_heard else waveform[:0]
+    is_heard = len(heard) > 0
     return Window(
-        waveform=level(waveform) if is_finite and len(waveform) else waveform,
+        waveform=level(heard) if is_heard else waveform,
         start_in_s=start_in_s,
         duration_in_s=duration_in_s,
         missing_in_s=0.0 if asked_in_s is None else max(asked_in_s - duration_in_s, 0.0),
         sampling_rate=sampling_rate,
         num_channels=samples.shape[1],
-        peak=float(magnitudes.max(initial=0.0)),
+        peak=float((heard - heard.mean()).abs().max()) if is_heard else 0.0,
+        mix_level=_mix_level(samples) if is_heard else 1.0,
+        audible_share=_audible_share(heard.numpy()) if is_heard else 0.0,
         clipped_share=float((magnitudes >= CLIPPED_LEVEL).mean()) if magnitudes.size else 0.0,
         is_finite=is_finite,
     )
+
+
+def _mix_level(samples: np.ndarray) -> float:
+    """How loud the mean of channels is against them, of samples `(samples, channels)`; the mean over time left out."""
+    samples = samples - samples.mean(axis=0, dtype=np.float64)
+    loudness = np.sqrt(np.square(samples).mean())
+    return float(np.sqrt(np.square(samples.mean(axis=1)).mean()) / loudness) if loudness > 0 else 1.0
+
+
+def _audible_share(waveform: np.ndarray) -> float:
+    """Share of the time at which 16 kHz samples `(samples,)` come near their peak, by 50 dB or less."""
+    magnitudes = np.abs(waveform - waveform.mean())
+    frame = round(AUDIBLE_FRAME_IN_S * SAMPLING_RATE)
+    peaks = np.maximum.reduceat(magnitudes, np.arange(0, len(magnitudes), frame))
+    return float((peaks > max(AUDIBLE_LEVEL * magnitudes.max(), SILENT_PEAK)).mean())
 
 
 def read_window(path: Path, *, clip_start_in_s: float, start_in_s: float, duration_in_s: float | None) -> Window:
@@ -146,14 +173,19 @@ def cut_batches(lengths_in_s: Sequence[float], batch_seconds: float) -> list[ran
 def find_flags(windows: Sequence[Window]) -> tuple[str, ...]:
     """Names what is remarkable about a clip, given its windows.
 
-    `nan`: samples are not numbers. `silent`: nothing above -70 dB of full scale. `clipped`: more than a thousandth of
+    `nan`: samples are not numbers. `silent`: nothing above -70 dB of full scale in the mix of the channels. `out_of_phase`:
+    the channels cancel out but for less than -20 dB. `mostly_silent`: sound for less than a quarter of the time. `clipped`: more than a thousandth of
     the samples at full scale. `short`: under a second. `truncated`: the file ends before the clip should.
     `low_sampling_rate`: below the 16 kHz that the encoder hears. `multichannel`: more than two channels were averaged.
     """
     is_finite = all(window.is_finite for window in windows)
+    has_sound = is_finite and clip_duration(windows) * SAMPLING_RATE >= 1
+    is_silent = has_sound and max(window.peak for window in windows) <= SILENT_PEAK
     found = {
         "nan": not is_finite,
-        "silent": is_finite and clip_duration(windows) > 0 and max(window.peak for window in windows) <= SILENT_PEAK,
+        "silent": is_silent,
+        "out_of_phase": has_sound and _mean_by_length(windows, [w.mix_level for w in windows]) < CANCELLED_LEVEL,
+        "mostly_silent": has_sound and not is_silent and audible_share(windows) < FEW_AUDIBLE_SHARE,
         "clipped": is_finite and _mean_by_length(windows, [w.clipped_share for w in windows]) > CLIPPED_SHARE,
         "short": clip_duration(windows) < SHORT_IN_S,
         "truncated": sum(window.missing_in_s for window in windows) > CUT_TOLERANCE_IN_S,
@@ -161,6 +193,11 @@ def find_flags(windows: Sequence[Window]) -> tuple[str, ...]:
         "multichannel": windows[0].num_channels > 2,
     }
     return tuple(flag for flag, is_set in found.items() if is_set)
+
+
+def audible_share(windows: Sequence[Window]) -> float:
+    """Share of the time of a clip at which something is heard, given its windows."""
+    return _mean_by_length(windows, [window.audible_share for window in windows])
 
 
 def clip_duration(windows: Iterable[Window]) -> float:

@@ -19,7 +19,16 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from data_prep.refine.llm_client import ModelConfig, RowFailed, RunStopped, Server, import_openai, read_answer, redact
+from data_prep.refine.llm_client import (
+    ModelConfig,
+    RowFailed,
+    RunStopped,
+    Server,
+    import_openai,
+    read_answer,
+    redact,
+    without_key,
+)
 from data_prep.refine.questions import Question, make_answer_row, make_failed_row, read_fusion
 from data_prep.refine.spending import Spending, Usage
 from qamdt.files import parse_json, read_json, read_json_lines, write_json, write_text
@@ -149,7 +158,8 @@ class BatchEngine:
         usage = Usage()
         try:
             content, usage = read_answer(response.get("body"))
-            return make_answer_row(key, name, content, usage, partial(read_fusion, model=self.config.model))
+            row = make_answer_row(key, name, content, usage, partial(read_fusion, model=self.config.model))
+            return without_key(row, self._key)
         except RowFailed as error:
             return make_failed_row(key, name, redact(str(error), self._key), error.usage)
         except ValueError as error:

@@ -13,6 +13,7 @@ import soxr
 import torch
 
 from data_prep.refine.outcomes import Candidate
+from qamdt.complete_weights import load_complete
 from qamdt.manifest import Record
 from whisq.clap import fingerprint_weights, split_windows
 
@@ -80,7 +81,7 @@ class TransformersCaptioner:
                 f"which is a {config.model_type}."
             )
         processor = transformers.AutoProcessor.from_pretrained(name_or_path, revision=revision)
-        model = model_class.from_pretrained(name_or_path, revision=revision).to(device)
+        model = load_complete(model_class, name_or_path, revision=revision).to(device)
         name = f"{name_or_path}@{fingerprint_weights(model)}"
         return cls(model, processor, name=name, window_in_s=window_in_s)
 

@@ -28,7 +28,7 @@ from qamdt.manifest import Record
 STEPS = ("generate", "suggest", "align", "fuse", "check")
 # Raise the version of a step when it makes something else of the same input: its rows and those of later steps are
 # then made again. The prompt of the language model needs no version, its text is part of the key.
-STEP_VERSIONS = {"generate": 1, "suggest": 1, "align": 1, "fuse": 1, "check": 1}
+STEP_VERSIONS = {"generate": 2, "suggest": 1, "align": 1, "fuse": 1, "check": 1}
 RULES = "rules"
 EMBEDDED_CLAP = "embedded"
 

@@ -209,7 +209,7 @@ class LlmClient:
             try:
                 content, used = await self._request(body)
                 usage += used
-                return accept(content, usage)
+                return without_key(accept(content, usage), self._key)
             except _TryFailed as error:
                 usage += error.usage
                 reason, delay = str(error), error.retry_after_in_s
@@ -222,7 +222,7 @@ class LlmClient:
                 await asyncio.sleep(delay + backoff * random.uniform(0.5, 1.0))
         if not self._was_reached:
             raise self.stop(f"cannot reach the server at {self._client.base_url}: {reason}; check `base_url`.")
-        raise RowFailed(f"{reason} (try {number + 1} of {self.server.max_tries})", usage)
+        raise RowFailed(without_key(f"{reason} (try {number + 1} of {self.server.max_tries})", self._key), usage)
 
     async def _request(self, body: dict[str, Any]) -> tuple[str, Usage]:
         """Makes one request and returns the text of the answer and the tokens it took."""
@@ -346,6 +346,15 @@ def redact(text: str, key: str) -> str:
     """Shortens a text from outside and takes the key out, should a server have quoted it."""
     text = text if key == NO_KEY else text.replace(key, "***")
     return " ".join(text.split())[:_LONGEST_REASON]
+
+
+def without_key(value: Any, key: str) -> Any:
+    """Takes the key out of all texts in what was made of an answer, should a server have sent it back."""
+    if isinstance(value, dict):
+        return {name: without_key(part, key) for name, part in value.items()}
+    if isinstance(value, list | tuple):
+        return [without_key(part, key) for part in value]
+    return value.replace(key, "***") if isinstance(value, str) and key != NO_KEY else value
 
 
 def import_openai():

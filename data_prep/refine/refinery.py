@@ -24,6 +24,7 @@ from data_prep.refine.request import RefineRequest
 from data_prep.refine.run import RefineRun, Summary
 from data_prep.refine.spending import CostLimitReached, Spending, sum_usage
 from data_prep.refine.step_runner import StepRunner
+from data_prep.refine.thresholds import MIN_OWN_WINS
 from qamdt.outputs import check_output, check_output_folder
 
 
@@ -94,7 +95,7 @@ class Refinery:
         check_output_folder(folder, ["failures.jsonl", "refinements.jsonl", "report.md"], is_ours=is_ours)
         with self.run:
             stopped = self._run_steps()
-            summary = self.run.finish(self.request.refined_manifest)
+            summary = self.run.finish(self.request.refined_manifest, keeps_originals=not self.request.drop_originals)
         is_whole = self.request.shard is None and summary.num_refined > 0 and not summary.num_pending
         if is_whole:
             self._write_report()
@@ -149,6 +150,11 @@ class Refinery:
             f"thresholds {source}: similarity with the audio {thresholds.audio_text:.3f}, near-duplicate "
             f"{thresholds.duplicate:.3f}, largest loss {thresholds.max_loss:.3f}"
         )
+        if not thresholds.judges:
+            self.say(
+                f"{self.runner.clap.name} does not tell the captions of this data set from exchanged ones (it must prefer "
+                f"a clip's own in {MIN_OWN_WINS:.0%} of the pairs), so no caption is dropped for what it hears."
+            )
         self.run.settings = self.runner.settings = replace(self.run.settings, thresholds=thresholds)
 
     def _do_step(self, step: str, positions: Sequence[int] | None = None) -> None:

@@ -34,6 +34,8 @@ class RefineRequest:
         batch_size: Clips heard at once.
         device: Where CLAP and captioner models compute.
         retry_failed: Whether clips that failed before are tried again.
+        drop_originals: Whether the refined captions take the place of the ones that clips came with, and do not only
+            precede them.
     """
 
     manifest: str
@@ -50,6 +52,7 @@ class RefineRequest:
     batch_size: int = 16
     device: str = "cpu"
     retry_failed: bool = False
+    drop_originals: bool = False
 
     def __post_init__(self):
         if self.engine not in ("async", "batch", "ray") or self.batch not in (None, "submit", "collect"):

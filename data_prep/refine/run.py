@@ -129,13 +129,14 @@ class RefineRun:
         self.stores[step].sync()
         self.stores[step].refresh()
 
-    def finish(self, refined_manifest: Path) -> Summary:
+    def finish(self, refined_manifest: Path, *, keeps_originals: bool = True) -> Summary:
         """Writes the refined manifest, what happened to each clip, and the failures; each file whole or not at all.
 
         While clips are pending, only the failures are written; and nothing by a process that does one shard.
 
         Args:
             refined_manifest: Where the refined manifest goes.
+            keeps_originals: Whether the captions that clips came with stay among their captions.
         """
         counts = {DONE: 0, FAILED: 0, None: 0}
         failures = self._iterate_failures(counts)
@@ -144,7 +145,10 @@ class RefineRun:
         else:
             deque(failures, maxlen=0)
         if self.shard is None and not counts[None] and counts[DONE]:
-            write_manifest(refined_manifest, (apply_refinement(*pair) for pair in self._iterate_refined()))
+            write_manifest(
+                refined_manifest,
+                (apply_refinement(*pair, keeps_originals=keeps_originals) for pair in self._iterate_refined()),
+            )
             rows = (refinement.to_dict() for _, refinement in self._iterate_refined())
             write_json_lines(self.folder / "refinements.jsonl", rows)
         return Summary(

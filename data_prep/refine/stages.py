@@ -301,12 +301,24 @@ def refine_clip(
     return Refinement(id=record.id, original_captions=record.captions, alignment=alignment, fusion=fusion)
 
 
-def apply_refinement(record: Record, refinement: Refinement) -> Record:
-    """Returns the record with its refined captions and where they come from; the originals stay beside them."""
+def apply_refinement(record: Record, refinement: Refinement, *, keeps_originals: bool = True) -> Record:
+    """Returns the record with its refined captions and where they come from.
+
+    Args:
+        record: The clip.
+        refinement: What came of it.
+        keeps_originals: Whether the captions that it came with follow the refined ones, those that are none excepted.
+            Beside the captions, in `original_captions`, all of them stay in any case.
+    """
     fusion = refinement.fusion
     columns = {
         "caption_source": "fallback" if fusion.fell_back else "fused",
         "clap_similarity": fusion.similarity,
         "original_captions": [printable(text) for text in refinement.original_captions],
     }
-    return replace(record, captions=(fusion.caption, *fusion.paraphrases), extra=record.extra | columns)
+    captions = [fusion.caption, *fusion.paraphrases]
+    if keeps_originals:
+        originals = (printable(text) for text in refinement.original_captions if why_not_a_caption(text) is None)
+        known = {caption.casefold() for caption in captions}
+        captions += [text for text in dict.fromkeys(originals) if text.casefold() not in known]
+    return replace(record, captions=tuple(captions), extra=record.extra | columns)

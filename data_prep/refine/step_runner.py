@@ -28,6 +28,7 @@ from data_prep.refine.stages import (
 from qamdt.audio import read_audio
 from qamdt.keyed_rows import FAILED, make_row
 from qamdt.manifest import Record, resolve_clip_path
+from qamdt.precision import check_device
 from whisq.clap import Clap, load_clap
 
 
@@ -44,6 +45,7 @@ class StepRunner:
     """
 
     def __init__(self, manifest: Path, settings: RefineSettings, *, device: str = "cpu"):
+        check_device(device)
         self.manifest = manifest
         self.settings = settings
         self.device = device

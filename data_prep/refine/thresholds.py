@@ -13,6 +13,7 @@ from qamdt.files import read_json
 
 
 MIN_CLIPS = 20
+MIN_OWN_WINS = 0.8  # of a CLAP that may judge a data set: 0.5 is chance, and 20 clips leave it uncertain by 0.065
 FEW_CAPTIONS_SHARE = 0.01  # pairs of captions of different clips that are more alike than a near-duplicate
 
 
@@ -45,6 +46,11 @@ class Thresholds:
             raise ValueError(f"thresholds must have `audio_text` and may have {sorted(known)}, got {sorted(values)}.")
         return cls(**values)
 
+    @property
+    def judges(self) -> bool:
+        """Whether anything at all is dropped for not agreeing with the audio."""
+        return self.audio_text > -1
+
     def to_dict(self) -> dict[str, float]:
         """Returns what JSON can hold."""
         return asdict(self)
@@ -61,6 +67,13 @@ def read_thresholds(path: str | Path) -> Thresholds:
         raise ValueError(f"{path}: {error}") from error
 
 
+def own_wins(similarities: np.ndarray) -> float:
+    """How often a clip is more similar to its own caption than to another's, of similarities `(clips, captions)`."""
+    own = np.diagonal(similarities)[:, None]
+    wins = (own > similarities) + 0.5 * (own == similarities)
+    return float(wins[~np.eye(len(similarities), dtype=bool)].mean())
+
+
 def derive_thresholds(
     audio_embeddings: np.ndarray, text_embeddings: np.ndarray, *, wrong_kept_share: float = 0.15
 ) -> Thresholds:
@@ -70,6 +83,9 @@ def derive_thresholds(
     data set's captions are wrong: `audio_text` lies where only `wrong_kept_share` of the exchanged ones reach it. A
     near-duplicate is more alike than all but a hundredth of the pairs of captions of different clips, and the fused
     caption may lose a tenth of what tells a clip's own captions from exchanged ones.
+
+    All this takes a CLAP that knows such music. One that prefers a clip's own caption to an exchanged one in less than
+    `MIN_OWN_WINS` of the pairs is not believed: the thresholds then drop nothing for what it hears.
 
     Args:
         audio_embeddings: One for each clip `(N, E)`, of unit length.
@@ -87,9 +103,13 @@ def derive_thresholds(
     is_exchanged = ~np.eye(len(similarities), dtype=bool)
     exchanged = similarities[is_exchanged]
     between_captions = (text_embeddings @ text_embeddings.T)[is_exchanged]
+    # Rounding can bring the cosine of equal captions above 1.
+    duplicate = round(min(float(np.quantile(between_captions, 1 - FEW_CAPTIONS_SHARE)), 1.0), 4)
+    if own_wins(similarities) < MIN_OWN_WINS:
+        return Thresholds(audio_text=-1.0, duplicate=duplicate, max_loss=1.0)
     gap = float(np.diagonal(similarities).mean() - exchanged.mean())
     return Thresholds(
         audio_text=round(float(np.quantile(exchanged, 1 - wrong_kept_share)), 4),
-        duplicate=round(float(np.quantile(between_captions, 1 - FEW_CAPTIONS_SHARE)), 4),
+        duplicate=duplicate,
         max_loss=round(max(0.1 * gap, 0.0), 4),
     )

@@ -103,7 +103,10 @@ def read_alias(body: Mapping[str, Any], engine: Engine, settings: ServiceSetting
 
 def _read_request(values: dict[str, Any]) -> GenerationRequest:
     """A request whose seed, if none is given, is drawn; clients are told which."""
-    return GenerationRequest.from_dict({"seed": secrets.randbelow(2**32)} | values)
+    request = GenerationRequest.from_dict({"seed": secrets.randbelow(2**32)} | values)
+    if not isinstance(request.prompt, str):
+        raise ValueError(f"`prompt` must be a text, got {request.prompt!r}.")
+    return request
 
 
 def make_job(

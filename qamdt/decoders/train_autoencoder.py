@@ -18,6 +18,7 @@ import torch
 from torch import nn
 
 from qamdt.audio import LogMel
+from qamdt.complete_weights import load_complete
 from qamdt.cpu_memory import keep_freed_memory
 from qamdt.decoders.fitting import RandomCrops, add_fit_arguments, fit, fit_options, run_command
 from qamdt.decoders.spectral_losses import (
@@ -158,7 +159,7 @@ def main(argv: list[str] | None = None) -> None:
     torch.manual_seed(arguments.seed)
 
     crops = RandomCrops(arguments.manifest, arguments.batch_size, arguments.crop_in_s)
-    autoencoder = AutoencoderWaveform.from_pretrained(arguments.init) if arguments.init else AutoencoderWaveform()
+    autoencoder = load_complete(AutoencoderWaveform, arguments.init) if arguments.init else AutoencoderWaveform()
     autoencoder.register_to_config(latents_mean=None, latents_std=None)  # the loss is of latents as they are
     loss_module = AutoencoderLoss(
         autoencoder,

@@ -16,6 +16,7 @@ from diffusers import AutoencoderKL
 from torch import nn
 
 from qamdt.audio import LogMel
+from qamdt.complete_weights import load_complete
 from qamdt.cpu_memory import keep_freed_memory
 from qamdt.decoders.fitting import RandomCrops, add_fit_arguments, fit, fit_options, run_command
 from qamdt.decoders.spectral_losses import loudness_error
@@ -108,7 +109,7 @@ def main(argv: list[str] | None = None) -> None:
     crops = RandomCrops(arguments.manifest, arguments.batch_size, arguments.crop_in_s)
     sample = LogMel()(crops.draw(torch.Generator().manual_seed(arguments.seed)))
     if arguments.init:
-        vae = AutoencoderKL.from_pretrained(arguments.init)
+        vae = load_complete(AutoencoderKL, arguments.init)
     else:
         vae = build_vae(arguments.channels, arguments.latent_channels, sample.mean().item(), sample.std().item())
     if arguments.freeze_encoder:

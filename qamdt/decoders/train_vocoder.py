@@ -15,6 +15,7 @@ from diffusers import AutoencoderKL
 from torch import nn
 
 from qamdt.audio import LogMel
+from qamdt.complete_weights import load_complete
 from qamdt.cpu_memory import keep_freed_memory
 from qamdt.decoders.fitting import RandomCrops, add_fit_arguments, fit, fit_options, run_command
 from qamdt.decoders.spectral_losses import multi_resolution_stft_distance, waveform_loudness_error
@@ -78,9 +79,9 @@ def main(argv: list[str] | None = None) -> None:
 
     crops = RandomCrops(arguments.manifest, arguments.batch_size, arguments.crop_in_s)
     sample = LogMel()(crops.draw(torch.Generator().manual_seed(arguments.seed)))
-    vae = AutoencoderKL.from_pretrained(arguments.vae) if arguments.vae else None
+    vae = load_complete(AutoencoderKL, arguments.vae) if arguments.vae else None
     if arguments.init:
-        vocoder = ISTFTVocoder.from_pretrained(arguments.init)
+        vocoder = load_complete(ISTFTVocoder, arguments.init)
     else:
         vocoder = ISTFTVocoder(
             dim=arguments.dim,

@@ -20,6 +20,7 @@ from torch import nn
 from transformers import AutoTokenizer, SpeechT5HifiGan, T5EncoderModel
 
 from qamdt.audio import SAMPLING_RATE
+from qamdt.complete_weights import load_complete
 from qamdt.files import write_json
 from qamdt.models.transformer_qamdt import QAMDTTransformer2DModel
 from qamdt.published.convert_decoders import (
@@ -417,7 +418,7 @@ def _build_scheduler(state_dict: StateDict) -> DDIMScheduler:
 def _build_text_encoder(state_dict: StateDict, fallback: str | os.PathLike) -> T5EncoderModel:
     original = without_prefix(state_dict, "cond_stage_models.0.model.")
     if not original:
-        return T5EncoderModel.from_pretrained(fallback)
+        return load_complete(T5EncoderModel, fallback)
     with torch.device("meta"):
         text_encoder = T5EncoderModel(text_encoder_config_from_original(original))
     # One table of words under two names.

@@ -5,6 +5,7 @@ from pathlib import Path
 
 import torch
 
+from qamdt.complete_weights import load_complete
 from qamdt.embedded import default_model_dir
 from qamdt.models.transformer_qamdt import QAMDTTransformer2DModel
 from qamdt.training.config import LoraConfig, TrainConfig
@@ -24,7 +25,7 @@ def build_model(config: TrainConfig) -> QAMDTTransformer2DModel:
         return QAMDTTransformer2DModel(**config.model)
     source, subfolder = _find_network(config.run.init_from)
     arguments = read_model_config(config)
-    model = QAMDTTransformer2DModel.from_pretrained(source, subfolder=subfolder, torch_dtype=torch.float32)
+    model = load_complete(QAMDTTransformer2DModel, source, subfolder=subfolder, torch_dtype=torch.float32)
     added = {key: arguments[key] for key in ADDITIONS if arguments.get(key) and not model.config[key]}
     latent_shape = _differing(model, {key: arguments[key] for key in LATENT_SHAPE if key in arguments})
     if added or latent_shape:

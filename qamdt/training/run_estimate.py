@@ -46,7 +46,7 @@ def describe_run(config: TrainConfig) -> str:
         f"Precision: {config.run.mixed_precision}, {reason}.\n"
         f"Memory of each process, estimated for batches of {config.run.batch_size}:\n{parts}\n"
         f"  {'together':<34}{sum(memory.values()) / 2**30:8.2f} GiB\n"
-        f"About {tokens_per_s:.0f} tokens or {tokens_per_s / num_tokens:.2f} crops a second on this machine's "
+        f"About {in_digits(tokens_per_s)} tokens or {in_digits(tokens_per_s / num_tokens)} crops a second on this machine's "
         f"{device.type}, forward and backward through the full network, judged by one block."
     )
 
@@ -136,6 +136,11 @@ def measure_block(
             if num_crops == batch_size or seconds > PATIENCE_IN_S:
                 return sum(kept.values()), seconds_per_crop
             num_crops = min(2 * num_crops, batch_size)
+
+
+def in_digits(value: float) -> str:
+    """A positive number in two digits or, from ten on, as a whole one: never 0, however slow the machine."""
+    return f"{value:.0f}" if value >= 10 else f"{value:.2g}"
 
 
 def _optimizer_bytes(model: QAMDTTransformer2DModel, config: OptimConfig) -> int:
