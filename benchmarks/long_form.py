@@ -1,7 +1,7 @@
 """What becomes of a clip past the length that the network knows, at the joints of an inpainted one, and of a loop.
 
     python -m benchmarks.long_form --seconds 30 180 --steps 8 --guidance 1
-    python -m benchmarks.long_form --plots /tmp/long_form
+    python -m benchmarks.long_form --seeds 0 1 2 3 --strengths --steps 15 --plots /tmp/long_form
 
 For clips of each length, shortest first: CPU-seconds, the peak memory of the process so far, how many windows it took, how
 far the beat of the last 20 seconds is from where the tempo asked for puts it, and the spectral flux where windows begin

@@ -174,6 +174,7 @@ def _add_restore(commands: argparse._SubParsersAction) -> None:
     parser.add_argument(
         "-o", "--output", type=Path, default=Path("restored.wav"), help="sound file to write (%(default)s)"
     )
+    parser.add_argument("--overwrite", action="store_true", help="replace files that were not made by this command")
     parser.add_argument("--prompt", default="", metavar="TEXT", help="what is played, if you like to say it")
     parser.add_argument("--strength", type=float, help="how much is changed, from 0 to 1 (chosen from the scores)")
     parser.add_argument("--good-score", type=float, help='from here on it is left alone (where "high" begins)')
@@ -303,6 +304,7 @@ def _restore(arguments: argparse.Namespace) -> None:
         good_score=arguments.good_score,
         scorer=arguments.scorer,
         device=arguments.device,
+        overwrite=arguments.overwrite,
     )
 
 

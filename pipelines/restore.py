@@ -17,7 +17,7 @@ from pipelines.request import GenerationRequest
 from pipelines.restoration import Restoration
 from qamdt.audio import write_audio
 from qamdt.files import write_json
-from qamdt.outputs import check_output, has_fields
+from qamdt.outputs import OVERWRITE_HINT, check_output, has_fields
 
 
 def restore_file(
@@ -29,6 +29,7 @@ def restore_file(
     good_score: float | None,
     scorer: str | None,
     device: str | None,
+    overwrite: bool = False,
 ) -> None:
     """Restores a recording.
 
@@ -40,12 +41,16 @@ def restore_file(
         good_score: As there.
         scorer: Folder or Hub id of a WhisQ scorer; the embedded one when `None`.
         device: Where to compute; a GPU where there is one when `None`.
+        overwrite: Whether files that were not made here may be replaced; the recording never is.
+
+    Raises:
+        ValueError: `output` is the recording itself.
+        FileExistsError: It is there, and something else made it.
     """
-    if output.exists() and output.samefile(audio):
-        raise argparse.ArgumentTypeError(f"-o must not be the recording itself, got {str(output)!r}")
-    is_ours = has_fields(record_path(output), ["restoration"])
-    for path in (output, record_path(output)):
-        check_output(path, inputs=[audio], is_ours=lambda path: is_ours)
+    for file in (output, record_path(output)):
+        check_output(
+            file, inputs=[audio], is_ours=lambda file: overwrite or is_our_restoration(file), hint=OVERWRITE_HINT
+        )
     device = choose_device(device)
     request = decide(request, device)
     models = identify_models(request)
@@ -80,6 +85,11 @@ def restore_file(
     write_json(record_path(output), {"restoration": record | facts})
     tqdm.write(summarize_restoration(restored))
     tqdm.write(str(output))
+
+
+def is_our_restoration(path: Path) -> bool:
+    """Whether a sound file, or the record beside one, was written by this command."""
+    return has_fields(record_path(path), ["restoration"])
 
 
 def describe_restoration(restored: Restoration, sound: Master, request: GenerationRequest) -> dict[str, Any]:

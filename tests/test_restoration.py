@@ -137,12 +137,16 @@ def test_the_command_writes_the_sound_and_its_scores(pipe_dir, scorer_dir, tmp_p
     assert 1 <= record["before"]["overall_quality"] <= 5
     assert record["after"]["frame_overall_quality"]
     assert "1.0 of 1.0 s changed at strength 0.60" in capsys.readouterr().out
-    for arguments, message in [
-        (["restore", "none.wav"], "AUDIO must be a file, got 'none.wav'"),
-        (["restore", "old.wav", "-o", "old.wav"], "-o must not be the recording itself"),
-        (["restore", "old.wav", "-o", "new.aiff"], "`-o` must end in one of"),
-        (["restore", "old.wav", "--steps", "0"], "`steps` must be an integer of at least 1"),
-        ([*command, "--strength", "2"], "`strength` must be a number at least 0 and at most 1"),
+    for status, arguments, message in [
+        (2, ["restore", "none.wav"], "AUDIO must be a file, got 'none.wav'"),
+        (2, ["restore", "old.wav", "-o", "new.aiff"], "`-o` must end in one of"),
+        (2, ["restore", "old.wav", "--steps", "0"], "`steps` must be an integer of at least 1"),
+        (2, [*command, "--strength", "2"], "`strength` must be a number at least 0 and at most 1"),
+        (1, ["restore", "old.wav", "-o", "old.wav", "--overwrite"], "would be written over, and it is an input"),
+        (1, ["restore", "new.flac", "-o", "foreign.wav"], "is there already, and this command did not make it"),
     ]:
-        assert main(arguments) == 2
+        soundfile.write("foreign.wav", np.zeros(100), 16_000)
+        assert main(arguments) == status
         assert message in capsys.readouterr().err
+    # Its own file may be made again.
+    assert main([*command, "--good-score", "5", "--strength", "0.6", "-o", "new.flac"]) == 0
