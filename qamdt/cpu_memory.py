@@ -30,3 +30,12 @@ def keep_freed_memory() -> bool:
         _M_ARENA_MAX: 1,  # the thread of the backward pass would get an arena of its own, which cannot grow past 64 MiB
     }
     return all(mallopt(option, value) == 1 for option, value in settings.items())
+
+
+def return_freed_memory() -> None:
+    """Asks glibc to return freed memory to the kernel now; does nothing on systems without glibc.
+
+    Batches of many sizes leave holes that the next one does not fit into, so a long job would hold ever more memory.
+    """
+    if platform.libc_ver()[0] == "glibc":
+        ctypes.CDLL(None).malloc_trim(0)

@@ -25,8 +25,9 @@ def check_device(device: torch.device | str) -> torch.device:
         found = torch.device(device)
     except (RuntimeError, TypeError):
         found = None
-    # A device without number is the current one, which is there if any of its kind is.
-    if found is None or not any(name == str(found) or name.split(":")[0] == str(found) for name in here):
+    # A device without number is the current one, which is there if any of its kind is; accelerate numbers the CPU.
+    is_here = str(found) in {"cpu:0", *here, *(name.split(":")[0] for name in here)}
+    if found is None or not is_here:
         raise ValueError(f"`device` must be among {', '.join(here)}, which this machine has, got {str(device)!r}.")
     return found
 

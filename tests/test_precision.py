@@ -51,6 +51,7 @@ def test_a_device_that_this_machine_has_not_is_an_error_of_one_line(tmp_path, ca
     from whisq import cli as whisq_cli
 
     assert check_device("cpu") == torch.device("cpu")
+    assert check_device("cpu:0") == torch.device("cpu", 0)  # what accelerate calls it
     write_audio(tmp_path / "a.wav", torch.zeros(16_000), 16_000)
     (tmp_path / "m.jsonl").write_text('{"id": "a", "path": "a.wav", "duration_in_s": 1.0}\n', encoding="utf-8")
     manifest = ["--manifest", str(tmp_path / "m.jsonl")]

@@ -21,6 +21,7 @@ import torch
 from torch.utils.data import DataLoader
 from tqdm import tqdm
 
+from qamdt.cpu_memory import return_freed_memory
 from qamdt.files import printable
 from qamdt.keyed_rows import FAILED, KeyedRows, file_identity, make_key
 from whisq.scorer import ClipScore, WhisQScorer
@@ -173,6 +174,7 @@ def score_group(
             for (index, _), score in zip(heard, scored, strict=True):
                 window_scores[index].append(score)
         on_progress(len(requests))
+        return_freed_memory()
     scores: dict[int, ClipScore | str] = dict(errors)
     for index in windows.keys() - errors.keys():
         *some, last = windows[index]
