@@ -115,9 +115,9 @@ def test_kill_9_loses_and_repeats_nothing(music, unbroken, run, scorer_dir, tmp_
     out = tmp_path / "scores.jsonl"
     score_group = collection.score_group
 
-    def slowly(*arguments):
+    def slowly(*arguments, on_progress):
         time.sleep(0.05)
-        return score_group(*arguments)
+        return score_group(*arguments, on_progress=on_progress)
 
     def run_slowly():
         torch.set_num_threads(1)  # threads of the parent do not live on in a forked process
