@@ -17,13 +17,12 @@ import soxr
 import torch
 
 from qamdt.complete_weights import load_complete
+from qamdt.files import read_json
+from whisq.modeling_clap import MiniClap
 
 
 if TYPE_CHECKING:
     from transformers import ClapFeatureExtractor, ClapModel, PreTrainedTokenizerBase
-
-    from qamdt.files import read_json
-from whisq.modeling_clap import MiniClap
 
 
 EMBEDDED = "embedded"
