@@ -143,7 +143,7 @@ def test_bad_clips_are_counted_listed_and_tried_again(manifest, encoders_dir, tm
     assert "2 bad clips, listed in" in capsys.readouterr().err
     listed = [json.loads(line) for line in (tmp_path / "latents" / "bad_clips.jsonl").read_text().splitlines()]
     assert [clip["id"] for clip in listed] == ["clip-3", "clip-5"]
-    assert "shorter than one latent frame" in listed[1]["error"]
+    assert "its file ends 0.30 s before the clip should" in listed[1]["error"]
 
     (manifest.parent / "3.wav").write_bytes(good)
     assert run(manifest, encoders_dir, tmp_path / "latents") == 1

@@ -168,5 +168,5 @@ def test_latents_of_another_autoencoder_or_size_are_refused(latents, pipe_dir, t
     with pytest.raises(ValueError, match="were made by another autoencoder"):
         train_qamdt.train(make_config(latents, pipe_dir, tmp_path / "run"), StopAfter())
     config = make_config(latents, pipe_dir, tmp_path / "run", model={"in_channels": 8, "sample_size": [16, 4]})
-    with pytest.raises(ValueError, match="which `model` contradicts"):
+    with pytest.raises(ValueError, match="has `latent_channels` 4, but the network's `in_channels` is 8"):
         train_qamdt.train(config, StopAfter())

@@ -53,7 +53,7 @@ def test_cached_states_are_what_the_encoder_says_of_the_clip_alone(tmp_path, tow
 
 
 def test_a_killed_run_is_completed_without_encoding_anything_twice(tmp_path, tower, clips, monkeypatch):
-    write = features.save_file
+    write = features.write_tensors
     calls = []
 
     def write_once(*arguments):
@@ -61,10 +61,10 @@ def test_a_killed_run_is_completed_without_encoding_anything_twice(tmp_path, tow
             raise KeyboardInterrupt
         calls.append(write(*arguments))
 
-    monkeypatch.setattr(features, "save_file", write_once)
+    monkeypatch.setattr(features, "write_tensors", write_once)
     with pytest.raises(KeyboardInterrupt):
         fill(tmp_path / "store", tower, clips)
-    monkeypatch.setattr(features, "save_file", write)
+    monkeypatch.setattr(features, "write_tensors", write)
     encoded = []
     encode = tower.encode
     monkeypatch.setattr(

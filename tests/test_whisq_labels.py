@@ -215,6 +215,7 @@ def test_filtering_keeps_manifest_lines_as_they_are(tmp_path, capsys):
     said = capsys.readouterr()
     assert "kept 90 clips" in said.out
     assert "dropped: m.jsonl, line 102: the fields ['path'] are missing" in said.err
+    (tmp_path / "kept.jsonl").unlink()
     assert main([*command, "--manifest", str(tmp_path / "elsewhere" / "m.jsonl")]) == 1
     assert "must lie beside the manifest" in capsys.readouterr().err
 
