@@ -177,7 +177,7 @@ def test_runs_refuse_folders_of_others(tmp_path, capsys):
         (tmp_path / name).mkdir()
         (tmp_path / name / "thesis.txt").write_bytes(TEXT)
     before = content(tmp_path)
-    assert train_qamdt.main([f"run.output_dir={tmp_path}", "data.latents=none"]) == 2
+    assert train_qamdt.main([f"run.output_dir={tmp_path}", f"data.latents={tmp_path.parent / 'latents'}"]) == 2
     assert train_clap.main(["--manifest", "none.jsonl", "--output-dir", str(tmp_path)]) == 2
     assert capsys.readouterr().err.count("did not make it") == 2
     with pytest.raises(FileExistsError, match="holds 'vae'"):
@@ -196,7 +196,7 @@ def test_a_second_writer_is_refused_by_name(music, capsys, scorer_dir, tmp_path)
     run = tmp_path / "run"
     options = FitOptions(output_dir=run, num_steps=1, learning_rate=1e-3)
     with claim_folder(run):
-        assert train_qamdt.main([f"run.output_dir={run}", "data.latents=none"]) == 2
+        assert train_qamdt.main([f"run.output_dir={run}", f"data.latents={tmp_path.parent / 'latents'}"]) == 2
         assert train_clap.main(["--manifest", "none.jsonl", "--output-dir", str(run)]) == 2
         assert capsys.readouterr().err.count("another process is writing") == 2
         with pytest.raises(RuntimeError, match="another process is writing"):
