@@ -5,13 +5,17 @@ import math
 import pytest
 import torch
 
-from qamdt.decoders.spectral_losses import fine_frequency_error
+from qamdt.audio import write_audio
+from qamdt.decoders.spectral_losses import attack_error, fine_frequency_error
 from qamdt.decoders.train_autoencoder import (
     AutoencoderLoss,
     effective_rank,
     export_autoencoder,
+    main,
+    measure_channels,
     pitch_class_filters,
 )
+from qamdt.manifest import Record, write_manifest
 from qamdt.models.autoencoder_waveform import AutoencoderWaveform, ConvNeXtStage
 from tests.tiny_autoencoders import build_autoencoder_waveform
 
@@ -57,7 +61,7 @@ def test_exported_latents_have_unit_variance_in_every_channel_and_sound_the_same
     waveforms = torch.randn(4, 25_600) * 0.1
     before = autoencoder(waveforms).sample
     own_latents = autoencoder.encode(waveforms).latent_dist.mode()
-    export_autoencoder(autoencoder, waveforms, tmp_path)
+    export_autoencoder(autoencoder, measure_channels(autoencoder, waveforms), tmp_path)
     # The one that trains goes on as it was: its loss is of its own latents.
     torch.testing.assert_close(autoencoder.encode(waveforms).latent_dist.mode(), own_latents)
 
@@ -106,7 +110,13 @@ def test_blocks_of_a_stage_count_whatever_the_size_of_what_comes_in():
 
 def test_the_loss_trains_every_weight_and_repeats(autoencoder):
     loss = AutoencoderLoss(
-        autoencoder.train(), kl_target=0.0, kl_weight=0.05, masked_share=0.5, pitch_weight=0.1, bf16=False
+        autoencoder.train(),
+        kl_target=0.0,
+        kl_weight=0.05,
+        masked_share=0.5,
+        pitch_weight=0.1,
+        attack_weight=0.3,
+        bf16=False,
     )
     waveforms = torch.randn(2, 20_480) * 0.1
     first, second = (loss(waveforms, torch.Generator().manual_seed(1))["loss"] for _ in range(2))
@@ -118,7 +128,13 @@ def test_the_loss_trains_every_weight_and_repeats(autoencoder):
 
 def test_a_few_steps_lower_the_loss(autoencoder):
     loss = AutoencoderLoss(
-        autoencoder.train(), kl_target=3.0, kl_weight=0.05, masked_share=0.25, pitch_weight=0.1, bf16=False
+        autoencoder.train(),
+        kl_target=3.0,
+        kl_weight=0.05,
+        masked_share=0.25,
+        pitch_weight=0.1,
+        attack_weight=0.3,
+        bf16=False,
     )
     optimizer = torch.optim.AdamW(loss.parameters(), lr=3e-3)
     waveforms = torch.cat([sine(220.0), sine(330.0)])
@@ -130,3 +146,41 @@ def test_a_few_steps_lower_the_loss(autoencoder):
         optimizer.step()
         values.append(value.item())
     assert values[-1] < 0.8 * values[0]
+
+
+def test_the_attack_error_hears_a_slow_beginning_and_no_other_difference():
+    time = torch.arange(20_480) / 16_000
+    tone = sine(220.0)
+    sharp = tone * (time % 0.4 > 0.2)
+    soft = tone * ((time % 0.4 - 0.2) / 0.1).clamp(0, 1)
+    assert attack_error(sharp, sharp) == 0
+    assert attack_error(soft, sharp) > 0.5
+    assert attack_error(1.1 * sharp, sharp) < 0.2 * attack_error(soft, sharp)
+    late = sharp.roll(320, dims=1)  # 20 ms: past the window, so no attack is where it should be
+    assert attack_error(late, sharp) > attack_error(soft, sharp)
+
+
+def test_a_frozen_encoder_leaves_the_latents_as_they_were(tmp_path):
+    manifest = tmp_path / "manifest.jsonl"
+    write_audio(tmp_path / "tone.flac", sine(220.0)[0], 16_000)
+    write_manifest(manifest, [Record(id="tone", path="tone.flac", duration_in_s=1.28)])
+    build_autoencoder_waveform(8).save_pretrained(tmp_path / "first")
+    command = ["--manifest", str(manifest), "--crop-in-s", "0.64", "--batch-size", "2", "--num-steps", "2"]
+    main([*command, "--init", str(tmp_path / "first"), "--freeze-encoder", "--output-dir", str(tmp_path / "run")])
+
+    before, after = (
+        AutoencoderWaveform.from_pretrained(folder)
+        for folder in (tmp_path / "first", tmp_path / "run" / "autoencoder")
+    )
+    assert after.config.latents_std == before.config.latents_std
+    changed = [
+        name for name, weight in after.state_dict().items() if not torch.equal(weight, before.state_dict()[name])
+    ]
+    assert changed
+    assert all(name.startswith("decoder.") for name in changed)
+
+
+def test_a_frozen_encoder_needs_one(tmp_path, capsys):
+    with pytest.raises(SystemExit):
+        main(["--manifest", "none.jsonl", "--freeze-encoder", "--output-dir", str(tmp_path)])
+    assert "`--init`" in capsys.readouterr().err

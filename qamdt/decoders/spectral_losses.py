@@ -139,3 +139,37 @@ def fine_frequency_error(
 def _magnitude(spectrum: torch.Tensor) -> torch.Tensor:
     """Magnitudes floored at 1e-4, with a gradient everywhere."""
     return (spectrum.real.square() + spectrum.imag.square()).clamp(min=1e-8).sqrt()
+
+
+def attack_error(
+    predicted: torch.Tensor, target: torch.Tensor, resolutions: tuple[int, ...] = (256, 512)
+) -> torch.Tensor:
+    """How far apart the attacks are: what rises from one short frame to the next, in each bin and in all together.
+
+    Distances of magnitudes count the steady part of every note, many frames long, and the few frames of its beginning
+    hardly at all, so a decoder that is unsure when a note begins may let it fade in. Here nothing but beginnings counts.
+
+    Args:
+        predicted: Waveforms of shape `(batch, samples)`.
+        target: Waveforms of the same shape.
+        resolutions: Window lengths in samples.
+
+    Returns:
+        A scalar tensor: the absolute difference of the rises of compressed magnitudes as a share of the target's rises,
+        over bins and frames plus over frames alone, averaged over window lengths; 0 for equal magnitudes.
+    """
+    errors = []
+    for n_fft in resolutions:
+        predicted_rises, target_rises = _rises(predicted, n_fft), _rises(target, n_fft)
+        for dims in ((), (1,)):
+            ours = predicted_rises.sum(dim=dims) if dims else predicted_rises
+            theirs = target_rises.sum(dim=dims) if dims else target_rises
+            difference = (ours - theirs).abs().flatten(1).sum(dim=1)
+            errors.append((difference / theirs.flatten(1).sum(dim=1).clamp(min=1e-3)).mean())
+    return 2 * torch.stack(errors).mean()
+
+
+def _rises(waveforms: torch.Tensor, n_fft: int) -> torch.Tensor:
+    """By how much compressed magnitudes grow over half a window, `(batch, frequency_bins, frames)`."""
+    compressed = magnitude_spectrum(waveforms, n_fft) ** 0.3
+    return (compressed[..., 2:] - compressed[..., :-2]).relu()

@@ -22,6 +22,7 @@ from qamdt.complete_weights import load_complete
 from qamdt.cpu_memory import keep_freed_memory
 from qamdt.decoders.fitting import RandomCrops, add_fit_arguments, fit, fit_options, run_command
 from qamdt.decoders.spectral_losses import (
+    attack_error,
     fine_frequency_error,
     multi_resolution_stft_distance,
     waveform_loudness_error,
@@ -41,6 +42,7 @@ class AutoencoderLoss(nn.Module):
         kl_weight: Weight of what lies above.
         masked_share: Share of the crops whose upper channels are hidden.
         pitch_weight: Weight of the pitch classes that a linear map finds in the latents.
+        attack_weight: Weight of how exactly notes begin.
         bf16: Whether the network runs in bfloat16.
     """
 
@@ -52,6 +54,7 @@ class AutoencoderLoss(nn.Module):
         kl_weight: float,
         masked_share: float,
         pitch_weight: float,
+        attack_weight: float,
         bf16: bool,
     ):
         super().__init__()
@@ -68,6 +71,7 @@ class AutoencoderLoss(nn.Module):
         self.kl_weight = kl_weight
         self.masked_share = masked_share
         self.pitch_weight = pitch_weight
+        self.attack_weight = attack_weight
         self.bf16 = bf16
 
     def forward(self, waveforms: torch.Tensor, generator: torch.Generator) -> dict[str, torch.Tensor]:
@@ -85,6 +89,7 @@ class AutoencoderLoss(nn.Module):
             "stft": multi_resolution_stft_distance(predicted, waveforms),
             "loudness": waveform_loudness_error(predicted, waveforms),
             "fine": fine_frequency_error(predicted, waveforms, self.autoencoder.config.sampling_rate),
+            "attack": attack_error(predicted, waveforms),
             "pitch": self._pitch_error(mean, waveforms),
             "kl": 0.5 * (mean.square() + log_variance.exp() - 1 - log_variance).mean(),
             "rank": effective_rank(mean.detach().squeeze(-1).transpose(1, 2).flatten(0, 1)),
@@ -94,6 +99,7 @@ class AutoencoderLoss(nn.Module):
             + 0.5 * parts["stft"]
             + 0.3 * parts["loudness"]
             + 0.7 * parts["fine"]
+            + self.attack_weight * parts["attack"]
             + self.pitch_weight * parts["pitch"]
             + self.kl_weight * (parts["kl"] - self.kl_target).relu()
         )
@@ -141,17 +147,21 @@ def pitch_class_filters(sampling_rate: int, n_fft: int) -> torch.Tensor:
 
 
 @torch.no_grad()
-def export_autoencoder(autoencoder: AutoencoderWaveform, waveforms: torch.Tensor, folder: Path) -> None:
+def measure_channels(autoencoder: AutoencoderWaveform, waveforms: torch.Tensor) -> dict[str, list[float]]:
+    """Mean and standard deviation of each latent channel on music `(batch, samples)`, by their names in the config."""
+    latents = autoencoder.encode(waveforms).latent_dist.sample(torch.Generator().manual_seed(0))
+    return {"latents_mean": latents.mean(dim=(0, 2, 3)).tolist(), "latents_std": latents.std(dim=(0, 2, 3)).tolist()}
+
+
+def export_autoencoder(autoencoder: AutoencoderWaveform, channels: dict[str, list[float]], folder: Path) -> None:
     """Writes an autoencoder whose latents have unit variance in every channel; the one that trains stays as it is.
 
     Args:
         autoencoder: The network, with latents as it has them itself.
-        waveforms: Music to measure the channels on, `(batch, samples)`.
+        channels: What `measure_channels` found.
         folder: Where the model goes.
     """
-    latents = autoencoder.encode(waveforms).latent_dist.sample(torch.Generator().manual_seed(0))
-    mean, std = latents.mean(dim=(0, 2, 3)).tolist(), latents.std(dim=(0, 2, 3)).tolist()
-    autoencoder.register_to_config(latents_mean=mean, latents_std=std)
+    autoencoder.register_to_config(**channels)
     autoencoder.save_pretrained(folder)
     autoencoder.register_to_config(latents_mean=None, latents_std=None)
 
@@ -165,13 +175,19 @@ def main(argv: list[str] | None = None) -> None:
     parser.add_argument("--kl-weight", type=float, default=0.05, help="of the nats above (%(default)s)")
     parser.add_argument("--masked-share", type=float, default=0.25, help="crops with hidden channels (%(default)s)")
     parser.add_argument("--pitch-weight", type=float, default=0.1, help="of linearly readable pitch (%(default)s)")
+    parser.add_argument("--attack-weight", type=float, default=0.3, help="of when notes begin (%(default)s)")
+    parser.add_argument("--freeze-encoder", action="store_true", help="train the decoder alone: latents stay valid")
     parser.add_argument("--init", type=Path, help="folder of an autoencoder to start from, instead of a new one")
     arguments = parser.parse_args(argv)
+    if arguments.freeze_encoder and arguments.init is None:
+        parser.error("`--freeze-encoder` keeps the encoder of `--init`; give its folder.")
     keep_freed_memory()
     torch.manual_seed(arguments.seed)
 
     crops = RandomCrops(arguments.manifest, arguments.batch_size, arguments.crop_in_s)
     autoencoder = load_complete(AutoencoderWaveform, arguments.init) if arguments.init else AutoencoderWaveform()
+    channels_of_init = {name: autoencoder.config[name] for name in ("latents_mean", "latents_std")}
+    autoencoder.encoder.requires_grad_(not arguments.freeze_encoder)
     autoencoder.register_to_config(latents_mean=None, latents_std=None)  # the loss is of latents as they are
     loss_module = AutoencoderLoss(
         autoencoder,
@@ -179,14 +195,17 @@ def main(argv: list[str] | None = None) -> None:
         kl_weight=arguments.kl_weight,
         masked_share=arguments.masked_share,
         pitch_weight=arguments.pitch_weight,
+        attack_weight=arguments.attack_weight,
         bf16=arguments.bf16,
     )
     generator = torch.Generator().manual_seed(arguments.seed)
     sample = torch.cat([crops.draw(generator) for _ in range(4)])
 
     def export(trained: AutoencoderLoss) -> None:
-        folder = arguments.output_dir / "autoencoder"
-        export_autoencoder(trained.autoencoder, sample.to(trained.autoencoder.device), folder)
+        channels = channels_of_init
+        if not arguments.freeze_encoder:
+            channels = measure_channels(trained.autoencoder, sample.to(trained.autoencoder.device))
+        export_autoencoder(trained.autoencoder, channels, arguments.output_dir / "autoencoder")
 
     fit(loss_module, crops, fit_options(arguments, crops), export)
 
