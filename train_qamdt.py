@@ -132,7 +132,7 @@ def train_model(config: TrainConfig, accelerator: Accelerator, stop: StopSignal)
             say(accelerator, changes)
     state["data"] = describe_data(dataset)
     if accelerator.is_main_process:
-        prepare_output(config, dataset, state["step"])
+        prepare_output(config, dataset, model, state["step"])
     sampler = EpochSampler(
         dataset.buckets(),
         batch_size=run.batch_size,
@@ -286,7 +286,7 @@ def load_checkpoint(
     return {"losses": [], **state}
 
 
-def prepare_output(config: TrainConfig, dataset: LatentDataset, step: int) -> None:
+def prepare_output(config: TrainConfig, dataset: LatentDataset, model: QAMDTTransformer2DModel, step: int) -> None:
     """Writes what the run's folder holds from the beginning: its settings, and the parts that checkpoints share."""
     if config.preview.prompts:
         check_matplotlib("`preview.prompts`")
@@ -307,6 +307,8 @@ def prepare_output(config: TrainConfig, dataset: LatentDataset, step: int) -> No
         save_components(
             config.run.pipeline,
             components,
+            name=output_dir.resolve().name,
+            transformer=model,
             scheduler=scheduler,
             scaling_factor=dataset.scaling_factor,
             quality_stats=None if stats is None else stats.to_dict(),

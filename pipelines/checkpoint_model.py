@@ -42,15 +42,19 @@ def save_components(
     pipeline: str,
     folder: Path,
     *,
+    name: str,
+    transformer: QAMDTTransformer2DModel,
     scheduler: SchedulerMixin,
     scaling_factor: float,
     quality_stats: dict[str, Any] | None,
 ) -> None:
-    """Writes all of a pipeline but the transformer, which a training run adds.
+    """Writes all of a pipeline, its model card included, but the transformer, which a training run adds.
 
     Args:
         pipeline: Folder or Hub id of a pipeline with the autoencoder that made the latents, or `embedded`.
         folder: Folder to write to.
+        name: What the model is called.
+        transformer: The network that trains.
         scheduler: Fits the training's noise schedule.
         scaling_factor: What the training multiplies latents with.
         quality_stats: `QualityStats.to_dict()` of the training set.
@@ -63,9 +67,10 @@ def save_components(
     if pipe.config.text_encoder_package is not None:
         pipe.register_modules(text_encoder=None, tokenizer=None)
     pipe.save_config(folder)
-    for name, component in pipe.components.items():
-        if name != "transformer" and component is not None:
-            component.save_pretrained(folder / name)
+    for part, component in pipe.components.items():
+        if part != "transformer" and component is not None:
+            component.save_pretrained(folder / part)
+    pipe.save_card(folder, name, transformer=transformer)
 
 
 def save_lora(model: QAMDTTransformer2DModel, averages: dict[str, torch.Tensor], folder: Path) -> None:

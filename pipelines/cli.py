@@ -15,7 +15,7 @@ from pathlib import Path
 from pipelines.evaluation import command as evaluation
 from pipelines.input_checks import check_count
 from pipelines.listening import command as listening
-from pipelines.request import CRITERIA, DTYPES, SAMPLER_NAMES, GenerationRequest
+from pipelines.request import CRITERIA, DTYPES, RESTORING, SAMPLER_NAMES, GenerationRequest
 from qamdt import __version__
 from qamdt.audio_formats import find_audio_format
 from qamdt.quality_words import QUALITY_WORDS, list_words
@@ -180,11 +180,15 @@ def _add_restore(commands: argparse._SubParsersAction) -> None:
     parser.add_argument("--good-score", type=float, help='from here on it is left alone (where "high" begins)')
     parser.add_argument("--scorer", metavar="MODEL", help="folder or Hub id of a WhisQ scorer (the embedded one)")
     parser.add_argument("--steps", type=int, help="denoising steps of the whole schedule (25)")
-    parser.add_argument("--guidance", type=float, default=1.0, help="guidance scale; 1 is off (%(default)s)")
+    parser.add_argument(
+        "--guidance", type=float, default=RESTORING["guidance"], help="guidance scale; 1 is off (%(default)s)"
+    )
     parser.add_argument("--seed", type=int, default=default.seed, help="same seed, same result (%(default)s)")
     parser.add_argument("--sampling-rate", type=int, metavar="HZ", help="of the sound file (the model's own)")
     parser.add_argument("--loudness", type=float, metavar="LUFS", help="loudness of the sound file (the recording's)")
-    parser.add_argument("--fade-ms", type=float, default=0.0, metavar="MS", help="fades at both ends (none)")
+    parser.add_argument(
+        "--fade-ms", type=float, default=RESTORING["fade_ms"], metavar="MS", help="fades at both ends (none)"
+    )
     parser.add_argument("--model", help="folder or Hub id (QAMDT_MODEL, or the embedded model)")
     parser.add_argument(
         "--dtype", choices=DTYPES, default=default.dtype, help="precision of the transformer (%(default)s)"
@@ -289,23 +293,16 @@ def _restore(arguments: argparse.Namespace) -> None:
     if not arguments.output.absolute().parent.is_dir():
         raise argparse.ArgumentTypeError(f"the folder of -o must exist, got {str(arguments.output)!r}")
     _check_output(arguments.output, arguments.sampling_rate)
-    names = ("prompt", "steps", "guidance", "seed", "sampling_rate", "loudness", "fade_ms", "model", "dtype")
+    names = ("prompt", "strength", "good_score", "steps", "guidance", "seed", "scorer")
+    names += ("sampling_rate", "loudness", "fade_ms", "model", "dtype")
     try:
-        request = GenerationRequest(**{name: getattr(arguments, name) for name in names})
+        given = {name: getattr(arguments, name) for name in names}
+        request = GenerationRequest(restore_audio=str(arguments.audio), **given)
     except ValueError as error:
         raise argparse.ArgumentTypeError(str(error)) from error
     from pipelines.restore import restore_file
 
-    restore_file(
-        request,
-        arguments.audio,
-        arguments.output,
-        strength=arguments.strength,
-        good_score=arguments.good_score,
-        scorer=arguments.scorer,
-        device=arguments.device,
-        overwrite=arguments.overwrite,
-    )
+    restore_file(request, arguments.output, device=arguments.device, overwrite=arguments.overwrite)
 
 
 def _info(arguments: argparse.Namespace) -> None:

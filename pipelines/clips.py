@@ -17,6 +17,7 @@ from pipelines.pipeline_inpaint import QAMDTInpaintPipeline
 from pipelines.pipeline_output import QAMDTPipelineOutput
 from pipelines.pipeline_qamdt import QAMDTPipeline
 from pipelines.request import GenerationRequest
+from pipelines.restoration import describe_restoration
 from pipelines.samplers import PAPER_SETTINGS, make_scheduler, paper_scheduler
 from qamdt.audio import write_audio
 from qamdt.embedded import EMBEDDED_MODEL_DIR, default_model
@@ -42,6 +43,7 @@ class Clip:
         music: What is played, for a model that knows tempo, key and chords.
         models: What `identify_models` said before they were loaded.
         recording: What `identify_recording` said.
+        restoration: What `describe_restoration` said, if it was restored.
         warnings: What the prompt asks for that the model cannot do.
     """
 
@@ -51,6 +53,7 @@ class Clip:
     music: Music | None
     models: dict[str, str | None]
     recording: str | None
+    restoration: dict[str, Any] | None = None
     warnings: tuple[str, ...] = ()
 
     def record(self) -> dict[str, Any]:
@@ -65,8 +68,9 @@ class Clip:
         music = {} if self.music is None else {"music": asdict(self.music)}
         recording = {} if self.recording is None else {"recording": self.recording}
         warnings = {"warnings": list(self.warnings)} if self.warnings else {}
-        facts = {"settings": self.request.to_dict(), "sound": sound, **choice, **music, **recording, **warnings}
-        return {**facts, "models": self.models, "versions": versions()}
+        restoration = {} if self.restoration is None else {"restoration": self.restoration}
+        facts = {"settings": self.request.to_dict(), "sound": sound, **choice, **music, **recording, **restoration}
+        return {**facts, **warnings, "models": self.models, "versions": versions()}
 
     def save(self, path: Path) -> None:
         """Writes the sound file and, last, its record beside it."""
@@ -104,10 +108,12 @@ def identify_models(request: GenerationRequest) -> dict[str, str | None]:
     Each is a digest of names, sizes and times of change of its files, or `None` where the model is no folder here.
     """
     folders = {"model": Path(_model_folder(request))}
-    if request.best_of > 1:
-        from whisq.embedded import CLAP_DIR, SCORER_DIR  # transformers is imported only for who asks for the best
+    if request.best_of > 1 or request.restore_audio is not None:
+        from whisq.embedded import CLAP_DIR, SCORER_DIR  # transformers is imported only for who asks for scores
 
-        folders |= {"scorer": SCORER_DIR if request.scorer is None else Path(request.scorer), "clap": CLAP_DIR}
+        folders |= {"scorer": SCORER_DIR if request.scorer is None else Path(request.scorer)}
+    if request.best_of > 1:
+        folders |= {"clap": CLAP_DIR}
     folders |= {f"lora {name}": Path(name) for name, _ in request.lora}
     return {name: _digest_files(folder) for name, folder in folders.items()}
 
@@ -146,15 +152,20 @@ def decide(request: GenerationRequest, device: str) -> GenerationRequest:
     eta = PAPER_SETTINGS["eta"] if is_paper else 0.0
     # Where low quality is asked for, the best sounding candidate is not the one that does as asked.
     criteria = ("overall_quality", "clap") if asks_for_best(request.quality) else ("clap",)
+    music: dict[str, Any] = {}
+    if request.restore_audio is None:  # whose music is there already
+        music = {
+            "eta": eta if request.eta is None else request.eta,
+            "best_by": request.best_by or (criteria if request.best_of > 1 else None),
+            "plan_music": request.recording is None if request.plan_music is None else request.plan_music,
+            "strength": 0.5 if request.init_audio is not None and request.strength is None else request.strength,
+        }
     return replace(
         request,
         model=EMBEDDED_MODEL_DIR.name if model == str(EMBEDDED_MODEL_DIR) else model,
         steps=request.steps or steps,
-        eta=eta if request.eta is None else request.eta,
-        best_by=request.best_by or (criteria if request.best_of > 1 else None),
-        plan_music=request.recording is None if request.plan_music is None else request.plan_music,
-        strength=0.5 if request.init_audio is not None and request.strength is None else request.strength,
         dtype=str(preferred_dtype(device)).removeprefix("torch.") if request.dtype == "auto" else request.dtype,
+        **music,
     )
 
 
@@ -225,6 +236,8 @@ class ClipMaker:
         if not self.answers(request):
             raise ValueError(f"`requests` must be for {self.loaded_for}, which is loaded, got {_models_of(request)}.")
         self._on_step = on_step
+        if request.restore_audio is not None:
+            return [self._restore(request) for request in requests]
         if request.best_of > 1:
             return [self._make_best(request) for request in requests]
         output = self._generate(request, [request.seed for request in requests])
@@ -238,6 +251,20 @@ class ClipMaker:
         candidates = [{"seed": seed} | rating for seed, rating in zip(seeds, choice.ratings, strict=True)]
         choice = {"seed": seeds[choice.kept[0]], "candidates": candidates, **choice.models}
         return self._clip(request, output.audios[0], output.music and output.music[0], choice=choice)
+
+    def _restore(self, request: GenerationRequest) -> Clip:
+        restored = self.pipe.restore(
+            request.restore_audio,
+            prompt=request.prompt,
+            strength=request.strength,
+            good_score=request.good_score,
+            num_inference_steps=request.steps,
+            guidance_scale=request.guidance,
+            seed=request.seed,
+            callback_on_step_end=None if self._on_step is None else self._call_back,
+        )
+        done = describe_restoration(restored, self.pipe.scorer.name)
+        return self._clip(request, torch.from_numpy(restored.audio), None, choice={}, restoration=done)
 
     def _generate(
         self,
@@ -281,7 +308,13 @@ class ClipMaker:
         return {}
 
     def _clip(
-        self, request: GenerationRequest, waveform: torch.Tensor, music: Music | None, *, choice: dict[str, Any]
+        self,
+        request: GenerationRequest,
+        waveform: torch.Tensor,
+        music: Music | None,
+        *,
+        choice: dict[str, Any],
+        restoration: dict[str, Any] | None = None,
     ) -> Clip:
         sound = master(
             waveform,
@@ -297,6 +330,7 @@ class ClipMaker:
             music=music,
             models=self.models,
             recording=identify_recording(request),
+            restoration=restoration,
             warnings=tuple(self.pipe.list_warnings(request.text, request.seconds)),
         )
 

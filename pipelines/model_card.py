@@ -62,8 +62,8 @@ def model_card(
         'write_audio("music.wav", output.audios[0], output.sampling_rate)',
         "```",
         "",
-        "This card was written by `save_pretrained`. It does not say what the model learnt from: please add that, and "
-        "a licence.",
+        "This card was written when the model was saved. It does not say what the model learnt from: please add that, "
+        "and a licence.",
         "",
     ]
     return "\n".join(lines)

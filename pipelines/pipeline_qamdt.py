@@ -184,6 +184,7 @@ class QAMDTPipeline(QAMDTPipelineBase, StreamingMixin, metaclass=GenerateWhenCal
         num_inference_steps: int = 25,
         guidance_scale: float = 1.0,
         seed: int = 0,
+        callback_on_step_end: Callable[[DiffusionPipeline, int, int, dict], dict] | None = None,
     ) -> Restoration:
         """Raises the quality of a recording where its own WhisQ curve is low (`pipelines.restoration` says how).
 
@@ -197,6 +198,7 @@ class QAMDTPipeline(QAMDTPipelineBase, StreamingMixin, metaclass=GenerateWhenCal
             num_inference_steps: Denoising steps of the whole schedule.
             guidance_scale: As in a call.
             seed: The same seed gives the same result.
+            callback_on_step_end: As in a call; not called where nothing is changed.
 
         Returns:
             The recording as `audio`, with its scores before and after, and what was changed.
@@ -214,6 +216,7 @@ class QAMDTPipeline(QAMDTPipelineBase, StreamingMixin, metaclass=GenerateWhenCal
             num_inference_steps=num_inference_steps,
             guidance_scale=guidance_scale,
             seed=seed,
+            callback_on_step_end=callback_on_step_end,
         )
 
 

@@ -27,6 +27,12 @@ SHORT_CRITERIA = {
     "alignment": "text_alignment",
 }  # what they are also called in a request
 DTYPES = ("auto", "float32", "bfloat16")
+RECORDINGS = ("init_audio", "inpaint_audio", "restore_audio")  # what a clip can begin with, one of them
+RESTORING: dict[str, Any] = {"guidance": 1.0, "fade_ms": 0.0}  # of a request with `restore_audio`, if nobody says else
+NOT_RESTORED = (
+    "quality", "negative_prompt", "bpm", "key", "chords", "time_signature", "plan_music", "seconds", "loop", "init_audio",
+    "inpaint_audio", "eta", "best_of",
+)  # fmt: skip
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -46,12 +52,15 @@ class GenerationRequest:
         seconds: Length of the clip; what the model was built for, or that of the recording, when `None`.
         loop: Whether the clip goes on with its beginning, to be played over and over. It then has no fades.
         init_audio: Sound file that is changed as the prompt says (`QAMDTAudioToAudioPipeline`).
-        strength: How much of it is changed, from 0 to 1; 0.5 when `None`.
+        strength: How much of it is changed, from 0 to 1; 0.5 when `None`. Of `restore_audio` it is chosen from the scores.
         inpaint_audio: Sound file that is kept but for the spans between `inpaint_start` and `inpaint_end`, and for what
             it does not reach of the clip (`QAMDTInpaintPipeline`).
         inpaint_start: Where spans that are played anew begin, in seconds of the clip.
         inpaint_end: Where each of them ends.
         audio_start: Where in the clip `inpaint_audio` begins, in seconds; at 0 when `None`.
+        restore_audio: Sound file whose quality is raised where it scores low (`QAMDTPipeline.restore`). Nothing is asked of
+            its music, and `RESTORING` suits it better than the defaults.
+        good_score: Moments of it that score as much are left alone; where the model's "high" begins when `None`.
         steps: Denoising steps; 25, or 200 for the sampler `"paper"`, when `None`.
         guidance: Guidance scale; 1 is off.
         sampler: How to denoise, one of `SAMPLER_NAMES`; with the model's own scheduler when `None`.
@@ -59,7 +68,8 @@ class GenerationRequest:
         seed: The same seed gives the same music.
         best_of: How many candidates to make, with seeds that count up from `seed`; the best of them is kept.
         best_by: What is best, some of `CRITERIA`; what the quality that is asked for suggests when `None`.
-        scorer: Folder or Hub id of the WhisQ scorer that compares candidates; the embedded one when `None`.
+        scorer: Folder or Hub id of the WhisQ scorer that compares candidates, or finds what to restore; the embedded one
+            when `None`.
         sampling_rate: Rate of the sound file in Hz; the model's own when `None`. A higher one adds no treble.
         loudness: Loudness to bring the clip to, in LUFS (players expect about -14); as it was made when `None`. It is
             never lifted so far that it clips.
@@ -88,6 +98,8 @@ class GenerationRequest:
     inpaint_start: tuple[float, ...] | None = None
     inpaint_end: tuple[float, ...] | None = None
     audio_start: float | None = None
+    restore_audio: str | None = None
+    good_score: float | None = None
     steps: int | None = None
     guidance: float = 3.5
     sampler: str | None = None
@@ -111,7 +123,7 @@ class GenerationRequest:
             if not is_text(text):
                 raise ValueError(f"`{name}` must be text in UTF-8, got {getattr(self, name)!r}.")
         places = {"model": "a folder or a Hub id", "scorer": "a folder or a Hub id"}
-        for name, place in (places | {"init_audio": "a sound file", "inpaint_audio": "a sound file"}).items():
+        for name, place in (places | dict.fromkeys(RECORDINGS, "a sound file")).items():
             if not (getattr(self, name) is None or (isinstance(getattr(self, name), str) and getattr(self, name))):
                 raise ValueError(f"`{name}` must be {place}, got {getattr(self, name)!r}.")
         object.__setattr__(self, "quality", _read_quality(self.quality))
@@ -144,13 +156,18 @@ class GenerationRequest:
             refused = ("seconds", "inpaint_audio", "loop")
             for name in (name for name in refused if getattr(self, name)):
                 raise ValueError(f"`{name}` does not go with `init_audio`, which says the length of the clip.")
-        needs = {"strength": "init_audio", "audio_start": "inpaint_audio"}
-        needs |= {"inpaint_start": "inpaint_audio", "inpaint_end": "inpaint_audio"}
-        for name, recording in needs.items():
-            if getattr(self, name) is not None and getattr(self, recording) is None:
-                raise ValueError(f"`{name}` goes with `{recording}`, got {getattr(self, name)!r} without.")
+        if self.restore_audio is not None:
+            self._check_restoration()
+        needs = dict.fromkeys(("audio_start", "inpaint_start", "inpaint_end"), ("inpaint_audio",))
+        needs |= {"strength": ("init_audio", "restore_audio"), "good_score": ("restore_audio",)}
+        for name, recordings in needs.items():
+            if getattr(self, name) is not None and all(getattr(self, recording) is None for recording in recordings):
+                recordings = " or ".join(f"`{recording}`" for recording in recordings)
+                raise ValueError(f"`{name}` goes with {recordings}, got {getattr(self, name)!r} without.")
         if self.strength is not None:
             check_number("strength", self.strength, maximum=1)
+        if self.good_score is not None:
+            check_number("good_score", self.good_score, minimum=1, maximum=5)
         if self.audio_start is not None:
             check_number("audio_start", self.audio_start)
         spans = [_read_seconds(name, getattr(self, name)) for name in ("inpaint_start", "inpaint_end")]
@@ -162,6 +179,16 @@ class GenerationRequest:
         for name, seconds in zip(("inpaint_start", "inpaint_end"), spans, strict=True):
             object.__setattr__(self, name, seconds or None)
 
+    def _check_restoration(self) -> None:
+        """Refuses what restoring would not listen to."""
+        if not isinstance(self.prompt, str):
+            raise ValueError(f"`prompt` must be one text with `restore_audio`, got {self.prompt!r}.")
+        for field in fields(self):
+            if field.name in NOT_RESTORED and getattr(self, field.name) != field.default:
+                raise ValueError(
+                    f"`{field.name}` does not go with `restore_audio`, got {getattr(self, field.name)!r}."
+                )
+
     @property
     def text(self) -> str:
         """The prompt as one text, with what is played later behind what is played first."""
@@ -170,7 +197,12 @@ class GenerationRequest:
     @property
     def recording(self) -> str | None:
         """The sound file that it begins with, if any."""
-        return self.init_audio or self.inpaint_audio
+        return next((path for name in RECORDINGS if (path := getattr(self, name)) is not None), None)
+
+    def with_recording(self, path: str) -> GenerationRequest:
+        """Returns the request with its recording in another place."""
+        name = next(name for name in RECORDINGS if getattr(self, name) is not None)
+        return replace(self, **{name: path})
 
     @property
     def spans(self) -> list[tuple[float, float]]:
@@ -199,7 +231,7 @@ class GenerationRequest:
             if len(set(criteria)) < len(criteria):
                 raise ValueError(f"`best_by` must name each criterion once, got {list(self.best_by)}.")
             object.__setattr__(self, "best_by", criteria)
-        for name in ("best_by", "scorer"):
+        for name in ("best_by", "scorer") if self.restore_audio is None else ("best_by",):
             if self.best_of == 1 and getattr(self, name) is not None:
                 raise ValueError(f"`{name}` goes with `best_of` of at least 2, got {getattr(self, name)!r}.")
 

@@ -11,7 +11,9 @@ has, and told that it is high. Only what the second differs in from the first is
 from __future__ import annotations
 
 import os
-from dataclasses import dataclass
+from collections.abc import Callable
+from dataclasses import asdict, dataclass
+from typing import Any
 
 import numpy as np
 import torch
@@ -61,6 +63,7 @@ def restore_recording(
     num_inference_steps: int = 25,
     guidance_scale: float = 1.0,
     seed: int = 0,
+    callback_on_step_end: Callable[[DiffusionPipeline, int, int, dict], dict] | None = None,
 ) -> Restoration:
     """Restores one recording; the arguments are those of `QAMDTPipeline.restore`."""
     if not isinstance(prompt, str):
@@ -93,12 +96,31 @@ def restore_recording(
         num_inference_steps=num_inference_steps,
         guidance_scale=guidance_scale,
         generator=[torch.Generator().manual_seed(seed) for _ in range(2)],  # the same noise for both
+        callback_on_step_end=callback_on_step_end,
         output_type="pt",
     ).audios.cpu()
     changed = carry_change(recording, without[None], with_change[None], pipe.sampling_rate)
     share = share_of_change(spans, recording.shape[1], pipe.sampling_rate)
     restored = torch.where(share > 0, recording + share * (changed - recording), recording)[0]
     return _restoration(pipe, restored, spans, strength, before, score_recording(pipe, restored))
+
+
+def describe_restoration(restored: Restoration, scorer: str) -> dict[str, Any]:
+    """What was done to a recording, as JSON has it; `scorer` is the name of who says so."""
+    facts = {"strength": restored.strength, "spans": [list(span) for span in restored.spans], "scorer": scorer}
+    return {**facts, "before": asdict(restored.score_before), "after": asdict(restored.score)}
+
+
+def summarize_restoration(restoration: dict[str, Any]) -> str:
+    """One line for a person about what `describe_restoration` returned."""
+    before, after = restoration["before"]["overall_quality"], restoration["after"]["overall_quality"]
+    if not restoration["spans"]:
+        return f"Scores {before:.2f} and is high throughout: nothing was changed."
+    seconds = sum(end - start for start, end in restoration["spans"])
+    return (
+        f"{seconds:.1f} of {restoration['after']['duration_in_s']:.1f} s changed at strength "
+        f"{restoration['strength']:.2f}: quality {before:.2f}, now {after:.2f}."
+    )
 
 
 def score_recording(pipe: DiffusionPipeline, recording: torch.Tensor) -> ClipScore:

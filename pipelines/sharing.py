@@ -6,6 +6,7 @@ import os
 import tempfile
 from pathlib import Path
 
+from diffusers import ModelMixin
 from huggingface_hub import create_repo, file_exists
 
 from pipelines.lora import refuse_adapters
@@ -59,20 +60,31 @@ class SharingMixin:
         folder = Path(save_directory)
         name = repo_id or folder.resolve().name
         super().save_pretrained(folder, safe_serialization, variant, max_shard_size)
-        seconds = self.native_audio_length_in_s
+        self.save_card(folder, name)
+        if push_to_hub:
+            self.push_to_hub(name, commit_message, private, token, create_pr, safe_serialization, variant)
+
+    def save_card(self, folder: Path, name: str, *, transformer: ModelMixin | None = None) -> None:
+        """Writes a model card, if the folder has none, and the manifest of what a call can be told.
+
+        Args:
+            folder: Folder to write to.
+            name: What the model is called.
+            transformer: The network that the folder will hold; the pipeline's when `None`.
+        """
+        parts = self.components | ({} if transformer is None else {"transformer": transformer})
+        seconds = parts["transformer"].config.sample_size[0] * self._latent_frame_in_s
         if not (folder / CARD_NAME).exists():
             card = model_card(
                 name,
-                self.components,
+                parts,
                 sampling_rate=self.sampling_rate,
                 seconds=seconds,
-                scorer=None if self.quality_stats is None else self.quality_stats.scorer,
+                scorer=None if self.config.quality_stats is None else self.config.quality_stats["scorer"],
                 known={} if self._origin is None else read_front_matter(self._origin / CARD_NAME),
             )
             write_text(folder / CARD_NAME, card)
         write_json(folder / MANIFEST_NAME, model_manifest(name, seconds=seconds))
-        if push_to_hub:
-            self.push_to_hub(name, commit_message, private, token, create_pr, safe_serialization, variant)
 
     def push_to_hub(
         self,

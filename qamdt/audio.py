@@ -43,10 +43,10 @@ def read_audio(
         FileNotFoundError: There is no such file.
         ValueError: The file cannot be decoded, or it ends before `start_in_s`.
     """
-    samples, source_rate = read_samples(path, start_in_s=start_in_s, duration_in_s=duration_in_s)
+    samples, source_rate = read_samples(path, start_in_s=start_in_s, duration_in_s=duration_in_s, is_mixed=True)
     if start_in_s < 0 or (start_in_s > 0 and not len(samples)):
         raise ValueError(f"`start_in_s` must lie inside {str(path)!r}, got {start_in_s}.")
-    samples = samples.mean(axis=1)
+    samples = samples[:, 0]
     if source_rate != sampling_rate:
         samples = soxr.resample(samples, source_rate, sampling_rate)
     return torch.from_numpy(np.ascontiguousarray(samples, dtype=np.float32))

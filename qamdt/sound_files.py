@@ -142,7 +142,7 @@ def iterate_blocks(
 
 
 def read_samples(
-    path: str | os.PathLike, *, start_in_s: float = 0.0, duration_in_s: float | None = None
+    path: str | os.PathLike, *, start_in_s: float = 0.0, duration_in_s: float | None = None, is_mixed: bool = False
 ) -> tuple[np.ndarray, int]:
     """Reads a part of a sound file.
 
@@ -150,29 +150,40 @@ def read_samples(
         path: The file.
         start_in_s: Where the part begins; beyond the end of the file there are no samples.
         duration_in_s: Its length; the rest of the file when `None`.
+        is_mixed: Whether channels are averaged while they are read, so that many of them take no more memory than one.
 
     Returns:
         Samples `(samples, channels)` in float32, as many as there are, and the sampling rate in Hz.
     """
     with open_sound(path) as file:
-        rate, channels = file.samplerate, file.channels
+        rate, channels = file.samplerate, 1 if is_mixed else file.channels
         try:
             file.seek(min(round(start_in_s * rate), file.frames))
         except soundfile.LibsndfileError:  # the header promises this place, but the file ends before it
             return np.zeros((0, channels), np.float32), rate
-        blocks = list(iterate_blocks(file, None if duration_in_s is None else round(duration_in_s * rate)))
+        blocks = iterate_blocks(file, None if duration_in_s is None else round(duration_in_s * rate))
+        blocks = [block.mean(axis=1, keepdims=True) if is_mixed else block for block in blocks]
     return np.concatenate([np.zeros((0, channels), np.float32), *blocks]), rate
 
 
-def measure_length(path: str | os.PathLike) -> SoundLength:
-    """Measures how long a sound file is, decoding it whole only if its header promises what is not there."""
+def measure_length(path: str | os.PathLike, *, max_length_in_s: float = math.inf) -> SoundLength:
+    """Measures how long a sound file is, decoding it whole only if its header promises what is not there.
+
+    Args:
+        path: The file.
+        max_length_in_s: Where it is longer than this, the length may be any that is longer, too: no more is decoded.
+
+    Raises:
+        FileNotFoundError: There is no such file.
+        ValueError: It cannot be decoded.
+    """
     with open_sound(path) as file:
         rate, num_samples = file.samplerate, file.frames
         is_whole = _has_sample(file, num_samples - 1)
     missing_in_s = math.inf if is_whole and _is_cut_off(Path(path)) else 0.0
     if not is_whole:
         with open_sound(path) as file:  # anew, as a seek that failed leaves libsndfile in a bad state
-            promised, num_samples = num_samples, _count_samples(file)
+            promised, num_samples = num_samples, _count_samples(file, max_length_in_s * rate)
         missing_in_s = max(promised - num_samples, 0) / rate if promised < _MOST_SAMPLES else 0.0
     return SoundLength(duration_in_s=num_samples / rate, missing_in_s=missing_in_s)
 
@@ -185,11 +196,11 @@ def _has_sample(file: soundfile.SoundFile, number: int) -> bool:
         return False
 
 
-def _count_samples(file: soundfile.SoundFile) -> int:
+def _count_samples(file: soundfile.SoundFile, maximum: float) -> int:
     """Decodes a file until its end or its first fault; in small steps, as what a step decodes before a fault is lost."""
     num_samples = 0
     try:
-        while count := len(file.read(_SAMPLES_PER_STEP)):
+        while num_samples <= maximum and (count := len(file.read(_SAMPLES_PER_STEP))):
             num_samples += count
     except soundfile.LibsndfileError:
         pass

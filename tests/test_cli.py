@@ -60,6 +60,8 @@ def test_one_prompt_makes_one_file_and_its_record(run, tmp_path):
         "inpaint_start": None,
         "inpaint_end": None,
         "audio_start": None,
+        "restore_audio": None,
+        "good_score": None,
         "seconds": 0.5,
         "steps": 2,
         "guidance": 3.5,

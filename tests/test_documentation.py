@@ -1,6 +1,7 @@
 """The site says what is so: its words are those of the captions, and its pages name what exists."""
 
 import importlib
+import json
 import re
 from pathlib import Path
 
@@ -30,7 +31,8 @@ def test_every_page_of_the_site_is_there():
                 yield from [target] if isinstance(target, str) else pages(target)
 
     for page in pages(yaml.safe_load((ROOT / "mkdocs.yml").read_text())["nav"]):
-        assert (DOCS / page).is_file(), page
+        notebook = (DOCS / page).with_suffix(".ipynb")  # which `docs/notebook_pages.py` makes a page of
+        assert (DOCS / page).is_file() or notebook.is_file(), page
 
 
 @pytest.mark.parametrize("page", sorted(DOCS.glob("reference/*.md")), ids=lambda page: page.stem)
@@ -42,8 +44,13 @@ def test_the_reference_names_what_exists(page):
 
 
 def test_links_between_pages_lead_somewhere():
-    for page in DOCS.glob("*.md"):
-        for target in re.findall(r"\]\(([^)#]+)[^)]*\)", page.read_text()):
+    pages = {page: page.read_text() for page in DOCS.glob("*.md")}
+    for notebook in DOCS.glob("notebooks/*.ipynb"):
+        pages[notebook] = "".join(
+            line for cell in json.loads(notebook.read_text())["cells"] for line in cell["source"]
+        )
+    for page, text in pages.items():
+        for target in re.findall(r"\]\(([^)#]+)[^)]*\)", text):
             if not target.startswith("https://"):
                 assert (page.parent / target).exists(), f"{page.name}: {target}"
 

@@ -22,6 +22,9 @@ def test_a_request_comes_back_from_json_as_it_was(tmp_path):
     )
     assert request.spans == [(1, 2), (3, 4)]
     assert GenerationRequest.from_dict(request.to_dict()) == request
+    request = GenerationRequest(prompt="", restore_audio="a.wav", strength=0.5, good_score=4, scorer="mine")
+    assert GenerationRequest.from_dict(request.to_dict()) == request
+    assert request.with_recording("b.wav").recording == "b.wav"
     by_old_names = GenerationRequest(prompt="piano", best_of=2, best_by=["quality", "alignment"])
     assert by_old_names.best_by == ("overall_quality", "text_alignment")
     assert GenerationRequest.from_dict({"prompt": "piano"}) == GenerationRequest(prompt="piano")
@@ -62,7 +65,14 @@ def test_takes_share_no_candidate():
         ({"prompt": ["piano"]}, "`prompt` must be a text or \\(second, text\\) tuples, got \\('piano',\\)"),
         ({"prompt": [[0, "piano"], [5, "drums"], [3, "flute"]]}, "`prompt` must have rising seconds that begin at 0"),
         ({"prompt": None}, "`prompt` must be a text or \\(second, text\\) tuples, got None"),
-        ({"strength": 0.5}, "`strength` goes with `init_audio`, got 0.5 without"),
+        ({"strength": 0.5}, "`strength` goes with `init_audio` or `restore_audio`, got 0.5 without"),
+        ({"good_score": 4}, "`good_score` goes with `restore_audio`, got 4 without"),
+        ({"restore_audio": "a.wav", "good_score": 9}, "`good_score` must be a number at least 1 and at most 5, got 9"),
+        ({"restore_audio": "a.wav", "bpm": 90}, "`bpm` does not go with `restore_audio`, got 90"),
+        ({"restore_audio": "a.wav", "quality": "low"}, "`quality` does not go with `restore_audio`, got 'low'"),
+        ({"restore_audio": "a.wav", "init_audio": "b.wav"}, "`init_audio` does not go with `restore_audio`"),
+        ({"restore_audio": "a.wav", "best_of": 2}, "`best_of` does not go with `restore_audio`, got 2"),
+        ({"restore_audio": "a.wav", "prompt": [[0, "a"]]}, "`prompt` must be one text with `restore_audio`"),
         ({"init_audio": "a.wav", "strength": 1.5}, "`strength` must be a number at least 0 and at most 1, got 1.5"),
         ({"init_audio": "a.wav", "seconds": 5}, "`seconds` does not go with `init_audio`"),
         ({"init_audio": "a.wav", "loop": True}, "`loop` does not go with `init_audio`"),

@@ -103,7 +103,14 @@ def test_a_good_recording_stays_as_it_is(pipe):
     restored = pipe.restore(recording, sampling_rate=RATE)
     assert np.array_equal(restored.audio, recording)
     assert (restored.spans, restored.strength) == ((), 0)
-    assert pipe.restore(recording, sampling_rate=RATE, good_score=5.0, num_inference_steps=2).strength > 0
+    steps = []
+    options = {
+        "num_inference_steps": 4,
+        "strength": 0.5,
+        "callback_on_step_end": lambda *step: steps.append(step[1]) or {},
+    }
+    assert pipe.restore(recording, sampling_rate=RATE, good_score=5.0, **options).strength == 0.5
+    assert steps == [0, 1]
 
 
 @pytest.mark.parametrize(
@@ -131,7 +138,9 @@ def test_the_command_writes_the_sound_and_its_scores(pipe_dir, scorer_dir, tmp_p
     command = ["restore", "old.wav", "--model", str(pipe_dir), "--scorer", str(scorer_dir), "--steps", "3"]
     assert main([*command, "--good-score", "5", "--strength", "0.6", "-o", "new.flac"]) == 0
     assert soundfile.info("new.flac").frames == RATE
-    record = json.loads((tmp_path / "new.json").read_text())["restoration"]
+    whole = json.loads((tmp_path / "new.json").read_text())
+    assert (whole["settings"]["restore_audio"], whole["settings"]["fade_ms"]) == ("old.wav", 0.0)
+    record = whole["restoration"]
     assert (record["strength"], record["spans"]) == (0.6, [[0.0, 1.0]])
     assert record["scorer"].startswith("whisq-tiny@")
     assert 1 <= record["before"]["overall_quality"] <= 5
@@ -148,5 +157,7 @@ def test_the_command_writes_the_sound_and_its_scores(pipe_dir, scorer_dir, tmp_p
         soundfile.write("foreign.wav", np.zeros(100), 16_000)
         assert main(arguments) == status
         assert message in capsys.readouterr().err
-    # Its own file may be made again.
+    # Its own file may be made again, and its record is a request.
     assert main([*command, "--good-score", "5", "--strength", "0.6", "-o", "new.flac"]) == 0
+    assert main(["generate", "--request", "new.json", "-o", "again.flac"]) == 0
+    assert np.array_equal(soundfile.read("again.flac")[0], soundfile.read("new.flac")[0])

@@ -85,6 +85,13 @@ def test_previews_are_what_the_checkpoint_plays(latents, pipe_dir, tmp_path):
         np.testing.assert_allclose(heard, waveforms.clip(-1, 1), atol=1e-4)
         assert (folder / "spectrograms.png").stat().st_size > 1000
     assert list((tmp_path / "run" / "export").rglob("optimizer*")) == []
+    card = (tmp_path / "run" / "export" / "README.md").read_text()
+    size = sum(
+        tensor.numel()
+        for tensor in load_file(next((tmp_path / "run" / "export").glob("transformer/*.safetensors"))).values()
+    )
+    assert f"| `transformer` | `QAMDTTransformer2DModel` | {size / 1e6:.2f} M |" in card
+    assert json.loads((tmp_path / "run" / "export" / "gms.json").read_text())["id"] == "run"
 
     from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 

@@ -17,6 +17,7 @@ from pipelines.service.model_routes import add_model_routes
 from pipelines.service.scoring import Scoring
 from pipelines.service.scoring_routes import add_scoring_routes
 from pipelines.service.settings import ServiceSettings
+from pipelines.service.uploads import Uploads
 from qamdt import __version__
 
 
@@ -78,8 +79,9 @@ def create_app(settings: ServiceSettings):
         return JSONResponse(ServiceError("invalid_request", faults).to_dict(), status_code=400)
 
     add_model_routes(app, queue, metrics)
-    add_generation_routes(app, queue, settings, metrics)
-    add_scoring_routes(app, app.state.scoring, settings, metrics)
+    uploads = Uploads(settings)
+    add_generation_routes(app, queue, settings, metrics, uploads)
+    add_scoring_routes(app, app.state.scoring, settings, metrics, uploads)
     return app
 
 

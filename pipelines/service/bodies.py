@@ -8,12 +8,14 @@ from collections.abc import Mapping
 from typing import Any
 
 from pipelines.input_checks import check_choices, check_count
-from pipelines.media_spec import OUTPUT_FORMATS, RESPONSE_FORMATS, TASK, body_schema, read_values
+from pipelines.media_spec import OUTPUT_FORMATS, RESPONSE_FORMATS, TASKS, find_task, read_values
 from pipelines.request import GenerationRequest
-from pipelines.service.engine import Engine
+from pipelines.service.acceptance import Order, check_limits
 from pipelines.service.errors import ServiceError
-from pipelines.service.jobs import Job
+from pipelines.service.generation_queue import GenerationQueue
+from pipelines.service.recordings import read_sound
 from pipelines.service.settings import ServiceSettings
+from pipelines.service.uploads import detach_sound
 
 
 # The other convention, of vLLM-Omni: its names, and ours.
@@ -26,7 +28,8 @@ ALIAS_FIELDS = {
     "seed": "seed",
     "quality": "quality",
 }
-MAX_CHORDS = 1000
+FIELDS = ("model", "task", "inputs", "parameters", "output_format", "response_format")
+PLACEHOLDER = "recording"  # until it has a name
 
 
 def parse_json(body: bytes) -> dict[str, Any]:
@@ -44,50 +47,68 @@ def parse_json(body: bytes) -> dict[str, Any]:
     return values
 
 
-def read_job(body: Mapping[str, Any], engine: Engine, settings: ServiceSettings) -> Job:
-    """Turns the body of `POST /v1/generations` into a job.
+def read_order(body: bytes, queue: GenerationQueue, settings: ServiceSettings, base_url: str) -> Order:
+    """Reads the body of `POST /v1/generations`.
+
+    Args:
+        body: The body.
+        queue: The queue that it is for; a sound may be one of its files.
+        settings: The limits.
+        base_url: The service's address, as the client knows it.
 
     Raises:
         ServiceError: It is for another model, or makes no sense.
     """
-    known = body_schema()["properties"]
-    for name in body:
+    rest, sent = detach_sound(body, settings.max_body_bytes)
+    values = parse_json(rest)
+    for name in values:
         if name == "adapters":
             raise ServiceError("not_implemented", "This service applies no adapters.")
-        if name not in known:
-            raise ServiceError("invalid_request", f"There is no field `{name}`; there are {', '.join(known)}.")
-    if body.get("model", engine.model_id) != engine.model_id:
-        raise ServiceError("not_found", f"The model here is {engine.model_id!r}, got {body['model']!r}.")
-    inputs, parameters = body.get("inputs"), body.get("parameters", {})
+        if name not in FIELDS:
+            raise ServiceError("invalid_request", f"There is no field `{name}`; there are {', '.join(FIELDS)}.")
+    check_model(values, queue)
+    inputs, parameters = values.get("inputs"), values.get("parameters", {})
     for name, value in (("inputs", inputs), ("parameters", parameters)):
         if not isinstance(value, dict):
             raise ServiceError("invalid_request", f"`{name}` must be an object, got {value!r}.")
     try:
-        check_choices("task", [body.get("task", TASK)], [TASK])
-        output_format = body.get("output_format", "audio/wav")
+        task = find_task(values.get("task"), inputs)
+        output_format = values.get("output_format", "audio/wav")
         check_choices("output_format", [output_format], list(OUTPUT_FORMATS))
-        response_format = body.get("response_format", "url")
+        response_format = values.get("response_format", "url")
         check_choices("response_format", [response_format], RESPONSE_FORMATS)
-        request = _read_request(read_values(inputs, parameters))
+        asked, sound, name = read_values(task, inputs, parameters), None, TASKS[task].sound
+        if name is not None:
+            sound = read_sound(name, asked[name], sent, base_url=base_url, find_file=queue.find_file)
+            asked[name] = PLACEHOLDER
+        request = _read_request(asked)
         num_clips = parameters.get("num_outputs", 1)
         check_count("num_outputs", num_clips)
         check_limits(request, num_clips, settings)
     except ValueError as error:
         raise ServiceError("invalid_request", str(error)) from error
-    return make_job(request, num_clips, engine, suffix=OUTPUT_FORMATS[output_format], response_format=response_format)
+    suffix = OUTPUT_FORMATS[output_format]
+    return Order(request=request, num_clips=num_clips, suffix=suffix, response_format=response_format, sound=sound)
 
 
-def read_alias(body: Mapping[str, Any], engine: Engine, settings: ServiceSettings) -> Job:
-    """Turns the body of `POST /v1/audio/generate` into a job.
+def check_model(values: Mapping[str, Any], queue: GenerationQueue) -> None:
+    """Refuses a body for another model than the one that is here."""
+    model = queue.engine.model_id
+    if values.get("model", model) != model:
+        raise ServiceError("not_found", f"The model here is {model!r}, got {values['model']!r}.")
+
+
+def read_alias(body: bytes, queue: GenerationQueue, settings: ServiceSettings) -> Order:
+    """Reads the body of `POST /v1/audio/generate`.
 
     Raises:
         ServiceError: It makes no sense.
     """
     suffixes = ("wav", "flac", "ogg", "mp3")
-    values = {name: value for name, value in body.items() if value is not None}
+    values = {name: value for name, value in parse_json(body).items() if value is not None}
     suffix = values.pop("response_format", "wav")
-    if values.pop("model", engine.model_id) != engine.model_id:
-        raise ServiceError("not_found", f"The model here is {engine.model_id!r}, got {body['model']!r}.")
+    check_model(values, queue)
+    values.pop("model", None)
     try:
         check_choices("response_format", [suffix], suffixes)
         if values.pop("audio_start", 0) != 0:
@@ -98,7 +119,7 @@ def read_alias(body: Mapping[str, Any], engine: Engine, settings: ServiceSetting
         check_limits(request, 1, settings)
     except ValueError as error:
         raise ServiceError("invalid_request", str(error)) from error
-    return make_job(request, 1, engine, suffix=f".{suffix}")
+    return Order(request=request, suffix=f".{suffix}")
 
 
 def _read_request(values: dict[str, Any]) -> GenerationRequest:
@@ -107,34 +128,3 @@ def _read_request(values: dict[str, Any]) -> GenerationRequest:
     if not isinstance(request.prompt, str):
         raise ValueError(f"`prompt` must be a text, got {request.prompt!r}.")
     return request
-
-
-def make_job(
-    request: GenerationRequest, num_clips: int, engine: Engine, *, suffix: str = ".wav", response_format: str = "url"
-) -> Job:
-    """A job for so many takes of a request, with everything decided but what only the model can say."""
-    requests = [engine.decide(take) for take in request.takes(num_clips)]
-    return Job(requests=requests, suffix=suffix, response_format=response_format)
-
-
-def check_limits(request: GenerationRequest, num_clips: int, settings: ServiceSettings) -> None:
-    """Refuses what would take the service too long.
-
-    Raises:
-        ValueError: A field is beyond its limit.
-    """
-    for name, text in (("prompt", request.text), ("negative_prompt", request.negative_prompt)):
-        if len(text) > settings.max_prompt:
-            raise ValueError(f"`{name}` may have at most {settings.max_prompt} characters here.")
-    if len(request.chords or ()) > MAX_CHORDS:
-        raise ValueError(f"`chords` may have at most {MAX_CHORDS} characters or pairs here.")
-    if request.seconds is not None and request.seconds > settings.max_seconds:
-        raise ValueError(f"`duration` may be at most {settings.max_seconds:g} seconds here, got {request.seconds:g}.")
-    if request.steps is not None and request.steps > settings.max_steps:
-        raise ValueError(f"`steps` may be at most {settings.max_steps} here, got {request.steps}.")
-    if num_clips * request.best_of > settings.max_clips:
-        raise ValueError(
-            f"`num_outputs` times `best_of` may be at most {settings.max_clips} here, got {num_clips * request.best_of}."
-        )
-    if request.seed + num_clips * request.best_of > 2**63 - 1:
-        raise ValueError(f"`seed` must leave room for {num_clips * request.best_of} clips, got {request.seed}.")

@@ -11,9 +11,11 @@ import logging
 import threading
 import time
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from dataclasses import replace
 from pathlib import Path
 
+from pipelines.request import GenerationRequest
 from pipelines.service.engine import Cancelled, Engine
 from pipelines.service.errors import ServiceError
 from pipelines.service.jobs import Job, JobFolder
@@ -93,6 +95,17 @@ class GenerationQueue:
         if job is None:
             raise ServiceError("not_found", f"There is no generation {job_id!r}; it may have expired.")
         return job
+
+    def find_file(self, job_id: str, name: str) -> Path:
+        """Returns a sound file that a job made or began with.
+
+        Raises:
+            ServiceError: There is none.
+        """
+        job = self.get(job_id)
+        if name not in (*job.files, job.recording):
+            raise ServiceError("not_found", f"The generation has no sound file {name!r}.")
+        return self.jobs.place(job) / name
 
     def list_jobs(self) -> list[Job]:
         """Returns all jobs, newest first."""
@@ -196,16 +209,18 @@ class GenerationQueue:
             if job.is_unwanted:
                 raise Cancelled
 
-        status = "complete"
+        status, place = "complete", self.jobs.place(job)
         try:
             self.jobs.save(job)
-            for number, clip in enumerate(self.engine.make(job.requests, on_step)):
-                clip.save(self.jobs.place(job) / f"{number}{job.suffix}")
+            for number, clip in enumerate(self.engine.make(self._with_places(job), on_step)):
+                clip = replace(clip, request=job.requests[number])  # records name no folders of this machine
+                clip.save(place / f"{number}{job.suffix}")
                 job.files = (*job.files, f"{number}{job.suffix}")
         except Cancelled:
             status = "canceled"
         except ValueError as error:
-            status, job.error = "failed", {"code": "invalid_request", "message": str(error)}
+            message = str(error).replace(f"{place}/", "")
+            status, job.error = "failed", {"code": "invalid_request", "message": message}
         except Exception as error:  # noqa: BLE001 - the worker outlives whatever a model raises
             logger.exception(f"{job.id} failed.")
             status, job.error = "failed", {"code": "internal", "message": f"{type(error).__name__}: {error}"}
@@ -222,6 +237,13 @@ class GenerationQueue:
                     self.jobs.remove_results(job)
             except OSError:  # a full disk must not end the worker
                 logger.exception(f"What became of {job.id} could not be written down.")
+
+    def _with_places(self, job: Job) -> Sequence[GenerationRequest]:
+        """The requests of a job, with its recording where it is."""
+        if job.recording is None:
+            return job.requests
+        path = str(self.jobs.place(job) / job.recording)
+        return [request.with_recording(path) for request in job.requests]
 
     def _finish(self, job: Job, status: str) -> None:
         job.status, job.progress, job.finished_at = status, None, time.time()

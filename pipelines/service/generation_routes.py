@@ -9,13 +9,15 @@ import re
 from collections.abc import AsyncIterator
 
 from pipelines.media_spec import body_schema
-from pipelines.service.bodies import parse_json, read_alias, read_job
+from pipelines.service.acceptance import Order, accept
+from pipelines.service.bodies import read_alias, read_order
 from pipelines.service.errors import ServiceError
 from pipelines.service.generation_queue import GenerationQueue
 from pipelines.service.jobs import Job
 from pipelines.service.metrics import Metrics
 from pipelines.service.rendering import MEDIA_TYPES, file_names, render_job, render_progress
 from pipelines.service.settings import ServiceSettings
+from pipelines.service.uploads import Uploads
 
 
 MAX_WAIT_IN_S = 300
@@ -45,17 +47,28 @@ ALIAS_SCHEMA = {
 }
 
 
-def add_generation_routes(app, queue: GenerationQueue, settings: ServiceSettings, metrics: Metrics) -> None:
+def add_generation_routes(
+    app, queue: GenerationQueue, settings: ServiceSettings, metrics: Metrics, uploads: Uploads
+) -> None:
     """Adds the routes under `/v1/generations`, and `/v1/audio/generate`, to an app."""
     from fastapi import Request
     from fastapi.responses import FileResponse, Response, StreamingResponse
 
-    def submit(job: Job) -> None:
+    def submit(order: Order) -> Job:
         try:
-            queue.submit(job)
-        except ServiceError:
-            metrics.refused.inc()
+            return accept(order, queue, settings)
+        except ValueError as error:
+            raise ServiceError("invalid_request", str(error)) from error
+        except ServiceError as error:
+            if error.code == "rate_limited":
+                metrics.refused.inc()
             raise
+
+    async def receive(request: Request) -> Job:
+        with uploads.place(request):
+            body = await uploads.read(request)
+            order = await asyncio.to_thread(read_order, body, queue, settings, str(request.base_url))
+            return await asyncio.to_thread(submit, order)
 
     def render(job: Job, request: Request) -> dict:
         if job.error is not None:
@@ -70,8 +83,7 @@ def add_generation_routes(app, queue: GenerationQueue, settings: ServiceSettings
     )
     async def create_generation(request: Request) -> dict:
         """Asks for music; with the header `Prefer: wait=N` the answer comes when it is made, or after N seconds."""
-        job = read_job(parse_json(await request.body()), queue.engine, settings)
-        await asyncio.to_thread(submit, job)
+        job = await receive(request)
         wait = re.fullmatch(r"\s*wait=(\d{1,6})\s*", request.headers.get("prefer", ""))
         if wait is not None:
             await _wait(job, min(int(wait[1]), MAX_WAIT_IN_S))
@@ -106,18 +118,19 @@ def add_generation_routes(app, queue: GenerationQueue, settings: ServiceSettings
 
     @app.get("/v1/generations/{generation_id}/files/{name}", responses=ANSWERS, response_class=FileResponse)
     async def get_file(generation_id: str, name: str) -> FileResponse:
-        """A sound file, or the record of how it was made."""
+        """A sound file, the record of how it was made, or the recording that it begins with."""
         job = queue.get(generation_id)
         if name not in file_names(job):
             raise ServiceError("not_found", f"The generation has no file {name!r}.")
         path = queue.jobs.place(job) / name
-        return FileResponse(path, media_type=MEDIA_TYPES[path.suffix], filename=f"{job.id}-{name}")
+        media_type = MEDIA_TYPES.get(path.suffix, "application/octet-stream")
+        return FileResponse(path, media_type=media_type, filename=f"{job.id}-{name}")
 
     @app.post("/v1/audio/generate", responses=ANSWERS, openapi_extra=_json_body(ALIAS_SCHEMA))
     async def generate_audio(request: Request) -> Response:
         """Answers with the sound itself; a client that goes away gives it up."""
-        job = read_alias(parse_json(await request.body()), queue.engine, settings)
-        await asyncio.to_thread(submit, job)
+        order = read_alias(await request.body(), queue, settings)
+        job = await asyncio.to_thread(submit, order)
         while not job.is_done:
             await asyncio.sleep(POLL_IN_S)
             if await request.is_disconnected():

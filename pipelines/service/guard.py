@@ -17,6 +17,7 @@ Receive = Callable[[], Awaitable[Message]]
 Send = Callable[[Message], Awaitable[None]]
 OPEN_PATHS = ("/health",)
 UPLOADS = ("/v1/score", "/gradio_api/upload")
+UPLOADS_IN_JSON = ("/v1/generations",)  # in base64
 
 
 class Guard:
@@ -40,7 +41,7 @@ class Guard:
             await self.app(scope, receive, send)
             return
         headers = {name.decode("latin-1").lower(): value.decode("latin-1") for name, value in scope["headers"]}
-        limit = self.settings.max_upload_bytes if scope["path"] in UPLOADS else self.settings.max_body_bytes
+        limit = self._limit(scope["path"])
         has_begun = False
 
         async def watch(message: Message) -> None:
@@ -54,6 +55,12 @@ class Guard:
         except ServiceError as error:
             if not has_begun:
                 await _answer(send, error)
+
+    def _limit(self, path: str) -> int:
+        """How large a body may be."""
+        if path in UPLOADS_IN_JSON:
+            return self.settings.max_body_bytes + self.settings.max_upload_bytes * 4 // 3
+        return self.settings.max_upload_bytes if path in UPLOADS else self.settings.max_body_bytes
 
     def _check(self, scope: dict, headers: dict[str, str], limit: int) -> None:
         host = headers.get("host", "")

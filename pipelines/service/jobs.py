@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import secrets
 import shutil
 import time
@@ -16,6 +17,7 @@ from qamdt.files import read_json, write_json
 
 JOB_NAME = "job.json"
 FINAL = ("complete", "failed", "canceled")
+_ID = re.compile("gen_[0-9a-f]{32}")
 
 
 @dataclass(kw_only=True)
@@ -53,6 +55,11 @@ class Job:
     is_unwanted: bool = False
 
     @property
+    def recording(self) -> str | None:
+        """The file that it begins with, in its folder, if it does."""
+        return self.requests[0].recording
+
+    @property
     def is_done(self) -> bool:
         """Whether nothing will change any more."""
         return self.status in FINAL
@@ -86,10 +93,14 @@ class JobFolder:
         """The folder of a job."""
         return self.folder / job.id
 
+    def make_place(self, job: Job) -> Path:
+        """Makes the folder of a job, which is none until it is saved."""
+        self.place(job).mkdir(exist_ok=True)
+        return self.place(job)
+
     def save(self, job: Job) -> None:
         """Writes down what is known of a job, before anyone is told of it."""
-        self.place(job).mkdir(exist_ok=True)
-        write_json(self.place(job) / JOB_NAME, job.to_dict())
+        write_json(self.make_place(job) / JOB_NAME, job.to_dict())
 
     def remove(self, job: Job) -> None:
         """Removes a job and what it made."""
@@ -98,12 +109,18 @@ class JobFolder:
     def remove_results(self, job: Job) -> None:
         """Removes what a job made or left half made, and nothing else."""
         for path in self.place(job).iterdir():
-            if path.name != JOB_NAME:
+            if path.name not in (JOB_NAME, job.recording):
                 path.unlink()
 
     def load(self) -> tuple[list[Job], list[Path]]:
-        """Returns the jobs that are kept, oldest first, and the files that hold none."""
+        """Returns the jobs that are kept, oldest first, and the files that hold none.
+
+        What was received for a job that nobody was told of is removed.
+        """
         jobs, bad = [], []
+        for place in self.folder.iterdir():
+            if _ID.fullmatch(place.name) and not (place / JOB_NAME).exists():
+                shutil.rmtree(place, ignore_errors=True)
         for path in self.folder.glob(f"gen_*/{JOB_NAME}"):
             try:
                 jobs.append(Job.from_dict(read_json(path)))

@@ -1,6 +1,6 @@
 """Routes that tell how the service is, and which model it has."""
 
-from pipelines.media_spec import SPEC_VERSION, TASK, model_manifest
+from pipelines.media_spec import MODALITIES, SPEC_VERSION, TASKS, model_manifest
 from pipelines.service.errors import ServiceError
 from pipelines.service.generation_queue import GenerationQueue
 from pipelines.service.metrics import Metrics
@@ -25,8 +25,7 @@ def add_model_routes(app, queue: GenerationQueue, metrics: Metrics) -> None:
     @app.get("/v1/models")
     async def list_models() -> dict:
         """The one model."""
-        summary = {"id": queue.engine.model_id, "modalities": {"in": ["text"], "out": ["audio"]}, "tasks": [TASK]}
-        return {"data": [summary]}
+        return {"data": [{"id": queue.engine.model_id, "modalities": MODALITIES, "tasks": list(TASKS)}]}
 
     @app.get("/v1/models/{model_id:path}", responses={404: {"description": "Another model."}})
     async def get_model(model_id: str) -> dict:
@@ -36,5 +35,5 @@ def add_model_routes(app, queue: GenerationQueue, metrics: Metrics) -> None:
         return {
             "spec": SPEC_VERSION,
             "manifest": model_manifest(model_id, seconds=queue.engine.native_seconds),
-            "server": {"tasks": {TASK: {}}, "capabilities": ["cancel", "events"]},
+            "server": {"tasks": {task: {} for task in TASKS}, "capabilities": ["sse", "wait", "cancel"]},
         }

@@ -45,8 +45,9 @@ def render_progress(job: Job) -> dict[str, Any] | None:
 
 
 def file_names(job: Job) -> list[str]:
-    """What a finished job may be asked for: sound files, and the record of each."""
-    return [name for file in job.files for name in (file, record_path(Path(file)).name)]
+    """What a job may be asked for: sound files, the record of each, and the recording that it begins with."""
+    recordings = [] if job.recording is None else [job.recording]
+    return [name for file in job.files for name in (file, record_path(Path(file)).name)] + recordings
 
 
 def _outputs(job: Job, queue: GenerationQueue, base_url: str) -> dict[str, list[dict[str, Any]]]:

@@ -26,10 +26,10 @@ class ServiceSettings:
         max_steps: Most denoising steps.
         max_clips: Most clips of one request, candidates of `best_of` included.
         max_prompt: Most characters of a text.
-        max_body_bytes: Largest body that is no upload.
-        max_upload_bytes: Largest sound file to score.
-        max_upload_seconds: Longest one.
-        max_scoring: Files that are scored or wait for it at the same time.
+        max_body_bytes: Largest body, a sound in it not counted.
+        max_upload_bytes: Largest sound file that may be sent.
+        max_upload_seconds: Longest one to score; what a clip begins with may last `max_seconds`.
+        max_uploads: Sound files that are received, looked at or scored at the same time.
         keep_hours: How long what is finished stays.
         api_key: What clients must show; nothing when `None`.
         hosts: Names that the service may be called by, against DNS rebinding; any when empty.
@@ -46,14 +46,14 @@ class ServiceSettings:
     max_body_bytes: int = 1 << 16
     max_upload_bytes: int = 32 * MIB
     max_upload_seconds: float = 600.0
-    max_scoring: int = 4
+    max_uploads: int = 4
     keep_hours: float = 24.0
     api_key: str | None = None
     hosts: tuple[str, ...] = ()
 
     def __post_init__(self):
         for name in (
-            "max_waiting", "max_steps", "max_clips", "max_prompt", "max_body_bytes", "max_upload_bytes", "max_scoring"
+            "max_waiting", "max_steps", "max_clips", "max_prompt", "max_body_bytes", "max_upload_bytes", "max_uploads"
         ):  # fmt: skip
             check_count(name, getattr(self, name))
         for name in ("max_seconds", "max_upload_seconds", "keep_hours"):

@@ -42,7 +42,14 @@ class Take:
         """A line about it."""
         request = self.request
         moment = datetime.fromtimestamp(self.made_at).strftime("%d %b %H:%M:%S")
-        return f"{moment} · {request.text[:50]} · quality {describe_quality(request.quality)} · seed {request.seed}"
+        quality = "restored" if request.restore_audio else f"quality {describe_quality(request.quality)}"
+        text = request.text[:50] or "a recording"
+        return f"{moment} · {text} · {quality} · seed {request.seed}"
+
+    @property
+    def recording(self) -> Path | None:
+        """The sound file that it begins with, if it does."""
+        return None if self.request.recording is None else self.path.parent / self.request.recording
 
 
 def list_takes(queue: GenerationQueue) -> list[Take]:

@@ -10,7 +10,8 @@ from pathlib import Path
 from typing import Any
 
 from pipelines.request import GenerationRequest
-from pipelines.service.bodies import check_limits, make_job
+from pipelines.restoration import summarize_restoration
+from pipelines.service.acceptance import Order, accept
 from pipelines.service.errors import ServiceError
 from pipelines.service.generation_queue import GenerationQueue
 from pipelines.service.jobs import Job
@@ -29,6 +30,7 @@ class Form:
 
     prompt: str
     seconds: float
+    loop: bool
     is_curve: bool
     score: float
     curve: str
@@ -52,6 +54,7 @@ class Form:
         request = GenerationRequest(
             prompt=self.prompt,
             seconds=self.seconds,
+            loop=self.loop,
             quality=to_quality(self.curve, self.seconds) if self.is_curve else self.score,
             bpm=_read_tempo(self.bpm),
             key=self.key or None,
@@ -75,22 +78,19 @@ def _read_tempo(text: str) -> float | None:
         raise ValueError(f"The tempo must be a number of beats a minute, got {text!r}.") from error
 
 
-def submit(requests: list[GenerationRequest], queue: GenerationQueue, settings: ServiceSettings) -> list[Job]:
-    """Puts requests into the queue; none of them if one is refused.
+def submit(orders: list[Order], queue: GenerationQueue, settings: ServiceSettings) -> list[Job]:
+    """Puts orders into the queue; none of them if one is refused.
 
     Raises:
-        ValueError: A request is beyond the limits, or the queue is full.
+        ValueError: One is beyond the limits or begins with what is no sound, or the queue is full.
     """
     jobs: list[Job] = []
     try:
-        for request in requests:
-            check_limits(request, 1, settings)
-            jobs.append(make_job(request, 1, queue.engine))
-            queue.submit(jobs[-1])
+        for order in orders:
+            jobs.append(accept(order, queue, settings))
     except (ServiceError, ValueError) as error:
         for job in jobs:
-            if not (isinstance(error, ServiceError) and job is jobs[-1]):
-                queue.delete(job.id)
+            queue.delete(job.id)
         raise ValueError(str(error)) from error
     return jobs
 
@@ -140,10 +140,15 @@ def sound_of(job: Job, queue: GenerationQueue) -> Path:
 
 def describe_take(record: dict[str, Any], score: dict[str, Any] | None = None) -> str:
     """What is worth knowing about a clip, as Markdown."""
-    settings, music = record["settings"], record.get("music")
-    asked = describe_quality(GenerationRequest.from_dict(settings).quality)
+    settings, music, restoration = record["settings"], record.get("music"), record.get("restoration")
+    request = GenerationRequest.from_dict(settings)
     how = f"seed {settings['seed']}, {settings['steps']} steps, guidance {settings['guidance']:g}"
-    lines = [f"**Quality asked for** {asked}; {how}."]
+    if restoration:
+        lines = [f"**Restored.** {summarize_restoration(restoration)} {how[0].upper()}{how[1:]}."]
+    else:
+        lines = [f"**Quality asked for** {describe_quality(request.quality)}; {how}."]
+    if beginning := describe_beginning(request):
+        lines.append(f"**From** {beginning}.")
     if music:
         tempo = f"{music['tempo_bpm']:g} bpm" if music.get("tempo_bpm") else "no set tempo"
         chords = " ".join(symbol for _, symbol in music.get("chords") or [])
@@ -151,6 +156,17 @@ def describe_take(record: dict[str, Any], score: dict[str, Any] | None = None) -
     if score is not None:
         lines.append(describe_score(score))
     return "\n\n".join(lines + [f"⚠ {warning}" for warning in record.get("warnings", [])])
+
+
+def describe_beginning(request: GenerationRequest) -> str:
+    """What was done with the recording of a request; nothing if it has none."""
+    if request.init_audio is not None:
+        return f"a recording, changed at strength {request.strength:g}"
+    if request.inpaint_audio is None:
+        return ""
+    spans = ", ".join(f"{start:g} to {end:g} s" for start, end in request.spans)
+    done = f"{spans} played anew" if spans else "made a loop" if request.loop else "continued"
+    return f"a recording, {done}"
 
 
 def describe_score(score: dict[str, Any]) -> str:

@@ -8,15 +8,29 @@ from __future__ import annotations
 import json
 import os
 import random
+from collections.abc import Callable
 from dataclasses import fields
+from functools import partial
 from pathlib import Path
 
 from pipelines.clips import record_path
+from pipelines.service.acceptance import Order
 from pipelines.service.scoring import Scoring
+from pipelines.studio.editing import (
+    ACTIONS,
+    CHANGING,
+    FIELDS,
+    HINTS,
+    EditForm,
+    find_action,
+    middle_span,
+    write_spans,
+)
 from pipelines.studio.history import Take, find_take, list_takes
-from pipelines.studio.making import COMPARISONS, Form, describe_score, describe_take, follow, sound_of, status, submit
+from pipelines.studio.making import COMPARISONS, Form, describe_score, follow, sound_of, status, submit
 from pipelines.studio.pictures import draw_clip
 from pipelines.studio.quality_curve import SCRIPT, START, STYLE, TEMPLATE, from_quality
+from pipelines.studio.results import Result, build_result, show_take, show_takes
 from qamdt.files import read_json
 from qamdt.quality_words import MAX_SCORE, MIN_SCORE
 
@@ -88,6 +102,8 @@ class Studio:
             with gr.Tabs() as tabs:
                 with gr.Tab("Make", id="make"):
                     self._build_make(gr)
+                with gr.Tab("From a recording", id="edit"):
+                    self._build_edit(gr)
                 with gr.Tab("History", id="history") as history_tab:
                     self._build_history(gr)
                 with gr.Tab("Score my file", id="score"):
@@ -107,6 +123,7 @@ class Studio:
                 seconds = gr.Slider(
                     1, min(30, self.settings.max_seconds), value=10, step=0.5, label="Length in seconds"
                 )
+                loop = gr.Checkbox(label="A loop, which goes on with its beginning")
                 is_curve = gr.Checkbox(label="Quality changes over the clip: draw it")
                 score = gr.Slider(
                     MIN_SCORE,
@@ -135,12 +152,44 @@ class Studio:
                     self.stop = gr.Button("Cancel")
             with gr.Column(scale=6, min_width=320):
                 self.status = gr.HTML(status("Ready."))
-                self.results = [_build_result(gr, name, visible=name == "A") for name in "AB"]
+                self.results = [build_result(gr, name, visible=name == "A") for name in "AB"]
         self.form = [
-            prompt, seconds, is_curve, score, curve, bpm, key, chords, compare, steps, guidance, seed, negative_prompt
+            prompt, seconds, loop, is_curve, score, curve, bpm, key, chords, compare, steps, guidance, seed, negative_prompt
         ]  # fmt: skip
         self.running = gr.State([])
         is_curve.change(None, is_curve, None, js=DRAW_OR_SLIDE)
+
+    def _build_edit(self, gr) -> None:
+        with gr.Row():
+            with gr.Column(scale=5, min_width=320):
+                recording = gr.Audio(label="Recording", type="filepath", sources=["upload"], buttons=["download"])
+                action = gr.Radio(
+                    [(label.capitalize(), action) for action, label in ACTIONS.items()],
+                    value="continue",
+                    label="What to do with it",
+                    info=HINTS["continue"],
+                )
+                prompt = gr.Textbox(value="", label="Describe the music", lines=2, max_length=self.settings.max_prompt)
+                score = gr.Slider(MIN_SCORE, MAX_SCORE, value=4.5, step=0.1, label="Quality of what is made")
+                seconds = gr.Slider(
+                    1, self.settings.max_seconds, value=20, step=0.5, label="Length of the whole in seconds"
+                )
+                spans = gr.Textbox("", label="Parts to play anew, in seconds", placeholder="2-4.5, 8-9", visible=False)
+                strength = gr.Slider(0, 1, value=0.5, step=0.05, label="How much is changed", visible=False)
+                with gr.Accordion("More", open=False):
+                    steps = gr.Slider(1, self.settings.max_steps, value=25, step=1, label="Steps")
+                    guidance = gr.Slider(1, 10, value=3.5, step=0.1, label="Guidance")
+                    seed = gr.Number(label="Seed", value=0, precision=0, minimum=0, maximum=2**53 - 2)
+                with gr.Row():
+                    self.edit_go = gr.Button("Make it", variant="primary", elem_id="edit")
+                    self.edit_stop = gr.Button("Cancel")
+            with gr.Column(scale=6, min_width=320):
+                self.edit_status = gr.HTML(status("Choose a recording, or send a take here."))
+                self.edited = build_result(gr, "from the recording", visible=True)
+        self.action = action
+        self.edit_form = [recording, action, prompt, score, seconds, spans, strength, steps, guidance, seed]
+        self.changing = [prompt, score, seconds, spans, strength]  # as `CHANGING` names them
+        self.edit_running = gr.State([])
 
     def _build_history(self, gr) -> None:
         self.takes = gr.Dropdown(label="Takes, newest first", choices=[], interactive=True)
@@ -148,7 +197,7 @@ class Studio:
             self.restore = gr.Button("Restore these settings", min_width=160)
             self.reroll = gr.Button("Restore with another seed", min_width=160)
             self.refresh = gr.Button("Refresh", min_width=100)
-        self.old = _build_result(gr, "from the history", visible=True)
+        self.old = build_result(gr, "from the history", visible=True)
 
     def _build_score(self, gr) -> None:
         gr.Markdown("How good a recording sounds, as a whole and over time. The file stays on this machine.")
@@ -161,16 +210,26 @@ class Studio:
         self.score_picture = gr.Plot(label="Quality over time", visible=False)
 
     def _wire(self, gr, page, tabs, history_tab) -> None:
-        outputs = [self.status, self.running, *(part for result in self.results for part in result)]
+        outputs = [self.status, self.running, *(part for result in self.results for part in result.shown)]
         made = self.go.click(self.make, self.form, outputs, show_progress="hidden")
         made.then(self.list_choices, self.takes, self.takes, show_progress="hidden")
         self.form[0].submit(self.make, self.form, outputs, show_progress="hidden")
         self.stop.click(self.cancel, self.running, None, queue=False)
+        outputs = [self.edit_status, self.edit_running, *self.edited.shown]
+        edited = self.edit_go.click(self.edit, self.edit_form, outputs, show_progress="hidden")
+        edited.then(self.list_choices, self.takes, self.takes, show_progress="hidden")
+        self.edit_stop.click(self.cancel, self.edit_running, None, queue=False)
+        self.action.change(self.show_fields, self.action, [self.action, *self.changing], show_progress="hidden")
         for event in (page.load, history_tab.select, self.refresh.click):
             event(self.list_choices, self.takes, self.takes, show_progress="hidden")
-        self.takes.change(self.show_take, self.takes, list(self.old), show_progress="hidden")
-        self.restore.click(self.restore_take, self.takes, [*self.form, tabs], show_progress="hidden")
-        self.reroll.click(self.restore_with_another_seed, self.takes, [*self.form, tabs], show_progress="hidden")
+        self.takes.change(self.show_old, self.takes, list(self.old.shown), show_progress="hidden")
+        restored = [*self.form, *self.edit_form, tabs]
+        self.restore.click(self.restore_take, self.takes, restored, show_progress="hidden")
+        self.reroll.click(self.restore_with_another_seed, self.takes, restored, show_progress="hidden")
+        for result in (*self.results, self.edited, self.old):
+            for action, button in result.actions.items():
+                send = partial(self.send, action)
+                button.click(send, result.key, [*self.edit_form, tabs], show_progress="hidden")
         self.score_button.click(
             self.score_upload, [self.upload, self.upload_prompt], [self.score_text, self.score_picture]
         )
@@ -179,15 +238,23 @@ class Studio:
 
     def make(self, *values):
         """Makes what the form says; yields status, the ids of the jobs, and the parts of both results."""
+        form = Form(**dict(zip((field.name for field in fields(Form)), values, strict=True)))
+        yield from self._make(lambda: [Order(request=request) for request in form.requests()], self.results)
+
+    def edit(self, *values):
+        """Makes of a recording what the form says; yields status, the id of the job, and the parts of the result."""
+        form = EditForm(**dict(zip((field.name for field in fields(EditForm)), values, strict=True)))
+        yield from self._make(lambda: [form.order()], [self.edited])
+
+    def _make(self, read_orders: Callable[[], list[Order]], results: list[Result]):
         import gradio as gr
 
-        form = Form(**dict(zip((field.name for field in fields(Form)), values, strict=True)))
         try:
-            jobs = submit(form.requests(), self.queue, self.settings)
+            jobs = submit(read_orders(), self.queue, self.settings)
         except ValueError as error:
             raise gr.Error(str(error), duration=None, print_exception=False) from error
         ids = [job.id for job in jobs]
-        nothing = [gr.update()] * sum(map(len, self.results))
+        nothing = [gr.update()] * sum(len(result.shown) for result in results)
         for now in follow(jobs, self.queue):
             yield [now, ids, *nothing]
         try:
@@ -196,10 +263,30 @@ class Studio:
             yield [status(f"No music: {error}"), [], *nothing]
             return
         takes = [self._take(path) for path in paths]
-        yield [status("Done. Scoring it."), [], *_show_all(gr, [_parts(gr, take) for take in takes])]
+        shown = [show_take(gr, take) for take in takes]
+        yield [status("Done. Scoring it."), [], *show_takes(gr, shown, len(results))]
         scores = [self.scoring.score_file(take.path, take.request.text) for take in takes]
-        parts = [_parts(gr, take, score) for take, score in zip(takes, scores, strict=True)]
-        yield [status("Done."), [], *_show_all(gr, parts)]
+        shown = [show_take(gr, take, score) for take, score in zip(takes, scores, strict=True)]
+        yield [status("Done."), [], *show_takes(gr, shown, len(results))]
+
+    def show_fields(self, action: str):
+        """Shows what an action listens to, and hides the rest."""
+        import gradio as gr
+
+        visible = [gr.update(visible=name in FIELDS.get(action, ())) for name in CHANGING]
+        return [gr.update(info=HINTS.get(action, "")), *visible]
+
+    def send(self, action: str, key: str | None):
+        """Puts a take into the form for recordings, to do something with it."""
+        import gradio as gr
+
+        take = self._find(key)
+        played = take.record["sound"]["seconds"]
+        seconds = min(round(2 * played), self.settings.max_seconds)
+        score = _score_of(take.request.quality)
+        quiet = gr.update()
+        form = [str(take.path), action, take.request.text, score, seconds, middle_span(played), *[quiet] * 3, 0]
+        return [*form, gr.Tabs(selected="edit")]
 
     def cancel(self, ids: list[str]) -> None:
         """Gives up what is being made."""
@@ -214,40 +301,46 @@ class Studio:
         keys = [key for _, key in choices]
         return gr.update(choices=choices, value=chosen if chosen in keys else next(iter(keys), None))
 
-    def show_take(self, key: str | None):
+    def show_old(self, key: str | None):
         """Shows a take of the history."""
         import gradio as gr
 
         take = find_take(self.queue, key)
-        return [gr.update()] * len(self.old) if take is None else _parts(gr, take)
+        return [gr.update()] * len(self.old.shown) if take is None else show_take(gr, take)
 
     def restore_take(self, key: str | None, seed: int | None = None):
         """Puts the settings of a take back into the form."""
         import gradio as gr
 
-        take = find_take(self.queue, key)
-        if take is None:
-            raise gr.Error("Choose a take first.", print_exception=False)
+        take = self._find(key)
         request, played = take.request, take.record["sound"]["seconds"]
+        seed = request.seed if seed is None else seed
+        untouched = gr.update()
+        if take.recording is not None:
+            spans = write_spans(request.spans)
+            length = request.seconds or played
+            strength = untouched if request.strength is None else request.strength
+            form = [str(take.recording), find_action(request), request.text, _score_of(request.quality), length, spans]
+            edit_form = [*form, strength, request.steps, request.guidance, seed]
+            return [*[untouched] * len(self.form), *edit_form, gr.Tabs(selected="edit")]
         is_curve = isinstance(request.quality, tuple)
-        score = {"low": 1.5, "medium": 3.5, "high": 4.5, None: 4.5}.get(request.quality, request.quality)
-        chords = request.chords if isinstance(request.chords, str | None) else None
         form = [
             request.text,
             played,
+            request.loop,
             is_curve,
-            gr.update() if is_curve else score,
-            from_quality(request.quality, played) if is_curve else gr.update(),
+            untouched if is_curve else _score_of(request.quality),
+            from_quality(request.quality, played) if is_curve else untouched,
             "" if request.bpm is None else f"{request.bpm:g}",
             request.key or "",
-            chords or "",
+            request.chords if isinstance(request.chords, str) else "",
             COMPARISONS[0],
             request.steps,
             request.guidance,
-            request.seed if seed is None else seed,
+            seed,
             request.negative_prompt,
         ]
-        return [*form, gr.Tabs(selected="make")]
+        return [*form, *[untouched] * len(self.edit_form), gr.Tabs(selected="make")]
 
     def restore_with_another_seed(self, key: str | None):
         """The same, to hear something else of it."""
@@ -273,33 +366,21 @@ class Studio:
         record = read_json(record_path(path))
         return Take(path=path, made_at=path.stat().st_mtime, record=record)
 
+    def _find(self, key: str | None) -> Take:
+        import gradio as gr
 
-def _build_result(gr, name: str, *, visible: bool) -> tuple:
-    """The parts of a result: a player, what there is to say, a picture, and two files to take away."""
-    player = gr.Audio(label=f"Take {name}", interactive=False, buttons=["download"], visible=visible)
-    text = gr.Markdown()
-    picture = gr.Plot(label=f"Take {name}: waveform, spectrogram and quality", show_label=False, visible=False)
-    with gr.Row():
-        sound = gr.DownloadButton(f"Take {name}: sound", visible=False)
-        record = gr.DownloadButton(f"Take {name}: how it was made", visible=False)
-    return player, text, picture, sound, record
+        take = find_take(self.queue, key)
+        if take is None:
+            raise gr.Error("Choose a take first.", print_exception=False)
+        return take
 
 
-def _parts(gr, take: Take, score: dict | None = None) -> list:
-    return [
-        gr.update(value=str(take.path), visible=True),
-        describe_take(take.record, score),
-        gr.update(value=draw_clip(take.path, score), visible=True),
-        gr.update(value=str(take.path), visible=True),
-        gr.update(value=str(record_path(take.path)), visible=True),
-    ]
-
-
-def _show_all(gr, results: list[list]) -> list:
-    """The parts of two results, of which the second may be missing."""
-    hidden = gr.update(visible=False)
-    missing = [gr.update(value=None, visible=False), "", hidden, hidden, hidden]
-    return [part for result in (*results, *[missing] * (2 - len(results))) for part in result]
+def _score_of(quality) -> float:
+    """Where the slider stands for a quality; in the middle of a curve that it cannot show."""
+    if isinstance(quality, tuple):
+        scores = [point[1] if isinstance(point, tuple) else point for point in quality]
+        return round(sum(scores) / len(scores), 1)
+    return {"low": 1.5, "medium": 3.5, "high": 4.5, None: 4.5}.get(quality, quality)
 
 
 def _knows_music(model: str) -> bool:
