@@ -34,7 +34,8 @@ from safetensors import SafetensorError
 from torch.utils.data import DataLoader
 from tqdm import tqdm
 
-from data_prep.training_latents import find_latents
+from data_prep.text_costs import describe_text_costs
+from data_prep.training_latents import find_latents, load_online_texts
 from pipelines.checkpoint_model import check_autoencoder, render_previews, save_components, save_lora
 from pipelines.spectrogram import check_matplotlib
 from qamdt.files import append_json_line, claim_folder, cut_log, replace_folder, write_json, write_text
@@ -145,14 +146,18 @@ def train_model(config: TrainConfig, accelerator: Accelerator, stop: StopSignal)
         num_ranks=accelerator.num_processes,
     )
     state["taken"] = list(sampler.taken)
+    is_online = config.data.text == "online"
     loader = DataLoader(
         dataset,
         batch_sampler=sampler,
-        collate_fn=collate,
+        collate_fn=list if is_online else collate,
         num_workers=config.data.num_workers,
         generator=torch.Generator(),  # so that starting workers draws nothing from the run's own generator
     )
     batches = iter(loader)
+    if is_online:
+        texts = load_online_texts(dataset.folder, accelerator.device)
+        batches = (collate(texts.fill(samples)) for samples in batches)
     tracker = start_tracker(config, dataclasses.asdict(config)) if accelerator.is_main_process else Tracker()
 
     # Train.
@@ -373,7 +378,7 @@ def mean_over_ranks(accelerator: Accelerator, losses: list[torch.Tensor]) -> lis
 
 def prepare_latents(config: TrainConfig) -> TrainConfig:
     """Brings the latents of `data.manifest` up to date, and returns the settings with `data.latents` filled in."""
-    latents = find_latents(config.data.manifest, config.data.latents)
+    latents = find_latents(config.data.manifest, config.data.latents, text=config.data.text)
     return dataclasses.replace(config, data=dataclasses.replace(config.data, latents=latents))
 
 
@@ -409,6 +414,7 @@ def main(argv: list[str] | None = None) -> int:
         if arguments.dry_run:
             print(format_settings(config))
             print(describe_run(config))
+            print(describe_text_costs(config.data, config.run.batch_size))
             return 0
         config = prepare_latents(config)
         with StopSignal() as stop:

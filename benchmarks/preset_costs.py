@@ -24,7 +24,7 @@ from pathlib import Path
 import torch
 from tqdm import tqdm
 
-from qamdt.latent_folder import write_index
+from qamdt.latent_writing import write_index
 from qamdt.manifest import Record
 from qamdt.models.transformer_qamdt import QAMDTTransformer2DModel
 from qamdt.quality import PUBLISHED_QUALITY_STATS

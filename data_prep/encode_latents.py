@@ -9,7 +9,8 @@ taken from the manifest each time. So the same command again does what is missin
 labels, scores or captions costs no encoding of clips; and a clip whose audio or span changed, or another autoencoder, is
 encoded anew beside what was there. `--clean` removes what the manifest no longer needs.
 
-With `accelerate launch` or `torchrun`, every process encodes its share on its own device. Clips that cannot be encoded,
+With `accelerate launch` or `torchrun`, every process encodes its share on its own device; jobs that do not know of each
+other take `--shard 0/4` to `3/4`, and `data_prep.merge_shards` joins them. Clips that cannot be encoded,
 and lines of the manifest that describe none, are counted, listed in `bad_clips.jsonl`, and make the exit status 1.
 """
 
@@ -20,9 +21,10 @@ from pathlib import Path
 from accelerate import PartialState
 
 from data_prep.latent_encoders import DTYPES
-from data_prep.latent_update import EncodingOptions, encode_corpus
+from data_prep.latent_update import TEXT_MODES, EncodingOptions, encode_corpus
 from qamdt.cpu_memory import keep_freed_memory
 from qamdt.latent_folder import find_unnamed_files, open_folder
+from qamdt.work_share import SHARD_HELP, read_shard
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -45,6 +47,15 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument(
         "--clean", action="store_true", help="remove files that the new index does not name; no training may read them"
     )
+    parser.add_argument(
+        "--shard", type=read_shard, help=f"{SHARD_HELP}; python -m data_prep.merge_shards OUT joins them"
+    )
+    parser.add_argument(
+        "--text",
+        choices=TEXT_MODES,
+        default="cached",
+        help="online: keep no text states, train with data.text=online (default: %(default)s)",
+    )
     arguments = parser.parse_args(argv)
     options = EncodingOptions(
         vae=arguments.vae,
@@ -54,6 +65,7 @@ def main(argv: list[str] | None = None) -> int:
         limit=arguments.limit,
         max_captions=arguments.max_captions,
         dtype=arguments.dtype,
+        text=arguments.text,
     )
     out = arguments.out or arguments.manifest.parent / "latents"
     keep_freed_memory()
@@ -66,11 +78,14 @@ def main(argv: list[str] | None = None) -> int:
             clips_per_shard=arguments.clips_per_shard,
             device=arguments.device,
             clean=arguments.clean,
+            shard=arguments.shard,
         )
     except (ValueError, OSError, RuntimeError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
-    if PartialState().is_main_process:
+    if arguments.shard is not None:
+        print(f"{report}. When all {arguments.shard[1]} shards are done: python -m data_prep.merge_shards {out}")
+    elif PartialState().is_main_process:
         index = open_folder(out).index
         print(f"{report}.")
         print(

@@ -2,45 +2,25 @@
 
 import logging
 import math
+from array import array
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 
+import numpy as np
 import torch
 
 from qamdt.latent_folder import round_score
-from qamdt.manifest import Record, scan_manifest
+from qamdt.manifest import Record
 from qamdt.quality import QualityStats
 from qamdt.quality_words import NUM_LEVELS
 
 
 logger = logging.getLogger(__name__)
-
-
-def choose_records(
-    manifest: Path, split: str | None, limit: int | None
-) -> tuple[list[Record], list[dict[str, int | str]]]:
-    """Returns the clips to encode, and the lines of the manifest that describe none, each with what is wrong with it.
-
-    Args:
-        manifest: The manifest of the corpus.
-        split: Only clips whose tag `split` has this value.
-        limit: Only so many of them.
-    """
-    lines = list(scan_manifest(manifest))
-    records = [line.record for line in lines if line.record is not None]
-    bad_lines = [{"line": line.number, "error": line.fault} for line in lines if line.record is None]
-    if split is not None:
-        records = [record for record in records if record.tags.get("split") == split]
-    records = records[:limit]
-    if not records:
-        faults = f"; the first of {len(bad_lines)} bad lines: {bad_lines[0]}" if bad_lines else ""
-        raise ValueError(
-            f"no clip of {str(manifest)!r} is left to encode (`split` is {split!r}, `limit` {limit}){faults}."
-        )
-    return records, bad_lines
+_NO_LABEL, _NO_LEVEL = -1, -2  # in place of a level
 
 
 def choose_stats(
-    records: list[Record], manifest: Path, path: str | Path | None, before: QualityStats | None
+    records: Sequence[Record], manifest: Path, path: str | Path | None, before: QualityStats | None
 ) -> QualityStats | None:
     """Returns the thresholds between quality levels; `None` when no clip has a score, or too few have different ones.
 
@@ -54,7 +34,8 @@ def choose_stats(
         path: JSON file of quality statistics whose thresholds to take in any case.
         before: The thresholds that the folder had until now.
     """
-    scorers = {record.quality_scorer for record in records if record.quality_score is not None}
+    labels = _Labels(records)
+    scorers = labels.scorers
     if len(scorers) > 1:
         raise ValueError(
             f"the quality scores come from different scorers, {sorted(map(str, scorers))}; score all clips with one."
@@ -69,24 +50,24 @@ def choose_stats(
         return stats
     if not scorers:
         return None
-    scorer = scorers.pop()
+    scorer = next(iter(scorers))
     beside = manifest.with_suffix(".quality.json")
-    has_labels = any("quality_level" in record.extra for record in records)
     candidates = [QualityStats.load(beside)] if beside.is_file() else []
-    candidates += [before] if has_labels and before is not None else []
+    candidates += [before] if labels.exist and before is not None else []
     for stats in candidates:
-        if stats.scorer == scorer and _find_contradiction(stats, records) is None:
+        if stats.scorer == scorer and labels.find_contradiction(stats) is None:
             return stats
-    scores = [record.quality_score for record in records if record.quality_score is not None]
-    if len(set(scores)) < NUM_LEVELS and not has_labels:
+    scores = labels.scores[~np.isnan(labels.scores)]
+    if len(np.unique(scores)) < NUM_LEVELS and not labels.exist:
         logger.warning(
-            f"{len(set(scores))} distinct quality scores are too few to set {NUM_LEVELS} levels apart: the clips are "
+            f"{len(np.unique(scores))} distinct quality scores are too few to set {NUM_LEVELS} levels apart: the clips are "
             "encoded as of unknown quality. Score more clips, or give the thresholds with `--quality-stats`."
         )
         return None
     stats = QualityStats.from_scores(scores, scorer=str(scorer))
-    contradicted = _find_contradiction(stats, records)
-    if contradicted is not None:
+    position = labels.find_contradiction(stats)
+    if position is not None:
+        contradicted = records[position]
         raise ValueError(
             f"clip {contradicted.id!r} is labelled with `quality_level` {contradicted.extra['quality_level']}, but "
             f"thresholds derived from the scores in {str(manifest)!r} make it {stats.level(contradicted.quality_score)}; "
@@ -95,10 +76,29 @@ def choose_stats(
     return stats
 
 
-def _find_contradiction(stats: QualityStats, records: list[Record]) -> Record | None:
-    """Returns a clip whose label is another level than the one that thresholds give its score."""
-    labelled = (record for record in records if "quality_level" in record.extra)
-    return next((r for r in labelled if stats.level(r.quality_score) != r.extra["quality_level"]), None)
+class _Labels:
+    """The scores and labels of clips as columns, and who gave the scores."""
+
+    def __init__(self, records: Iterable[Record]):
+        scores, levels = array("d"), array("b")
+        self.scorers: set[str | None] = set()
+        for record in records:
+            if record.quality_score is not None:
+                self.scorers.add(record.quality_scorer)
+            scores.append(math.nan if record.quality_score is None else record.quality_score)
+            level = record.extra.get("quality_level", _NO_LABEL)
+            levels.append(level if level in range(NUM_LEVELS + 1) or level is _NO_LABEL else _NO_LEVEL)
+        self.scores, self._levels = np.array(scores, np.float64), np.array(levels, np.int8)
+
+    @property
+    def exist(self) -> bool:
+        """Whether any clip has a label."""
+        return bool((self._levels != _NO_LABEL).any())
+
+    def find_contradiction(self, stats: QualityStats) -> int | None:
+        """Returns the position of a clip whose label is another level than the one that thresholds give its score."""
+        wrong = np.flatnonzero((self._levels != _NO_LABEL) & (stats.level(self.scores) != self._levels))
+        return int(wrong[0]) if len(wrong) else None
 
 
 def list_training_texts(record: Record, stats: QualityStats | None, max_captions: int | None) -> list[str]:

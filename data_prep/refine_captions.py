@@ -29,6 +29,7 @@ from data_prep.refine.refinery import SAMPLE_MANIFEST, RefineResult, Refinery, r
 from data_prep.refine.request import RefineRequest
 from data_prep.refine.thresholds import Thresholds
 from qamdt.cpu_memory import keep_freed_memory
+from qamdt.work_share import SHARD_HELP, read_shard
 from whisq.clap import EMBEDDED
 
 
@@ -106,14 +107,6 @@ def copy_sample_corpus() -> Path:
     return SAMPLE_COPY / SAMPLE_MANIFEST.name
 
 
-def read_shard(text: str) -> tuple[int, int]:
-    """Reads "0/4" as the first of four parts."""
-    number, slash, count = text.partition("/")
-    if not (slash and number.isdecimal() and count.isdecimal() and int(number) < int(count)):
-        raise argparse.ArgumentTypeError(f"must be i/n with 0 <= i < n, as in 0/4 for the first of four, got {text!r}")
-    return int(number), int(count)
-
-
 def build_parser() -> argparse.ArgumentParser:
     """The options of the command."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -156,7 +149,7 @@ def build_parser() -> argparse.ArgumentParser:
     work = parser.add_argument_group("how to work")
     work.add_argument("--engine", choices=["async", "batch", "ray"], default="async")
     work.add_argument("--batch", choices=["submit", "status", "collect"], help="what to do with `--engine batch`")
-    work.add_argument("--shard", type=read_shard, help="i/n: only this part; without it, later, all parts are joined")
+    work.add_argument("--shard", type=read_shard, help=f"{SHARD_HELP}; without it, later, all parts are joined")
     work.add_argument("--num-workers", type=int, default=1, help="processes that hear audio (default %(default)s)")
     work.add_argument("--batch-size", type=int, default=16, help="clips heard at once (default %(default)s)")
     work.add_argument("--retry-failed", action="store_true", help="try failed clips again")

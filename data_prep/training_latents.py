@@ -2,20 +2,24 @@
 
 import logging
 import os
+from dataclasses import replace
 from pathlib import Path
 
+import torch
 from accelerate import PartialState
 
+from data_prep.latent_encoders import describe_text_encoder, load_text_encoder
 from data_prep.latent_update import EncodingOptions, digest_manifest, encode_corpus
 from data_prep.make_sample_corpus import SAMPLE_CORPUS_DIR
-from qamdt.latent_folder import INDEX_NAME, open_folder
+from qamdt.latent_folder import INDEX_NAME, LatentFolder, open_folder
+from qamdt.training.online_texts import OnlineTexts
 
 
 logger = logging.getLogger(__name__)
 SAMPLE_LATENTS = Path("data/sample/latents")  # the corpus itself may lie where nobody may write
 
 
-def find_latents(manifest: str | None, latents: str | None) -> str:
+def find_latents(manifest: str | None, latents: str | None, *, text: str = "cached") -> str:
     """Returns the folder or URL of the latents that a training reads, and sees to it that they are the manifest's.
 
     A folder is brought up to date, by the options that it was encoded with before, or by the defaults.
@@ -23,6 +27,7 @@ def find_latents(manifest: str | None, latents: str | None) -> str:
     Args:
         manifest: The manifest of the corpus, or `sample`, the corpus that ships with the project.
         latents: Folder or URL; `latents` beside the manifest, or `data/sample/latents`, when `None`.
+        text: "cached" encodes the texts that are missing, too; "online" leaves them to the training.
 
     Raises:
         ValueError: Both are `None`, or what lies behind a URL was made from another manifest.
@@ -41,9 +46,9 @@ def find_latents(manifest: str | None, latents: str | None) -> str:
                 "data_prep.encode_latents` and upload its folder again, or set `data.manifest` to null."
             )
         return latents
-    options = None
+    options = EncodingOptions(text=text)
     if (Path(latents) / INDEX_NAME).is_file():
-        options = EncodingOptions(**open_folder(latents).index["options"])
+        options = replace(EncodingOptions(**open_folder(latents).index["options"]), text=text)
     report = encode_corpus(path, latents, options)
     if PartialState().is_main_process:
         logger.info(f"Latents of {path} in {latents}: {report}.")
@@ -64,3 +69,24 @@ def _warn_of_changes(latents: str) -> None:
             f"{made_from['path']} has changed since {latents} was made from it; with `data.manifest` the latents are "
             "brought up to date."
         )
+
+
+def load_online_texts(folder: LatentFolder, device: torch.device) -> OnlineTexts:
+    """Loads the text encoder that the folder of encoded music names, for a training that runs it.
+
+    Raises:
+        ValueError: It is another one today than the cached states were made with.
+    """
+    index = folder.index
+    if "options" not in index:
+        raise ValueError(
+            f"`data.text=online` needs to know the text encoder of {folder.name!r}, and its index names none; encode again."
+        )
+    options = EncodingOptions(**index["options"])
+    if describe_text_encoder(options.text_encoder, options.max_text_tokens) != index["read_by"]:
+        raise ValueError(
+            f"the text encoder {options.text_encoder or 'of the package'!r} has changed since {folder.name!r} was written; "
+            "run `python -m data_prep.encode_latents` again."
+        )
+    tokenizer, encoder = load_text_encoder(options.text_encoder)
+    return OnlineTexts(tokenizer, encoder.to(device), max_tokens=options.max_text_tokens)

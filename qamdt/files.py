@@ -22,8 +22,12 @@ except ImportError:  # Windows, where a second writer goes unnoticed
 _MOST_LEVELS = 100  # of JSON inside JSON; what is nested deeper comes from nobody who means well
 
 
-def claim(path: str | Path) -> IO[bytes]:
+def claim(path: str | Path, *, shared: bool = False) -> IO[bytes]:
     """Opens a file for appending, and keeps other processes that claim it away until it is closed.
+
+    Args:
+        path: The file.
+        shared: Whether others may claim it too, if they want to share it.
 
     Raises:
         RuntimeError: Another process has claimed it.
@@ -32,7 +36,7 @@ def claim(path: str | Path) -> IO[bytes]:
         file = Path(path).open("ab", buffering=0)
         try:
             if fcntl is not None:
-                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                fcntl.flock(file, (fcntl.LOCK_SH if shared else fcntl.LOCK_EX) | fcntl.LOCK_NB)
         except BlockingIOError as error:
             file.close()
             raise RuntimeError(

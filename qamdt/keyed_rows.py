@@ -35,6 +35,11 @@ def make_key(*parts: Any) -> int:
     return int.from_bytes(hashlib.blake2b(text.encode(), digest_size=8).digest(), "big")
 
 
+def hash_text(text: str) -> int:
+    """Returns 64 bits that stand for a text, the same ones on every machine."""
+    return int.from_bytes(hashlib.blake2b(text.encode("utf-8", "surrogatepass"), digest_size=8).digest(), "big")
+
+
 def file_identity(path: str | Path) -> list[int]:
     """Returns size in bytes and time of change in ns, by which a file of the same path is known to be the same."""
     status = os.stat(path)
@@ -126,6 +131,14 @@ class KeyedRows:
         for path in self._list_paths():
             for _, row in _read_rows(path):
                 yield row
+
+    def list_history(self) -> tuple[np.ndarray, np.ndarray]:
+        """Returns `hash_text` of the id, and the key, of every row that was ever written, in the order of the files."""
+        ids, keys = array("Q"), array("Q")
+        for row in self.history():
+            ids.append(hash_text(row["id"]))
+            keys.append(int(row["key"], 16))
+        return np.array(ids, np.uint64), np.array(keys, np.uint64)
 
     def append(self, row: dict[str, Any]) -> None:
         """Adds a row, a whole line at once, so that a killed process tears at most the last one."""

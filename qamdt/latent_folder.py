@@ -3,6 +3,7 @@
     latents-…, text-…            shards of latents and text states, which are encoded once; see `qamdt.shards`
     clips-….jsonl                the clips in order: what the manifest says about each, and the place of its latents
     texts-….jsonl                every text that training can draw, and the place of its states
+    clips-….npy, texts-….npy     what is needed of all of them, as columns; see `qamdt.latent_columns`
     curves-00000-….safetensors   curves by name, such as `quality` (frames,), others (frames, dims): those of the clips
                                  whose latents lie in one shard, end to end in the order of the clips
     index.json                   which of these files belong together, shapes, counts, scaling factor; written last
@@ -14,7 +15,8 @@ folder may lie on a disk or behind an fsspec URL.
 
 import functools
 import hashlib
-from collections.abc import Callable, Iterable, Mapping
+from collections import OrderedDict
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -22,15 +24,18 @@ import fsspec
 import numpy as np
 import torch
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import save as save_to_bytes
 
-from qamdt.files import encode_json_line, read_json, read_json_lines, write_atomically, write_json
+from qamdt.files import iterate_lines, parse_json, read_json, write_atomically
+from qamdt.keyed_rows import hash_text
+from qamdt.latent_columns import CLIP, TEXT, ColumnBuilder, RecordReader, read_columns
 from qamdt.manifest import Record
-from qamdt.shards import Place, measure_scaling_factor, read_shape
+from qamdt.shards import Place
 
 
 INDEX_NAME = "index.json"
 FORMAT = 2
+MOST_OPEN_FILES = 128  # of each kind, in each process
+_SUFFIXES = (".safetensors", ".jsonl", ".npy")
 
 Clip = tuple[Record, Place]
 
@@ -38,93 +43,6 @@ Clip = tuple[Record, Place]
 def round_score(score: float) -> float:
     """Rounds an opinion score, so that one stored in fp32 and one from JSON fall on the same side of a threshold."""
     return round(float(score), 3)
-
-
-def write_index(
-    folder: Path,
-    clips: list[Clip],
-    texts: Mapping[str, Place],
-    make_curves: Callable[[Record, int], dict[str, torch.Tensor]],
-    description: dict[str, Any],
-) -> dict[str, Any]:
-    """Writes what is said about the latents in a folder, and returns what `index.json` holds.
-
-    Args:
-        folder: The folder of shards.
-        clips: The clips in order, with the places of their latents.
-        texts: The places of the states of every text that training can draw, the empty one among them.
-        make_curves: Returns the curves of a clip by name, given how many latent frames it has, each `(frames,)` or
-            `(frames, dims)`; a name that it leaves out is unknown, NaN.
-        description: What else the index holds.
-    """
-    lengths = [place.length for _, place in clips]
-    first_clip, first_text = clips[0][1].shard, texts[""].shard
-    _, channels, bins = read_shape(folder / first_clip, "mean")
-    curve_files, curve_shapes = _write_curves(folder, clips, make_curves)
-    clip_rows = [{"record": record.to_dict(), "latents": vars(place)} for record, place in clips]
-    text_rows = [{"text": text, "states": vars(place)} for text, place in texts.items()]
-    index = {
-        "format": FORMAT,
-        "num_clips": len(clips),
-        "num_latent_frames": sum(lengths),
-        "shortest_clip_in_frames": min(lengths),
-        "longest_clip_in_frames": max(lengths),
-        "latent_channels": channels,
-        "latent_bins": bins,
-        "scaling_factor": measure_scaling_factor(folder, (place for _, place in clips)),
-        "num_texts": len(texts),
-        "text_dim": read_shape(folder / first_text, "hidden_states")[1],
-        "curves": curve_shapes,
-        "records_digest": _digest(b"".join(encode_json_line(row["record"]) for row in clip_rows)),
-        **description,
-        "files": {
-            "clips": _write_lines(folder, "clips", clip_rows),
-            "texts": _write_lines(folder, "texts", text_rows),
-            "curves": curve_files,
-        },
-    }
-    write_json(folder / INDEX_NAME, index)
-    return index
-
-
-def _write_curves(
-    folder: Path, clips: list[Clip], make_curves: Callable[[Record, int], dict[str, torch.Tensor]]
-) -> tuple[dict[str, str], dict[str, list[int]]]:
-    """Writes the curves of the clips in each shard; returns the file of each shard, and what follows the frames."""
-    by_shard: dict[str, list[Clip]] = {}
-    for record, place in clips:
-        by_shard.setdefault(place.shard, []).append((record, place))
-    files, shapes = {}, {}
-    for number, (shard, some) in enumerate(sorted(by_shard.items())):
-        curves = [make_curves(record, place.length) for record, place in some]
-        found = {name: curve.shape[1:] for curves_of_clip in curves for name, curve in curves_of_clip.items()}
-        joined = {}
-        for name, shape in found.items():
-            parts = [
-                curves_of_clip.get(name, torch.full((place.length, *shape), torch.nan))
-                for curves_of_clip, (_, place) in zip(curves, some, strict=True)
-            ]
-            joined[name] = torch.cat(parts).float().contiguous()
-        if joined:
-            files[shard] = _write_named(folder, f"curves-{number:05d}", ".safetensors", save_to_bytes(joined))
-        shapes |= {name: list(shape) for name, shape in found.items()}
-    return files, dict(sorted(shapes.items()))
-
-
-def _write_lines(folder: Path, stem: str, rows: Iterable[Any]) -> str:
-    return _write_named(folder, stem, ".jsonl", b"".join(map(encode_json_line, rows)))
-
-
-def _write_named(folder: Path, stem: str, suffix: str, content: bytes) -> str:
-    """Writes a file whose name says what is in it, and returns the name."""
-    name = f"{stem}-{_digest(content)}{suffix}"
-    if not (folder / name).is_file():
-        write_atomically(folder / name, lambda file: file.write_bytes(content))
-    return name
-
-
-def _digest(content: bytes) -> str:
-    return hashlib.blake2b(content, digest_size=6).hexdigest()
 
 
 class LatentFolder:
@@ -219,39 +137,63 @@ def open_folder(folder: str | Path, cache_dir: str | Path = "data/cache") -> Lat
     return RemoteLatentFolder(str(folder), cache_dir) if "://" in str(folder) else LatentFolder(folder)
 
 
-def read_clips(folder: LatentFolder) -> list[Clip]:
-    """Returns the clips that the index of a folder names, in order."""
-    rows = _read_rows(folder, "clips", folder.index["num_clips"])
-    return [(Record.from_dict(row["record"]), Place(**row["latents"])) for row in rows]
+def iterate_clips(folder: LatentFolder) -> Iterator[Clip]:
+    """Yields the clips that the index of a folder names, in order."""
+    return (clip for _, clip in _scan_clips(folder))
+
+
+def _scan_clips(folder: LatentFolder) -> Iterator[tuple[int, Clip]]:
+    """Yields the clips, each with where its line begins."""
+    for offset, row in _scan_rows(folder, "clips", folder.index["num_clips"]):
+        yield offset, (Record.from_dict(row["record"]), Place(**row["latents"]))
 
 
 def read_texts(folder: LatentFolder) -> dict[str, Place]:
     """Returns the texts that the index of a folder names."""
-    rows = _read_rows(folder, "texts", folder.index["num_texts"])
-    return {row["text"]: Place(**row["states"]) for row in rows}
+    rows = _scan_rows(folder, "texts", folder.index["num_texts"])
+    return {row["text"]: Place(**row["states"]) for _, row in rows}
 
 
-def _read_rows(folder: LatentFolder, kind: str, count: int) -> list[dict[str, Any]]:
+def _scan_rows(folder: LatentFolder, kind: str, count: int) -> Iterator[tuple[int, dict[str, Any]]]:
     path = folder.file(folder.index["files"][kind])
-    rows = list(read_json_lines(path))
-    if len(rows) != count:
+    found = 0
+    for offset, line in iterate_lines(path):
+        yield offset, parse_json(line)
+        found += 1
+    if found != count:
         raise RuntimeError(
-            f"{path} has {len(rows)} whole lines, but {INDEX_NAME} says {count}; delete it and encode again."
+            f"{path} has {found} whole lines, but {INDEX_NAME} says {count}; delete it and encode again."
         )
-    return rows
 
 
 def find_unnamed_files(folder: Path) -> list[Path]:
     """Returns the shards and lists in a folder that its index does not name: those of clips, texts and indices of before."""
     latents = LatentFolder(folder)
-    files = latents.index["files"]
-    named = {files["clips"], files["texts"], *files["curves"].values()}
-    named |= {place.shard for _, place in read_clips(latents)} | {
-        place.shard for place in read_texts(latents).values()
-    }
+    files, columns = latents.index["files"], latents.index.get("columns", {})
+    named = {files["clips"], files["texts"], *files["curves"].values(), columns.get("clips"), columns.get("texts")}
+    named |= {*LatentReader(latents).names, *TextReader(latents).names}
     kinds = ("latents", "text", "clips", "texts", "curves", "records")
-    found = [path for kind in kinds for path in folder.glob(f"{kind}-*") if path.suffix in (".safetensors", ".jsonl")]
+    found = [path for kind in kinds for path in folder.glob(f"{kind}-*") if path.suffix in _SUFFIXES]
     return sorted(path for path in found if path.name not in named)
+
+
+class _OpenFiles:
+    """Files of tensors that stay open while they are in use, the most recent ones."""
+
+    def __init__(self, folder: LatentFolder):
+        self._folder = folder
+        self._files: OrderedDict[str, safe_open] = OrderedDict()
+
+    def __getitem__(self, name: str) -> safe_open:
+        if name not in self._files:
+            self._files[name] = self._folder.open_tensors(name)
+            if len(self._files) > MOST_OPEN_FILES:
+                self._files.popitem(last=False)
+        self._files.move_to_end(name)
+        return self._files[name]
+
+    def __getstate__(self) -> dict:
+        return self.__dict__ | {"_files": OrderedDict()}
 
 
 class LatentReader:
@@ -263,18 +205,36 @@ class LatentReader:
 
     def __init__(self, folder: LatentFolder | str | Path):
         self._folder = folder if isinstance(folder, LatentFolder) else open_folder(folder)
-        clips = read_clips(self._folder)
-        self.records = [record for record, _ in clips]
-        self.names = sorted({place.shard for _, place in clips})
-        numbers = {name: number for number, name in enumerate(self.names)}
-        self.shards = np.array([numbers[place.shard] for _, place in clips])  # shard of each clip
-        self.lengths = np.array([place.length for _, place in clips])  # latent frames of each clip
-        self._starts = np.array([place.start for _, place in clips])
-        self._curve_starts = _running_totals(self.shards, self.lengths)
+        self._map()
         self._curve_files = self._folder.index["files"]["curves"]
         self._curve_shapes = self._folder.index["curves"]
-        self._files: dict[str, safe_open] = {}
+        self._files = _OpenFiles(self._folder)
         self._folder.check([*self.names, *self._curve_files.values()])
+
+    def _map(self) -> None:
+        index = self._folder.index
+        path = self._folder.file(index["files"]["clips"])
+        if "columns" in index:
+            self.names = index["columns"]["latents"]
+            self.columns = read_columns(self._folder.file(index["columns"]["clips"]), CLIP, index["num_clips"])
+        else:  # as earlier versions wrote it
+            builder = ColumnBuilder()
+            for offset, (record, place) in _scan_clips(self._folder):
+                builder.add_clip(offset, record, place)
+            self.columns, self.names = builder.clips()
+        self.records = RecordReader(path, self.columns["offset"])
+        if not self.records.has_last_line():
+            raise RuntimeError(f"{path} lacks lines that {INDEX_NAME} counts; delete it and encode again.")
+
+    @property
+    def shards(self) -> np.ndarray:
+        """The number of the shard of each clip, an index of `names`."""
+        return self.columns["shard"]
+
+    @property
+    def lengths(self) -> np.ndarray:
+        """The latent frames of each clip."""
+        return self.columns["length"]
 
     def __len__(self) -> int:
         return len(self.records)
@@ -293,8 +253,10 @@ class LatentReader:
                 f"which has {self.lengths[clip]} latent frames."
             )
         shard = self.names[self.shards[clip]]
-        begin = int(self._starts[clip]) + start
-        mean, std = (self._open(shard).get_slice(name)[begin : begin + num_frames].float() for name in ("mean", "std"))
+        begin = int(self.columns["start"][clip]) + start
+        mean, std = (
+            self._files[shard].get_slice(name)[begin : begin + num_frames].float() for name in ("mean", "std")
+        )
         if not (mean.isfinite().all() and std.isfinite().all()):
             raise ValueError(
                 f"clip {self.records[clip].id!r} in {self._folder.file(shard)} has latents that are not finite; "
@@ -306,26 +268,16 @@ class LatentReader:
         curves = {name: torch.full((num_frames, *shape), torch.nan) for name, shape in self._curve_shapes.items()}
         shard = self.names[self.shards[clip]]
         if shard in self._curve_files:
-            file, begin = self._open(self._curve_files[shard]), int(self._curve_starts[clip]) + start
+            file, begin = self._files[self._curve_files[shard]], int(self.columns["curve_start"][clip]) + start
             curves |= {name: file.get_slice(name)[begin : begin + num_frames] for name in file.keys()}
         return curves
 
-    def _open(self, name: str) -> safe_open:
-        if name not in self._files:
-            self._files[name] = self._folder.open_tensors(name)
-        return self._files[name]
-
     def __getstate__(self) -> dict:
-        return self.__dict__ | {"_files": {}}
+        return {name: value for name, value in self.__dict__.items() if name not in ("columns", "names", "records")}
 
-
-def _running_totals(groups: np.ndarray, lengths: np.ndarray) -> np.ndarray:
-    """Returns the sum of the lengths before each entry that belong to its group."""
-    order = np.argsort(groups, kind="stable")
-    starts = np.cumsum(lengths[order]) - lengths[order]
-    totals = np.empty(len(groups), dtype=np.int64)
-    totals[order] = starts - starts[np.searchsorted(groups[order], groups[order])]
-    return totals
+    def __setstate__(self, state: dict) -> None:
+        self.__dict__.update(state)
+        self._map()
 
 
 class TextReader:
@@ -337,26 +289,46 @@ class TextReader:
 
     def __init__(self, folder: LatentFolder | str | Path):
         self._folder = folder if isinstance(folder, LatentFolder) else open_folder(folder)
-        self._places = read_texts(self._folder)
-        self._files: dict[str, safe_open] = {}
+        self._map()
+        self._files = _OpenFiles(self._folder)
+
+    def _map(self) -> None:
+        index = self._folder.index
+        if "columns" in index:
+            self.names = index["columns"]["text"]
+            self._columns = read_columns(self._folder.file(index["columns"]["texts"]), TEXT, index["num_texts"])
+        else:
+            builder = ColumnBuilder()
+            for text, place in read_texts(self._folder).items():
+                builder.add_text(text, place)
+            self._columns, self.names = builder.texts()
+        self._texts = self._columns["text"]
+
+    def _find(self, text: str) -> int | None:
+        number = hash_text(text)
+        row = int(self._texts.searchsorted(np.uint64(number)))
+        return row if row < len(self) and int(self._texts[row]) == number else None
 
     def __contains__(self, text: str) -> bool:
-        return text in self._places
+        return self._find(text) is not None
 
     def __len__(self) -> int:
-        return len(self._places)
+        return len(self._texts)
 
     def read(self, text: str) -> torch.Tensor:
         """Returns the states `(text_tokens, dim)` of a text, fp32."""
-        if text not in self._places:
+        row = self._find(text)
+        if row is None:
             raise ValueError(
                 f"the text {text!r} has no cached states in {self._folder.name!r}; run `python -m "
                 "data_prep.encode_latents` again."
             )
-        place = self._places[text]
-        if place.shard not in self._files:
-            self._files[place.shard] = self._folder.open_tensors(place.shard)
-        return self._files[place.shard].get_slice("hidden_states")[place.start : place.start + place.length].float()
+        _, shard, start, length = self._columns[row].tolist()
+        return self._files[self.names[shard]].get_slice("hidden_states")[start : start + length].float()
 
     def __getstate__(self) -> dict:
-        return self.__dict__ | {"_files": {}}
+        return {name: value for name, value in self.__dict__.items() if name not in ("_columns", "names", "_texts")}
+
+    def __setstate__(self, state: dict) -> None:
+        self.__dict__.update(state)
+        self._map()

@@ -6,6 +6,7 @@ step reads a manifest and writes one with more fields filled in. Every line goes
 refuses no other one takes. Steps that go on over bad lines read with `scan_manifest`.
 """
 
+import functools
 import json
 import os
 import re
@@ -17,9 +18,11 @@ from typing import Any
 
 from qamdt.files import is_text, parse_json, write_json_lines
 from qamdt.keyed_rows import file_identity
+from qamdt.line_index import FirstPlaces
 from qamdt.music import is_chord_point, parse_chord, parse_key
 
 
+_BLOCK = 1 << 20
 REQUIRED = ("id", "path", "duration_in_s")
 _NUMBERS = ("start_in_s", "duration_in_s", "quality_score", "quality_frame_rate", "tempo_bpm", "first_beat_in_s")
 _STRINGS = ("id", "path", "source", "license")
@@ -95,7 +98,7 @@ class Record:
     @classmethod
     def from_dict(cls, values: dict[str, Any], *, required: tuple[str, ...] = REQUIRED) -> "Record":
         """Builds a record from one decoded line; see `parse_line`."""
-        known = {f.name for f in fields(cls)} - {"extra"}
+        known = _known_fields()
         arguments = {key: value for key, value in values.items() if key in known and value is not None}
         if missing := sorted(set(required) - arguments.keys()):
             raise ValueError(
@@ -120,12 +123,14 @@ class ManifestLine:
 
     Args:
         number: Number of the line, from 1.
+        offset: Where the line begins, in bytes.
         text: The line, with its newline.
         record: The clip, `None` where the line describes none.
         fault: What is wrong with the line, `None` where nothing is.
     """
 
     number: int
+    offset: int
     text: bytes
     record: Record | None = None
     fault: str | None = None
@@ -141,22 +146,34 @@ def scan_manifest(path: str | Path, *, required: tuple[str, ...] = REQUIRED) -> 
     path = Path(path)
     if not path.is_file():
         raise FileNotFoundError(f"there is no manifest at {str(path)!r}; give the path of a JSONL file.")
-    line_of_id: dict[str, int] = {}
-    with path.open("rb") as file:
+    with path.open("rb") as file, path.open("rb") as earlier:
+
+        def read_id(offset: int) -> str | None:
+            earlier.seek(offset)
+            return parse_line(earlier.readline(), required=required).id
+
+        places, offset = FirstPlaces(read_id), 0
         for number, text in enumerate(file, start=1):
+            start, offset = offset, offset + len(text)
             if not text.strip():
                 continue
             try:
                 record = parse_line(text, required=required)
-                if record.id in line_of_id:
-                    raise ValueError(
-                        f"the id {record.id!r} was used in line {line_of_id[record.id]} already; ids must be unique."
-                    )
+                first = places.find_or_add(record.id, start)
+                if first is not None:
+                    line = _line_number(path, first)
+                    raise ValueError(f"the id {record.id!r} was used in line {line} already; ids must be unique.")
             except ValueError as error:
-                yield ManifestLine(number=number, text=text, fault=str(error))
+                yield ManifestLine(number=number, offset=start, text=text, fault=str(error))
                 continue
-            line_of_id[record.id] = number
-            yield ManifestLine(number=number, text=text, record=record)
+            yield ManifestLine(number=number, offset=start, text=text, record=record)
+
+
+def _line_number(path: Path, offset: int) -> int:
+    """Returns the number of the line that begins at `offset`, from 1."""
+    with path.open("rb") as file:
+        blocks = iter(lambda: file.read(min(_BLOCK, offset - file.tell())), b"")
+        return 1 + sum(block.count(b"\n") for block in blocks)
 
 
 def parse_line(text: bytes, *, required: tuple[str, ...] = REQUIRED) -> Record:
@@ -206,11 +223,11 @@ def write_manifest(path: str | Path, records: Iterable[Record]) -> None:
 
 def resolve_clip_path(manifest_path: str | Path, record: Record) -> Path:
     """Returns where the audio of `record` lies, refusing symbolic links that lead out of the manifest's folder."""
-    root = Path(manifest_path).resolve().parent
-    path = root / record.path
-    if not path.resolve().is_relative_to(root):
-        raise ValueError(f"clip {record.id!r}: {record.path!r} is a link that leads out of {str(root)!r}.")
-    return path
+    root = os.path.dirname(os.path.realpath(manifest_path))
+    path = os.path.join(root, record.path)
+    if not os.path.realpath(path).startswith(os.path.join(root, "")):
+        raise ValueError(f"clip {record.id!r}: {record.path!r} is a link that leads out of {root!r}.")
+    return Path(path)
 
 
 def clip_identity(manifest_path: str | Path, record: Record) -> list:
@@ -223,6 +240,11 @@ def clip_identity(manifest_path: str | Path, record: Record) -> list:
     except (OSError, ValueError):
         file = None
     return [record.path, file, record.start_in_s, record.duration_in_s]
+
+
+@functools.cache
+def _known_fields() -> frozenset[str]:
+    return frozenset(field.name for field in fields(Record)) - {"extra"}
 
 
 def _check_types(record: Record) -> None:

@@ -12,6 +12,7 @@ it; see `qamdt.latent_folder`. Time comes first in the files, so a crop is one c
 """
 
 import hashlib
+from array import array
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
@@ -21,6 +22,9 @@ import torch
 from safetensors import SafetensorError, safe_open
 
 from qamdt.files import write_json, write_tensors  # noqa: F401  `write_json` for scripts of earlier versions
+
+
+UNFINISHED = "unfinished"
 
 
 @dataclass(frozen=True)
@@ -49,7 +53,13 @@ def next_shard_number(folder: Path, kind: str) -> int:
 
 
 def write_latent_shard(
-    folder: Path, keys: list[int], means: list[torch.Tensor], stds: list[torch.Tensor], *, number: int | None = None
+    folder: Path,
+    keys: list[int],
+    means: list[torch.Tensor],
+    stds: list[torch.Tensor],
+    *,
+    number: int | None = None,
+    path: Path | None = None,
 ) -> None:
     """Writes the latents of some clips.
 
@@ -58,7 +68,8 @@ def write_latent_shard(
         keys: The key of each clip.
         means: Posterior means, each `(channels, latent_frames, latent_bins)`.
         stds: Posterior standard deviations, shaped alike.
-        number: Number of the shard, for processes that write side by side; the first free one when `None`.
+        number: Number of the shard; the first free one when `None`.
+        path: Where to write instead what is no whole shard yet.
     """
     means, stds = ([rows.permute(1, 0, 2).half() for rows in parts] for parts in (means, stds))  # (T, C, F)
     moments = [
@@ -66,17 +77,30 @@ def write_latent_shard(
         for mean, std in zip(means, stds, strict=True)
     ]
     tensors = {"mean": torch.cat(means), "std": torch.cat(stds), "moments": torch.tensor(moments, dtype=torch.float64)}
-    _write_shard(folder, "latents", keys, tensors, [len(mean) for mean in means], number)
+    _write_shard(folder, "latents", keys, tensors, [len(mean) for mean in means], number, path)
 
 
-def write_text_shard(folder: Path, keys: list[int], states: list[torch.Tensor], *, number: int | None = None) -> None:
-    """Writes the encoder states of some texts, each `(text_tokens, dim)`; keys and `number` as for clips."""
+def write_text_shard(
+    folder: Path,
+    keys: list[int],
+    states: list[torch.Tensor],
+    *,
+    number: int | None = None,
+    path: Path | None = None,
+) -> None:
+    """Writes the encoder states of some texts, each `(text_tokens, dim)`; the rest as for clips."""
     tensors = {"hidden_states": torch.cat(states).half()}
-    _write_shard(folder, "text", keys, tensors, [len(state) for state in states], number)
+    _write_shard(folder, "text", keys, tensors, [len(state) for state in states], number, path)
 
 
 def _write_shard(
-    folder: Path, kind: str, keys: list[int], tensors: dict[str, torch.Tensor], lengths: list[int], number: int | None
+    folder: Path,
+    kind: str,
+    keys: list[int],
+    tensors: dict[str, torch.Tensor],
+    lengths: list[int],
+    number: int | None,
+    path: Path | None,
 ) -> None:
     number = next_shard_number(folder, kind) if number is None else number
     key_bytes = np.array(keys, dtype=np.uint64)
@@ -84,30 +108,99 @@ def _write_shard(
         "keys": torch.from_numpy(key_bytes.view(np.int64)),
         "offsets": torch.tensor([0, *np.cumsum(lengths)], dtype=torch.int64),
     }
-    digest = hashlib.blake2b(key_bytes.tobytes(), digest_size=6).hexdigest()
     contiguous = {name: tensor.contiguous() for name, tensor in tensors.items()}
-    write_tensors(folder / f"{kind}-{number:05d}-{digest}.safetensors", contiguous)
+    write_tensors(path or folder / _shard_name(kind, number, keys), contiguous)
 
 
-def find_entries(folder: Path, kind: str) -> dict[int, Place]:
+def _shard_name(kind: str, number: int, keys: list[int]) -> str:
+    digest = hashlib.blake2b(np.array(keys, dtype=np.uint64).tobytes(), digest_size=6).hexdigest()
+    return f"{kind}-{number:05d}-{digest}.safetensors"
+
+
+def unfinished_path(folder: Path, kind: str, number: int, keys: list[int]) -> Path:
+    """Returns where that lies which is done of a shard to be; `keys` are those that the whole one is to have."""
+    return folder / f"{UNFINISHED}-{_shard_name(kind, number, keys)}"
+
+
+def read_shard_tensors(path: Path, kind: str) -> dict[int, tuple[torch.Tensor, ...]]:
+    """Returns what a shard holds of each key, as it is given for writing: mean and std of a clip, or states of a text."""
+    offsets, keys = _read(path, "offsets").tolist(), _read(path, "keys").view(np.uint64).tolist()
+    names = ("mean", "std") if kind == "latents" else ("hidden_states",)
+    tensors = [torch.from_numpy(_read(path, name)) for name in names]
+    tensors = [tensor.permute(1, 0, 2) for tensor in tensors] if kind == "latents" else tensors  # (C, T, F)
+    axis = 1 if kind == "latents" else 0
+    return {
+        key: tuple(tensor.narrow(axis, start, end - start) for tensor in tensors)
+        for key, start, end in zip(keys, offsets[:-1], offsets[1:], strict=True)
+    }
+
+
+class Entries:
+    """Where the rows of many keys are; 24 bytes of memory for each.
+
+    Args:
+        names: Names of the shards.
+        keys: The keys, sorted, `(entries,)`.
+        shards: Number of the shard of each.
+        starts: The first of its rows.
+        lengths: How many there are.
+    """
+
+    def __init__(
+        self, names: list[str], keys: np.ndarray, shards: np.ndarray, starts: np.ndarray, lengths: np.ndarray
+    ):
+        self.names, self.keys, self.shards, self.starts, self.lengths = names, keys, shards, starts, lengths
+
+    def __len__(self) -> int:
+        return len(self.keys)
+
+    def __contains__(self, key: int) -> bool:
+        return self.get(key) is not None
+
+    def __getitem__(self, key: int) -> Place:
+        place = self.get(key)
+        if place is None:
+            raise KeyError(key)
+        return place
+
+    def get(self, key: int) -> Place | None:
+        """Returns where the rows of a key are, `None` where there are none."""
+        row = int(self.keys.searchsorted(np.uint64(key)))
+        if row == len(self) or int(self.keys[row]) != key:
+            return None
+        return Place(self.names[self.shards[row]], int(self.starts[row]), int(self.lengths[row]))
+
+    def have(self, keys: np.ndarray) -> np.ndarray:
+        """Returns which of some keys there are rows of."""
+        rows = np.minimum(self.keys.searchsorted(keys), max(len(self) - 1, 0))
+        return self.keys[rows] == keys if len(self) else np.zeros(len(keys), bool)
+
+
+def find_entries(folder: Path, kind: str) -> Entries:
     """Returns where the rows of each key are, in all shards of `kind` ("latents" or "text") of a folder.
 
     Raises:
         RuntimeError: A shard is damaged.
     """
-    places = {}
+    names, parts = [], [(np.zeros(0, np.uint64), np.zeros(0, np.int32), np.zeros(0, np.int64), np.zeros(0, np.int32))]
     for path in list_shards(folder, kind):
-        keys, offsets = _read(path, "keys"), _read(path, "offsets").tolist()
-        for key, start, end in zip(keys.view(np.uint64).tolist(), offsets[:-1], offsets[1:], strict=True):
-            places[key] = Place(path.name, start, end - start)
-    return places
+        keys, offsets = _read(path, "keys").view(np.uint64), _read(path, "offsets")
+        shards = np.full(len(keys), len(names), np.int32)
+        parts.append((keys, shards, offsets[:-1], np.diff(offsets).astype(np.int32)))
+        names.append(path.name)
+    keys, *columns = (np.concatenate(column) for column in zip(*parts, strict=True))
+    order = np.argsort(keys, kind="stable")
+    order = order[
+        np.append(keys[order][1:] != keys[order][:-1], True)[: len(order)]
+    ]  # the last shard with a key counts
+    return Entries(names, keys[order], *(column[order] for column in columns))
 
 
 def measure_scaling_factor(folder: Path, places: Iterable[Place]) -> float:
     """Returns one over the standard deviation of what the posteriors of some clips draw."""
-    starts: dict[str, list[int]] = {}
+    starts: dict[str, array] = {}
     for place in places:
-        starts.setdefault(place.shard, []).append(place.start)
+        starts.setdefault(place.shard, array("q")).append(place.start)
     moments, num_values = np.zeros(2), 0
     for name, some in starts.items():
         path = folder / name

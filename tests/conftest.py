@@ -101,7 +101,7 @@ def encoders_dir(tmp_path_factory):
 def write_latents():
     """Writes a folder of encoded music, as `data_prep.encode_latents` does, from tensors that a test makes up."""
     from qamdt.keyed_rows import make_key
-    from qamdt.latent_folder import write_index
+    from qamdt.latent_writing import write_index
     from qamdt.shards import find_entries, write_latent_shard, write_text_shard
 
     def write(folder, records, means, stds, texts, *, curves=None, clips_per_shard=512, **description):

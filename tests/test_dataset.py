@@ -157,7 +157,8 @@ def test_global_quality_is_that_of_the_clip_whatever_the_crop(corpus):
     index = open_folder(folder).index
     assert index["num_clips"] == NUM_CLIPS + 1
     dataset = make_dataset(folder, quality_dropout=0, global_quality_dropout=0, clip_quality_dropout=0)
-    dataset.latents.records[NUM_CLIPS] = dataclasses.replace(dataset.latents.records[NUM_CLIPS], quality_score=3.5)
+    dataset.latents.columns = dataset.latents.columns.copy()
+    dataset.latents.columns["quality_score"][NUM_CLIPS] = 3.5
     dataset._global_levels = dataset._find_global_levels()
     samples = [dataset[epoch, NUM_CLIPS, 0] for epoch in range(30)]
     assert {sample.global_quality for sample in samples} == {STATS.level(3.5)}

@@ -16,7 +16,7 @@ from data_prep.encode_latents import main
 from data_prep.training_latents import find_latents
 from qamdt.audio import write_audio
 from qamdt.files import claim, write_json, write_json_lines
-from qamdt.latent_folder import LatentReader, find_unnamed_files, open_folder, read_clips
+from qamdt.latent_folder import LatentReader, find_unnamed_files, iterate_clips, open_folder
 from qamdt.manifest import Record, read_manifest, write_manifest
 from qamdt.quality import QualityStats
 from qamdt.training.config import DataConfig
@@ -181,7 +181,7 @@ def test_clips_of_the_same_sound_share_latents_and_nothing_else(corpus, encode):
     rewrite(corpus, rated(SCORES.__getitem__))
     rewrite(corpus, lambda i, r: dataclasses.replace(r, path="0.wav"))
     assert encode()[:3] == (0, 6, 0)
-    assert len({place for _, place in read_clips(open_folder(corpus / "latents"))}) == 1
+    assert len({place for _, place in iterate_clips(open_folder(corpus / "latents"))}) == 1
     samples = [open_dataset(corpus)[0, i, 0] for i in range(NUM_CLIPS)]
     assert [sample.quality_score for sample in samples] == pytest.approx(SCORES)
     assert [sample.text for sample in samples] == [f"song {i}" for i in range(NUM_CLIPS)]
@@ -294,7 +294,7 @@ def test_latents_without_a_manifest_are_read_as_they_are_and_a_changed_one_is_na
 def write_format_1(corpus, vae_sha256, text_encoder="embedded"):
     """Turns the folder of encoded music into what an earlier version would have written."""
     folder = corpus / "latents"
-    records = [record for record, _ in read_clips(open_folder(folder))]
+    records = [record for record, _ in iterate_clips(open_folder(folder))]
     for number, path in enumerate(sorted(folder.glob("latents-*"))):
         tensors = load_file(path)
         some = records[4 * number :][: len(tensors["keys"])]

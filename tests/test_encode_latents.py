@@ -7,7 +7,7 @@ import torch
 from diffusers import AutoencoderKL
 from safetensors.torch import load_file
 
-from data_prep import latent_encoders, latent_update
+from data_prep import latent_units, latent_update
 from data_prep.encode_latents import main
 from data_prep.latent_index import choose_stats, list_training_texts, resample_scores
 from qamdt.audio import LogMel, normalize_waveform, read_audio, write_audio
@@ -98,13 +98,13 @@ def test_the_data_set_finds_every_text_that_it_draws(manifest, encoders_dir, tmp
 
 def test_a_killed_run_is_completed_and_equals_an_unbroken_one(manifest, encoders_dir, tmp_path, monkeypatch):
     run(manifest, encoders_dir, tmp_path / "unbroken")
-    write_shard = latent_encoders.write_latent_shard
-    monkeypatch.setattr(latent_encoders, "write_latent_shard", interrupted_after(2, write_shard))
+    write_shard = latent_units.write_latent_shard
+    monkeypatch.setattr(latent_units, "write_latent_shard", interrupted_after(2, write_shard))
     with pytest.raises(KeyboardInterrupt):
         run(manifest, encoders_dir, tmp_path / "latents")
     (tmp_path / "latents" / ".latents-00002-0123.safetensors.1.tmp").write_bytes(b"half")
-    monkeypatch.setattr(latent_encoders, "write_latent_shard", write_shard)
-    for module, name in ((latent_encoders, "write_text_shard"), (latent_update, "write_index")):
+    monkeypatch.setattr(latent_units, "write_latent_shard", write_shard)
+    for module, name in ((latent_units, "write_text_shard"), (latent_update, "write_index")):
         function = getattr(module, name)
         monkeypatch.setattr(module, name, interrupted_after(0, function))
         with pytest.raises(KeyboardInterrupt):
@@ -203,15 +203,21 @@ def test_texts_are_cached_without_their_padding(manifest, encoders_dir, tmp_path
         texts.read("unheard of")
 
 
-def test_what_is_encoded_is_written_once_a_minute(manifest, encoders_dir, tmp_path, monkeypatch):
-    monkeypatch.setattr(latent_encoders, "MOST_SECONDS_PER_SHARD", 0.0)
-    run = [
-        "--manifest",
-        str(manifest),
-        "--vae",
-        str(encoders_dir / "vae"),
-        "--text-encoder",
-        str(encoders_dir / "text"),
-    ]
-    assert main([*run, "--out", str(tmp_path / "latents"), "--batch-size", "2"]) == 0
-    assert len(list_shards(tmp_path / "latents", "latents")) == 4
+def test_what_is_encoded_is_kept_once_a_minute(manifest, encoders_dir, tmp_path, monkeypatch):
+    monkeypatch.setattr(latent_units, "MOST_SECONDS_PER_SHARD", 0.0)
+    arguments = ["--clips-per-shard", "512"]
+    run(manifest, encoders_dir, tmp_path / "unbroken", *arguments)
+    encode = latent_units.encode_waveforms
+    monkeypatch.setattr(latent_units, "encode_waveforms", interrupted_after(3, encode))
+    with pytest.raises(KeyboardInterrupt):
+        run(manifest, encoders_dir, tmp_path / "latents", *arguments)
+    assert len(list((tmp_path / "latents").glob("unfinished-latents-*"))) == 1
+    told = []
+    monkeypatch.setattr(latent_units, "encode_waveforms", lambda *given: told.append(1) or encode(*given))
+    run(manifest, encoders_dir, tmp_path / "latents", *arguments)
+    assert len(told) == 1  # of four batches three were kept
+    assert read_folder(tmp_path / "latents") == read_folder(tmp_path / "unbroken")
+
+
+def read_folder(folder):
+    return {path.name: path.read_bytes() for path in folder.iterdir()}

@@ -22,8 +22,8 @@ OURS = {*ALLOWED, "benchmarks", "configs", "tests"}
 ROOT_MODULES = {
     f"qamdt.{name}"
     for name in (
-        "audio complete_weights cpu_memory embedded files keyed_rows manifest outputs precision quality quality_words run_control "
-        "settings sound_files"
+        "audio complete_weights cpu_memory embedded files keyed_rows line_index manifest outputs precision quality quality_words run_control "
+        "settings sound_files work_share"
     ).split()
 }
 

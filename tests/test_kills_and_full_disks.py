@@ -17,7 +17,7 @@ import torch
 from safetensors import safe_open
 
 import train_qamdt
-from data_prep import encode_latents, latent_encoders
+from data_prep import encode_latents, latent_units
 from qamdt.keyed_rows import KeyedRows
 from qamdt.manifest import Record, write_manifest
 from qamdt.settings import build
@@ -150,7 +150,7 @@ def read_latents(folder):
 def test_kills_while_encoding(encode, tmp_path, monkeypatch):
     assert encode(tmp_path / "unbroken") == 0
     out = tmp_path / "latents"
-    write = latent_encoders.write_latent_shard
+    write = latent_units.write_latent_shard
 
     def write_and_die(*arguments, **options):
         write(*arguments, **options)
@@ -161,7 +161,7 @@ def test_kills_while_encoding(encode, tmp_path, monkeypatch):
             if number % 3 == 1:  # when the file is full and not yet in its place
                 patch.setattr("qamdt.files.os.replace", kill_this_process)
             else:
-                patch.setattr(latent_encoders, "write_latent_shard", write_and_die)
+                patch.setattr(latent_units, "write_latent_shard", write_and_die)
             assert run_in_fork(lambda: encode(out)) == -signal.SIGKILL
     num_there = len(read_latents(out))
     assert 0 < num_there < NUM_CLIPS

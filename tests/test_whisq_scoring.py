@@ -22,12 +22,10 @@ from whisq.scoring import collection
 from whisq.scoring.clips import list_clips, probe_durations
 from whisq.scoring.collection import (
     append_rows,
-    count_windows,
-    load_windows,
     row_key,
     score_group,
-    scoring_order,
 )
+from whisq.scoring.plan import count_windows, load_windows, scoring_order
 from whisq.scoring.rows import merge_rows, open_keyed_rows
 from whisq.windows import cut_batches
 
@@ -95,7 +93,7 @@ def test_a_long_clip_says_how_far_it_is(music, scorer_dir):
     told = []
     loaded = load_windows(clips, [[0]], 31.0, 0)
     score_group(clips, [0], loaded, WhisQScorer.from_pretrained(scorer_dir), on_progress=told.append)
-    assert told == [1] * count_windows(clips[0]) == [1, 1, 1]
+    assert told == [1] * count_windows(46.0) == [1, 1, 1]
 
 
 def test_a_second_run_adds_nothing(music, unbroken, run):
@@ -143,9 +141,9 @@ def test_parts_of_many_processes_merge_to_what_one_writes(music, unbroken, score
     keys = [row_key(clip, scorer.describe(reads_prompts=True)) for clip in clips]
 
     def score_share(index, num_processes):
-        with open_keyed_rows(out, index, num_processes) as rows:
-            share = {"process_index": index, "num_processes": num_processes}
-            return append_rows(rows, clips, keys, scorer, batch_seconds=3, **share)["new"]
+        shard = (index, num_processes)
+        with open_keyed_rows(out, shard) as rows:
+            return append_rows(rows, clips, keys, scorer, batch_seconds=3, shard=shard)["new"]
 
     assert 0 < score_share(2, 3) + score_share(0, 3) < 11  # process 1 of three died; two processes then do the rest
     with (tmp_path / "scores-00002-of-00003.jsonl").open("ab") as part:
@@ -153,7 +151,8 @@ def test_parts_of_many_processes_merge_to_what_one_writes(music, unbroken, score
     score_share(0, 2)
     score_share(1, 2)
     with open_keyed_rows(out) as rows:
-        merge_rows(rows, {clips[index].id: keys[index] for index in scoring_order(clips)})
+        order = scoring_order(clips)
+        merge_rows(rows, clips.ids[order], np.array(keys, np.uint64)[order])
     assert out.read_bytes() == unbroken.read_bytes()
     assert [path.name for path in tmp_path.iterdir()] == ["scores.jsonl"]
 

@@ -13,6 +13,7 @@ from functools import partial
 from pathlib import Path
 
 from qamdt.quality_words import QUALITY_WORDS
+from qamdt.work_share import SHARD_HELP, read_shard
 
 
 # Only what parsing needs is imported above: torch takes seconds, and `--help` should not.
@@ -57,7 +58,8 @@ def _add_score(commands: argparse._SubParsersAction) -> None:
         description="Scores clips: a JSON row for each, with its quality as a whole and along time, and how well it "
         "follows its prompt.",
         epilog="The same command again does only what is missing or has changed. Several processes share the work: "
-        "accelerate launch -m whisq.cli score ...",
+        "accelerate launch -m whisq.cli score ... Jobs that do not know of each other take --shard 0/4 to 3/4, and "
+        "python -m data_prep.merge_shards makes one file of theirs.",
     )
     parser.set_defaults(run=_score)
     parser.add_argument(
@@ -77,6 +79,7 @@ def _add_score(commands: argparse._SubParsersAction) -> None:
     )
     parser.add_argument("--num-workers", type=int, default=0, help="processes that decode ahead (%(default)s)")
     parser.add_argument("--retry-errors", action="store_true", help="try clips again that could not be scored")
+    parser.add_argument("--shard", type=read_shard, help=SHARD_HELP)
 
 
 def _add_stats(commands: argparse._SubParsersAction) -> None:

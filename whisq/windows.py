@@ -167,7 +167,7 @@ def cut_batches(lengths_in_s: Sequence[float], batch_seconds: float) -> list[ran
         if index > start and (index + 1 - start) * longest > batch_seconds:
             batches.append(range(start, index))
             start, longest = index, max(length, SHORT_IN_S)
-    return [*batches, range(start, len(lengths_in_s))] if lengths_in_s else []
+    return [*batches, range(start, len(lengths_in_s))] if len(lengths_in_s) else []
 
 
 def find_flags(windows: Sequence[Window]) -> tuple[str, ...]:

@@ -101,7 +101,8 @@ def open_collection(place: Path, *, prompts: Path | None = None, tags: Mapping[s
         raise ValueError(
             f"tags are read from a manifest, and {str(place)!r} is a folder; it cannot be asked for {tags}."
         )
-    clips, faults = list_clips([place])
+    table, faults = list_clips([place])
+    clips = list(table)
     if place.is_dir():
         wanted = [_wanted_beside(clip, faults) for clip in clips]
     else:

@@ -26,6 +26,8 @@ class DataConfig:
         manifest: The corpus; `latents` are brought up to date with it first, as `data_prep.encode_latents` does, by the
             options that they were encoded with before. The word `sample` is the corpus that ships with the project, with
             its latents in data/sample/latents. When null, `latents` are read as they are.
+        text: "cached" reads the states of texts that were encoded with the clips; "online" runs the text encoder on those
+            of each batch that are not cached, and keeps recent ones in memory. `--dry-run` says what each costs.
         crop_in_frames: Latent frames of a crop, or a list of lengths: each clip then gives crops of the longest that
             fits, and a batch holds crops of one length. Clips shorter than all of them are left out.
         scaling_factor: What latents are multiplied with; what the autoencoder's config says when null.
@@ -49,6 +51,7 @@ class DataConfig:
 
     latents: str | None = None
     manifest: str | None = None
+    text: Literal["cached", "online"] = "cached"
     crop_in_frames: int | list[int] = 128
     scaling_factor: float | None = None
     prefix_probability: float = 0.5

@@ -8,7 +8,6 @@ Shapes: B batch, C latent channels, T latent frames, F latent bins, L text token
 """
 
 import math
-from collections import defaultdict
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -17,6 +16,7 @@ from torch.utils.data import Dataset
 
 from qamdt.conditions import Conditions
 from qamdt.keyed_rows import make_key
+from qamdt.latent_columns import group_by
 from qamdt.latent_folder import LatentReader, TextReader, open_folder, round_score
 from qamdt.manifest import Record
 from qamdt.music import BEATS_PER_BAR, MAX_TEMPO_BPM, MIN_TEMPO_BPM, Music, music_curve
@@ -34,7 +34,7 @@ class Sample:
         text: Its caption, with or without quality prefix, or the empty text.
         quality_score: Mean opinion score over the crop, NaN when unknown; what the levels below derive from.
         latents: Scaled latents `(channels, latent_frames, latent_bins)`.
-        encoder_hidden_states: Text states `(text_tokens, dim)`.
+        encoder_hidden_states: Text states `(text_tokens, dim)`; `None` where the training encodes the text itself.
         quality_level: Level 1 to 5 of the crop, 0 for unknown or left out.
         frame_quality: Fractional levels `(latent_frames,)`, 0 for unknown or left out.
         global_quality: Level of the whole clip or of its source.
@@ -46,7 +46,7 @@ class Sample:
     text: str
     quality_score: float
     latents: torch.Tensor
-    encoder_hidden_states: torch.Tensor
+    encoder_hidden_states: torch.Tensor | None
     quality_level: int
     frame_quality: torch.Tensor
     global_quality: int
@@ -118,7 +118,7 @@ class LatentDataset(Dataset):
         clip = int(self.clips[number])
         record = self.latents.records[clip]
         rng = np.random.default_rng([self.seed, epoch, clip, *([occurrence] if occurrence else [])])
-        num_frames = self._crop_length(clip)
+        num_frames = int(self._crop_lengths(np.array([clip]))[0])
 
         # Every choice is drawn in every case, so that changing one probability leaves the other choices alone.
         start = int(rng.integers(self.latents.lengths[clip] - num_frames + 1))
@@ -151,10 +151,10 @@ class LatentDataset(Dataset):
             text=text,
             quality_score=score,
             latents=(mean + std * noise) * self.scaling_factor,
-            encoder_hidden_states=self.texts.read(text),
+            encoder_hidden_states=self._read_states(text),
             quality_level=level * (knows_quality and clip_draw >= self.config.clip_quality_dropout),
             frame_quality=frame_levels * (knows_quality and frame_draw >= self.config.frame_quality_dropout),
-            global_quality=self._global_levels[clip]
+            global_quality=int(self._global_levels[clip])
             * (knows_quality and global_draw >= self.config.global_quality_dropout),
             music=torch.from_numpy(self._music_curve(music, start, num_frames)),
             seed=seed,
@@ -162,7 +162,7 @@ class LatentDataset(Dataset):
 
     def buckets(self) -> list[np.ndarray]:
         """Returns, for each length of crops, shortest first, the numbers of the clips that give crops of it."""
-        lengths = np.array([self._crop_length(clip) for clip in self.clips])
+        lengths = self._crop_lengths(self.clips)
         return [np.flatnonzero(lengths == length) for length in np.unique(lengths)]
 
     def weights(self) -> np.ndarray:
@@ -175,14 +175,20 @@ class LatentDataset(Dataset):
                 "them and bring the latents up to date, or leave it null."
             )
         by_level = np.array([1.0, *self.config.level_weights])
-        return by_level[[self.stats.level(self.latents.records[clip].quality_score) for clip in self.clips]]
+        return by_level[self.stats.level(self.latents.columns["quality_score"][self.clips])]
 
     def shards(self) -> np.ndarray:
         """Returns the number of the shard that holds each clip."""
         return self.latents.shards[self.clips]
 
-    def _crop_length(self, clip: int) -> int:
-        return max(length for length in self.config.crop_lengths if length <= self.latents.lengths[clip])
+    def _crop_lengths(self, clips: np.ndarray) -> np.ndarray:
+        """Returns how long the crops of some clips are: the longest of the lengths that fit."""
+        lengths = np.array(self.config.crop_lengths)
+        return lengths[np.searchsorted(lengths, self.latents.lengths[clips], side="right") - 1]
+
+    def _read_states(self, text: str) -> torch.Tensor | None:
+        """Returns the states of a text, `None` where they are not cached and need not be."""
+        return None if self.config.text == "online" and text not in self.texts else self.texts.read(text)
 
     def _music_curve(self, music: Music, start: int, num_frames: int) -> np.ndarray:
         """Returns what is played at each frame of a crop."""
@@ -198,19 +204,18 @@ class LatentDataset(Dataset):
             return 0, torch.zeros_like(curve)
         return self.stats.level(score), self.stats.fractional_level(curve)
 
-    def _find_global_levels(self) -> list[int]:
+    def _find_global_levels(self) -> np.ndarray:
         """Returns the global level of each clip."""
-        records = self.latents.records
+        scores, sources = self.latents.columns["quality_score"], self.latents.columns["source"]
         if self.stats is None:
-            return [0] * len(records)
+            return np.zeros(len(scores), np.int8)
         if self.config.global_quality_from == "clip":
-            return [self.stats.level(record.quality_score) for record in records]
-        scores = defaultdict(list)
-        for record in records:
-            if record.quality_score is not None:
-                scores[record.source].append(record.quality_score)
-        levels = {source: self.stats.level(float(np.mean(values))) for source, values in scores.items()}
-        return [levels.get(record.source, 0) for record in records]
+            return self.stats.level(scores).astype(np.int8)
+        levels = np.zeros(len(scores), np.int8)
+        for _, clips in group_by(sources):
+            known = scores[clips][~np.isnan(scores[clips])]
+            levels[clips] = self.stats.level(float(np.mean(known)) if len(known) else None)
+        return levels
 
 
 def known_music(record: Record) -> Music:

@@ -28,7 +28,7 @@ FREE_SETTINGS = frozenset(
         "data": "prefix_probability text_dropout quality_dropout clip_quality_dropout frame_quality_dropout "
         "global_quality_dropout rhythm_dropout key_dropout chord_dropout level_weights crop_in_frames window_in_shards "
         # Where the data lies, as long as it is the same data.
-        "latents manifest cache_dir num_workers",
+        "latents manifest text cache_dir num_workers",
     }.items()
     for name in names.split()
 )

@@ -1,13 +1,13 @@
 """Scores whole collections: a JSONL file with a row for every clip, by one process or by many.
 
-The work is cut into groups of clips that are alike in length, the same ones whatever is done already and however many
-processes there are. A group's rows are appended when all its clips are scored. So a run may be killed at any moment:
+The work is cut into groups of clips that are alike in length (`whisq.scoring.plan`). A group's rows are appended when all
+its clips are scored. So a run may be killed at any moment:
 the same command again, with as many processes as you like, does what is missing and leaves the same file that an
 unbroken run leaves. A clip whose sound file, prompt or anything else that its row depends on has changed is scored
 again. A clip that cannot be scored gets a row that says why.
 
-Several processes (`accelerate launch -m whisq.cli score …`, `torchrun`) write a part file each, beside the output; the
-last step merges them into it.
+Several processes (`accelerate launch -m whisq.cli score …`, `torchrun`) or jobs (`--shard i/n`) write a part file each,
+beside the output, of neighbouring groups; the last step merges them into it.
 """
 
 from __future__ import annotations
@@ -17,17 +17,21 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
+import numpy as np
 import torch
-from torch.utils.data import DataLoader
 from tqdm import tqdm
 
 from qamdt.cpu_memory import return_freed_memory
 from qamdt.files import printable
 from qamdt.keyed_rows import FAILED, KeyedRows, file_identity, make_key
 from whisq.scorer import ClipScore, WhisQScorer
-from whisq.scoring.clips import Clip
-from whisq.scoring.window_reader import WindowReader, WindowRequest
-from whisq.windows import BATCH_IN_S, WINDOW_IN_S, Window, cut_batches, cut_windows
+from whisq.scoring.clip_table import Clip, ClipTable
+from whisq.scoring.plan import count_windows, cut_evenly, load_windows, plan_groups
+from whisq.scoring.window_reader import WindowRequest
+from whisq.windows import BATCH_IN_S, Window
+
+
+_OVERHEAD_IN_S = 1.0  # of audio, which opening a file is worth
 
 
 def row_key(clip: Clip, settings: Mapping[str, Any]) -> int:
@@ -54,8 +58,7 @@ def append_rows(
     batch_seconds: float = BATCH_IN_S,
     num_workers: int = 0,
     retry_errors: bool = False,
-    process_index: int = 0,
-    num_processes: int = 1,
+    shard: tuple[int, int] = (0, 1),
 ) -> Counter:
     """Appends a row for every clip of this process's share that has none.
 
@@ -67,78 +70,47 @@ def append_rows(
         batch_seconds: How much audio is scored at once, padding included.
         num_workers: Processes that read and decode ahead; 0 reads in this one.
         retry_errors: Whether clips that could not be scored are tried again.
-        process_index: Number of this process.
-        num_processes: How many processes share the work.
+        shard: Which part of the work this process does, as `(number from 0, how many)`.
 
     Returns:
         How many clips of the share were "kept", scored "again" because something has changed, and are "new".
     """
-    groups = plan_groups(clips, batch_seconds)[process_index::num_processes]
-    share = [index for group in groups for index in group]
+    clips = ClipTable.of(clips)
+    groups = plan_groups(clips, batch_seconds)
+    groups = groups.cut(cut_evenly(groups.sums(clips.lengths_in_s + _OVERHEAD_IN_S), shard))
     redone = {None, FAILED} if retry_errors else {None}
-    missing = {index for index in share if rows.status(keys[index]) in redone}
-    known = {row["id"] for row in rows.history()} if missing else set()
-    new = {index for index in missing if clips[index].id not in known}
+    is_missing = np.zeros(len(clips), bool)
+    for index in groups.order:
+        is_missing[index] = rows.status(int(keys[index])) in redone
+    is_new = is_missing.copy()
+    if is_missing.any():
+        is_new &= ~np.isin(clips.ids, rows.list_history()[0])
     # A group with a new clip is scored as a whole, as an unbroken run does it; of others what has changed.
-    heard = [group if new & {*group} else [index for index in group if index in missing] for group in groups]
-    heard = [group for group in heard if group]
-    files = {index: identify_file(clips[index]) for index in missing}  # before they are read
+    is_whole = np.zeros(len(clips), bool)
+    is_whole[groups.order] = np.repeat(groups.sums(is_new) > 0, np.diff(np.append(0, groups.ends)))
+    heard = groups.keep(is_missing | is_whole)
+    identities = _identify_files(clips, is_missing)  # before they are read
     loaded = load_windows(clips, heard, batch_seconds, num_workers)
     # Windows are counted, not clips, so that a clip of hours says how far it is.
-    num_windows = sum(count_windows(clips[index]) for group in heard for index in group)
-    is_hidden = process_index > 0 or None
+    num_windows = sum(map(count_windows, clips.lengths_in_s[heard.order]))
+    is_hidden = shard[0] > 0 or None
     with tqdm(total=num_windows, desc="scoring", unit="window", disable=is_hidden) as bar:
         for group in heard:
             scores = score_group(clips, group, loaded, scorer, on_progress=bar.update)
             for index in group:
-                if index in missing:
-                    rows.append(make_row(clips[index], keys[index], files[index], scores[index], scorer))
-    return Counter(kept=len(share) - len(missing), again=len(missing - new), new=len(new))
+                if is_missing[index]:
+                    file = identities[index].tolist() if identities[index, 0] >= 0 else None
+                    rows.append(make_row(clips[index], int(keys[index]), file, scores[index], scorer))
+    num_missing, num_new = int(is_missing.sum()), int(is_new.sum())
+    return Counter(kept=len(groups.order) - num_missing, again=num_missing - num_new, new=num_new)
 
 
-def load_windows(
-    clips: Sequence[Clip], groups: Sequence[Sequence[int]], batch_seconds: float, num_workers: int
-) -> Iterator[tuple[list[WindowRequest], list[Window | str]]]:
-    """Yields the batches of all groups, one after the other: what was asked for, and what was read."""
-    batches = [batch for group in groups for batch in plan_batches(clips, group, batch_seconds)]
-    loader = DataLoader(
-        WindowReader(clips, batches),
-        batch_size=None,
-        collate_fn=_pass_on,
-        num_workers=num_workers,
-        # A fresh interpreter: forking a process that has used threads can hang.
-        multiprocessing_context="spawn" if num_workers else None,
-    )
-    return zip(batches, loader, strict=True)
-
-
-def scoring_order(clips: Sequence[Clip]) -> list[int]:
-    """The order in which clips are scored: short ones first, so that clips of like length are padded little."""
-    return sorted(range(len(clips)), key=lambda index: (_length(clips[index]), clips[index].id))
-
-
-def plan_groups(clips: Sequence[Clip], batch_seconds: float) -> list[list[int]]:
-    """Cuts the order into groups: clips of one window that fit into a batch, or one clip of several windows."""
-    order = scoring_order(clips)
-    num_short = sum(_length(clip) <= WINDOW_IN_S for clip in clips)
-    short = cut_batches([_length(clips[index]) for index in order[:num_short]], batch_seconds)
-    return [[order[place] for place in places] for places in short] + [[index] for index in order[num_short:]]
-
-
-def count_windows(clip: Clip) -> int:
-    """Returns how many windows a clip has."""
-    return len(cut_windows(_length(clip)))
-
-
-def plan_batches(clips: Sequence[Clip], group: Sequence[int], batch_seconds: float) -> list[list[WindowRequest]]:
-    """Cuts the windows of a group's clips into batches."""
-    requests = []
-    for index in group:
-        duration_in_s = clips[index].duration_in_s
-        windows = [(0.0, None)] if duration_in_s is None else cut_windows(duration_in_s)
-        requests += [WindowRequest(clip=index, start_in_s=start, duration_in_s=length) for start, length in windows]
-    batches = cut_batches([request.duration_in_s or 0.0 for request in requests], batch_seconds)
-    return [[requests[place] for place in places] for places in batches]
+def _identify_files(clips: ClipTable, is_wanted: np.ndarray) -> np.ndarray:
+    """Returns `identify_file` of some clips, `(clips, 2)`; -1 where there is none."""
+    identities = np.full((len(clips), 2), -1, np.int64)
+    for index in np.flatnonzero(is_wanted):
+        identities[index] = identify_file(clips[index]) or (-1, -1)
+    return identities
 
 
 def score_group(
@@ -153,7 +125,7 @@ def score_group(
 
     `on_progress` is told after each batch how many windows it had.
     """
-    num_missing = sum(count_windows(clips[index]) for index in group)
+    num_missing = sum(count_windows(clips[index].duration_in_s or 0.0) for index in group)
     windows: dict[int, list[Window]] = {index: [] for index in group}
     window_scores: dict[int, list] = {index: [] for index in group}
     errors: dict[int, str] = {}
@@ -219,12 +191,3 @@ def make_row(
             "frame_overall_quality": [round(value, 3) for value in score.frame_overall_quality],
         }
     return row | {"scorer": scorer.name}
-
-
-def _length(clip: Clip) -> float:
-    return clip.duration_in_s or 0.0
-
-
-def _pass_on(windows: list[Window | str]) -> list[Window | str]:
-    """Keeps `DataLoader` from changing what was read."""
-    return windows

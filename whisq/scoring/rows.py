@@ -1,8 +1,8 @@
 """Score files: JSON Lines with a row for every clip, appended while scoring, in one file or in parts.
 
     scores.jsonl                        the rows
-    scores-00002-of-00004.jsonl         rows of the third of four processes, until they are merged
-    scores.meta.json                    which scorer made them
+    scores-00002-of-00004.jsonl         rows of the third of four processes or shards, until they are merged
+    scores.meta.json                    which scorer made them; beside a shard, also whether it is done
 
 A row has `id`, `key`, `status` ("ok" or "error"), `error`, `flags`, `overall_quality`, `scorer`, and what
 `collection.make_row` adds. The key stands for all that the row depends on (`qamdt.keyed_rows`); of several rows of one id
@@ -11,23 +11,26 @@ the last one counts. Files of earlier versions, whose rows have no key, can be r
 
 from __future__ import annotations
 
+import hashlib
 import json
 from array import array
-from collections.abc import Collection, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack
 from glob import escape
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from qamdt.files import is_text, iterate_lines, parse_json, read_json, write_json
-from qamdt.keyed_rows import KeyedRows, make_key
+from qamdt.files import claim, is_text, iterate_lines, parse_json, read_json, write_json
+from qamdt.keyed_rows import KeyedRows, hash_text
 from qamdt.manifest import Record, clip_identity
 from qamdt.quality_words import MAX_SCORE, MIN_SCORE
 from qamdt.sound_files import CUT_TOLERANCE_IN_S
 
 
 FORMAT = 2
+FINISHED = "finished"  # in the note of a shard that is done: `describe_job`
 _ROW_KEYS = {"id", "status", "error", "flags", "overall_quality", "scorer"}
 _MOST = 1e9
 _OFFSET_BITS = 48  # of a row's place; the bits above number its file
@@ -45,7 +48,7 @@ class ScoreRows:
         ids, places = array("Q"), array("Q")
         for number, path in enumerate(paths):
             for offset, row in _parse_file(Path(path)):
-                ids.append(make_key(row["id"]))
+                ids.append(hash_text(row["id"]))
                 places.append(number << _OFFSET_BITS | offset)
         all_ids, all_places = np.array(ids, np.uint64), np.array(places, np.uint64)
         self._ids, first = np.unique(all_ids, return_index=True)
@@ -65,7 +68,7 @@ class ScoreRows:
 
     def read(self, clip_id: str) -> dict[str, Any] | None:
         """Returns the row of a clip, `None` when there is none."""
-        clip = np.uint64(make_key(clip_id))
+        clip = np.uint64(hash_text(clip_id))
         place = int(np.searchsorted(self._ids, clip))
         return self._read(self._places[place]) if place < len(self) and self._ids[place] == clip else None
 
@@ -75,36 +78,52 @@ class ScoreRows:
         return json.loads(self._files[number].readline())
 
 
-def open_keyed_rows(out: Path, process_index: int = 0, num_processes: int = 1) -> KeyedRows:
+def open_keyed_rows(out: Path, shard: tuple[int, int] | None = None) -> KeyedRows:
     """Finds the rows of a score file and of its parts; as a context, they are this process's to append to.
 
     Args:
         out: The score file, which ends in .jsonl.
-        process_index: Number of this process.
-        num_processes: How many write parts; one writes `out` itself.
+        shard: Which part this process writes, as `(number from 0, how many)`; `out` itself when `None`.
 
     Raises:
         ValueError: There are rows without key.
     """
-    shard = None if num_processes == 1 else (process_index, num_processes)
     return KeyedRows(out.parent, out.stem, shard, done="ok")
 
 
-def merge_rows(rows: KeyedRows, keys: Mapping[str, int]) -> None:
+def merge_rows(rows: KeyedRows, ids: np.ndarray, keys: np.ndarray) -> None:
     """Leaves the file that one process writes at one go: no parts, and no row that another one has replaced.
 
     Args:
         rows: All rows of the file, held by this process; nothing happens where they are so already.
-        keys: Keys of the job's clips by their ids, in the order in which one process scores them.
+        ids: `hash_text` of the ids of the job's clips, in the order in which one process scores them.
+        keys: Their keys.
+
+    Raises:
+        RuntimeError: A part is still being written.
     """
-    rows.refresh()
-    found = [(row["id"], int(row["key"], 16)) for row in rows.history()]
-    wanted = {clip_id: key for clip_id, key in found if clip_id not in keys} | dict(keys)
-    parts = list(rows.folder.glob(f"{escape(rows.name)}-[0-9]*-of-[0-9]*.jsonl"))
-    if parts or found != list(wanted.items()):
-        rows.replace_all(map(rows.read, wanted.values()))
-    for part in parts:
-        part.unlink()
+    parts = list_parts(rows.path)
+    with ExitStack() as stack:
+        for part in parts:
+            stack.enter_context(claim(part))
+        rows.refresh()
+        found_ids, found_keys = rows.list_history()
+        is_other = ~np.isin(found_ids, ids)
+        _, first = np.unique(found_ids[is_other], return_index=True)
+        _, last = np.unique(found_ids[is_other][::-1], return_index=True)
+        others = np.argsort(first)
+        wanted_ids = np.concatenate([found_ids[is_other][first][others], ids])
+        wanted_keys = np.concatenate([found_keys[is_other][::-1][last][others], keys])
+        if parts or not (np.array_equal(found_ids, wanted_ids) and np.array_equal(found_keys, wanted_keys)):
+            rows.replace_all(rows.read(int(key)) for key in wanted_keys)
+        for part in parts:
+            settings_path(part).unlink(missing_ok=True)
+            part.unlink()
+
+
+def list_parts(out: Path) -> list[Path]:
+    """Returns the parts of a score file that lie beside it, in the order of their numbers."""
+    return sorted(out.parent.glob(f"{escape(out.stem)}-[0-9]*-of-[0-9]*.jsonl"))
 
 
 def is_of_this_sound(row: dict[str, Any], manifest: str | Path, record: Record) -> bool:
@@ -124,9 +143,11 @@ def is_of_this_sound(row: dict[str, Any], manifest: str | Path, record: Record) 
     return is_same_span and file in (None, row["file"])
 
 
-def list_errors(out: Path, clip_ids: Collection[str]) -> list[tuple[str, str]]:
-    """Lists id and error of those of the clips that have no score."""
-    return [(row["id"], row["error"]) for row in ScoreRows([out]) if row["status"] != "ok" and row["id"] in clip_ids]
+def list_errors(out: Path, ids: np.ndarray) -> list[tuple[str, str]]:
+    """Lists id and error of the clips without score, of those whose `hash_text` of the id is among `ids`."""
+    failed = [(row["id"], row["error"]) for row in ScoreRows([out]) if row["status"] != "ok"]
+    is_ours = np.isin(np.array([hash_text(clip_id) for clip_id, _ in failed], np.uint64), ids)
+    return [error for error, is_one in zip(failed, is_ours, strict=True) if is_one]
 
 
 def read_settings(out: Path) -> dict[str, Any] | None:
@@ -150,19 +171,27 @@ def check_settings(out: Path, settings: dict[str, Any]) -> dict[str, Any]:
         out: The score file.
         settings: What `WhisQScorer.describe` says.
     """
-    found = read_settings(out) or {"format": FORMAT}
-    if found.get("format") != FORMAT:
-        raise ValueError(
-            f"{str(out)!r} was written by another version, whose rows do not say what they depend on. Give another "
-            "`--out`; the old file can still be read."
-        )
-    differing = {key: value for key, value in settings.items() if found.get(key, value) != value}
-    if differing:
-        raise ValueError(
-            f"{str(out)!r} holds scores made with { {key: found[key] for key in differing} }, now it would be "
-            f"{differing}; scores of different scorers do not mix. Give another `--out`."
-        )
-    return found | settings
+    noted = {"format": FORMAT}
+    for path in (out, *list_parts(out)):
+        found = read_settings(path) or {"format": FORMAT}
+        if found.get("format") != FORMAT:
+            raise ValueError(
+                f"{str(path)!r} was written by another version, whose rows do not say what they depend on. Give another "
+                "`--out`; the old file can still be read."
+            )
+        differing = {key: value for key, value in settings.items() if found.get(key, value) != value}
+        if differing:
+            raise ValueError(
+                f"{str(path)!r} holds scores made with { {key: found[key] for key in differing} }, now it would be "
+                f"{differing}; scores of different scorers do not mix. Give another `--out`."
+            )
+        noted |= found
+    return {name: value for name, value in noted.items() if name != FINISHED} | settings
+
+
+def describe_job(keys: np.ndarray) -> list:
+    """Returns by what shards of one job know that they are: how many clips all of them have, and a digest."""
+    return [len(keys), hashlib.blake2b(np.sort(keys).tobytes(), digest_size=8).hexdigest()]
 
 
 def note_settings(out: Path, settings: dict[str, Any]) -> None:

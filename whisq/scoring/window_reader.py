@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 from torch.utils.data import Dataset
 
-from whisq.scoring.clips import Clip
+from whisq.scoring.clip_table import Clip
 from whisq.windows import Window, read_window
 
 
@@ -21,23 +21,18 @@ class WindowRequest:
 
 
 class WindowReader(Dataset):
-    """Reads batches of windows; `DataLoader` runs it in worker processes.
+    """Reads windows; `DataLoader` runs it in worker processes.
 
     Args:
         clips: The clips of the job.
-        batches: The windows of each batch.
     """
 
-    def __init__(self, clips: Sequence[Clip], batches: Sequence[Sequence[WindowRequest]]):
+    def __init__(self, clips: Sequence[Clip]):
         self.clips = clips
-        self.batches = batches
 
-    def __len__(self) -> int:
-        return len(self.batches)
-
-    def __getitem__(self, index: int) -> list[Window | str]:
-        """Returns the windows of a batch, each of which may be an error message instead."""
-        return [self._read(request) for request in self.batches[index]]
+    def __getitem__(self, request: WindowRequest) -> tuple[WindowRequest, Window | str]:
+        """Returns what was asked for, and the window, or an error message instead."""
+        return request, self._read(request)
 
     def _read(self, request: WindowRequest) -> Window | str:
         clip = self.clips[request.clip]

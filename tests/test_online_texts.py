@@ -1,0 +1,58 @@
+"""The text encoder in the loop: what a training gets is what cached states would have been."""
+
+import dataclasses
+
+import pytest
+import torch
+
+from data_prep.training_latents import find_latents, load_online_texts
+from qamdt.audio import write_audio
+from qamdt.manifest import Record, write_manifest
+from qamdt.training.config import DataConfig
+from qamdt.training.dataset import LatentDataset, collate
+from qamdt.training.online_texts import OnlineTexts
+
+
+@pytest.fixture
+def manifest(tmp_path):
+    records = []
+    for i in range(4):
+        write_audio(tmp_path / f"{i}.wav", torch.rand(5120, generator=torch.Generator().manual_seed(i)) - 0.5, 16_000)
+        records.append(Record(id=f"{i}", path=f"{i}.wav", duration_in_s=0.32, captions=(f"song {i} " * (i + 1),)))
+    write_manifest(tmp_path / "manifest.jsonl", records)
+    return tmp_path / "manifest.jsonl"
+
+
+def open_dataset(manifest, text):
+    latents = find_latents(str(manifest), str(manifest.parent / text), text=text)
+    return LatentDataset(DataConfig(latents=latents, text=text, crop_in_frames=4, scaling_factor=1.0), seed=0)
+
+
+def test_states_are_those_that_would_be_cached(manifest):
+    cached, online = open_dataset(manifest, "cached"), open_dataset(manifest, "online")
+    assert (len(cached.texts), len(online.texts)) == (5, 1)
+    texts = load_online_texts(online.folder, torch.device("cpu"))
+    draws = [(epoch, number, 0) for epoch in range(6) for number in range(4)]
+    for start in range(0, len(draws), 4):
+        expected = collate([cached[draw] for draw in draws[start : start + 4]])
+        found = collate(texts.fill([online[draw] for draw in draws[start : start + 4]]))
+        assert found.captions == expected.captions
+        torch.testing.assert_close(found.conditions.texts, expected.conditions.texts, atol=2e-3, rtol=2e-3)
+        assert torch.equal(found.conditions.mask, expected.conditions.mask)
+        assert torch.equal(found.latents, expected.latents)
+    assert texts.num_encoded == 4  # each caption once
+    with pytest.raises(ValueError, match="has no cached states"):
+        LatentDataset(dataclasses.replace(online.config, text="cached", text_dropout=0.0), seed=0)[0, 0, 0]
+
+
+def test_memory_of_the_cache_is_bounded(manifest, encoders_dir):
+    from data_prep.latent_encoders import load_text_encoder
+
+    online = open_dataset(manifest, "online")
+    texts = OnlineTexts(*load_text_encoder(str(encoders_dir / "text")), max_tokens=128, cache_bytes=150)
+    sample = dataclasses.replace(online[0, 0, 0], encoder_hidden_states=None)
+    for text in ("song 1", "song 2", "song 1", "song 3", "song 1"):
+        (filled,) = texts.fill([dataclasses.replace(sample, text=text)])
+        assert filled.encoder_hidden_states.shape == (4, 8)
+        assert sum(states.nbytes for states in texts._states.values()) <= 150
+    assert texts.num_encoded == 3  # the one in use stays
