@@ -4,7 +4,8 @@
 
 `write` makes a manifest, a score file and latents of one frame, as large a corpus would have them; `list` is what `whisq
 score` does before it scores; `stats` is `whisq stats`; `label` is `label_quality`; `index` is `encode_latents` when all
-latents are there and texts are online; `train` is the start of a rank of a training, up to its first batches.
+latents are there and texts are online; `train` is the start of a rank of a training, up to its first batches. `columns`
+takes the place of the steps before `train` where these would take hours: it writes the files that `index` would leave.
 """
 
 import argparse
@@ -17,16 +18,20 @@ from pathlib import Path
 
 import numpy as np
 import torch
+from safetensors.torch import save_file
 
 from data_prep.label_quality import label_manifest
 from data_prep.latent_encoders import describe_autoencoder
 from data_prep.latent_update import EncodingOptions, encode_corpus
 from qamdt import embedded
 from qamdt.audio import write_audio
-from qamdt.files import encode_json_line
-from qamdt.keyed_rows import make_key
+from qamdt.files import encode_json_line, write_json
+from qamdt.keyed_rows import hash_text, make_key
+from qamdt.latent_columns import CLIP, TEXT
+from qamdt.latent_folder import FORMAT, INDEX_NAME
 from qamdt.manifest import clip_identity, iterate_manifest
-from qamdt.shards import write_latent_shard
+from qamdt.quality import QualityStats
+from qamdt.shards import Place, list_shards, write_latent_shard, write_text_shard
 from qamdt.training.config import DataConfig
 from qamdt.training.dataset import LatentDataset
 from qamdt.training.sampling import EpochSampler
@@ -37,7 +42,7 @@ from whisq.scoring.rows import open_keyed_rows
 from whisq.scoring.stats import measure_scores
 
 
-STEPS = ("write", "list", "stats", "label", "index", "train")
+STEPS = ("write", "list", "stats", "label", "index", "columns", "train")
 CLIPS_PER_SHARD = 512
 SETTINGS = {"scorer": "synthetic@0", "audio_encoder": "none"}
 
@@ -123,9 +128,56 @@ def list_all(folder: Path) -> None:
             pass
 
 
+def write_columns(folder: Path, num_rows: int) -> None:
+    """Writes a folder of latents as `index` leaves it: clips of a frame each, with their lines, columns and shards."""
+    latents = folder / "latents"
+    latents.mkdir(parents=True, exist_ok=True)
+    values = make_record(0) | {"quality_score": 3.5, "quality_scorer": SETTINGS["scorer"]}
+    line = encode_json_line({"record": values, "latents": vars(Place("latents-00000-000000000000.safetensors", 0, 1))})
+    with (latents / "clips-000000000000.jsonl").open("wb") as file:
+        for start in range(0, num_rows, 100_000):
+            file.write(line * min(100_000, num_rows - start))
+    numbers, columns = np.arange(num_rows), np.zeros(num_rows, CLIP)
+    columns["offset"], columns["length"] = numbers * len(line), 1
+    columns["shard"], columns["start"] = numbers // CLIPS_PER_SHARD, numbers % CLIPS_PER_SHARD
+    columns["source"] = numbers % 7
+    columns["quality_score"] = np.random.default_rng(0).normal(3.4, 0.6, size=num_rows).clip(1, 5)
+    np.save(latents / "clips-000000000000.npy", columns)
+    frame, curve = torch.ones(1, 1, 1), {"quality": torch.ones(CLIPS_PER_SHARD)}
+    for number in range(-(-num_rows // CLIPS_PER_SHARD)):
+        keys = list(range(number * CLIPS_PER_SHARD, min((number + 1) * CLIPS_PER_SHARD, num_rows)))
+        write_latent_shard(latents, keys, [frame] * len(keys), [frame] * len(keys), number=number)
+        save_file(curve, latents / f"curves-{number:05d}-000000000000.safetensors")
+    write_text_shard(latents, [0], [torch.ones(2, 384)])
+    text = np.zeros(1, TEXT)
+    text["text"], text["length"] = hash_text(""), 2
+    np.save(latents / "texts-000000000000.npy", text)
+    (latents / "texts-000000000000.jsonl").write_text("")
+    names = [path.name for path in list_shards(latents, "latents")]
+    stats = QualityStats(mean=3.4, std=0.6, edges=(2.3, 3.1, 3.8, 4.4), prefix_edges=(3.1, 4.4), scorer="synthetic@0")
+    index = {"format": FORMAT, "num_clips": num_rows, "num_texts": 1, "vae_scaling_factor": 1.0, "scaling_factor": 1.0}
+    index |= {
+        "latent_frames_per_second": 12.5,
+        "max_captions": None,
+        "quality": stats.to_dict(),
+        "curves": {"quality": []},
+    }
+    curves = {name: f"curves-{number:05d}-000000000000.safetensors" for number, name in enumerate(names)}
+    index["files"] = {"clips": "clips-000000000000.jsonl", "texts": "texts-000000000000.jsonl", "curves": curves}
+    index["columns"] = {"clips": "clips-000000000000.npy", "texts": "texts-000000000000.npy", "latents": names}
+    index["columns"]["text"] = [path.name for path in list_shards(latents, "text")]
+    write_json(latents / INDEX_NAME, index)
+
+
 def train(folder: Path) -> None:
     """Starts the data side of a rank and takes eight batches."""
-    config = DataConfig(latents=str(folder / "latents"), text="online", crop_in_frames=1, scaling_factor=1.0)
+    config = DataConfig(
+        latents=str(folder / "latents"),
+        text="online",
+        crop_in_frames=1,
+        scaling_factor=1.0,
+        level_weights=[1, 1, 2, 3, 4],
+    )
     dataset = LatentDataset(config, seed=0)
     sampler = EpochSampler(
         dataset.buckets(), batch_size=32, seed=0, weights=dataset.weights(), shards=dataset.shards(), num_ranks=8
@@ -148,6 +200,8 @@ def run_step(step: str, folder: Path, num_rows: int) -> None:
         label_manifest(folder / "manifest.jsonl", [folder / "scores.jsonl"], folder / "labelled.jsonl")
     elif step == "index":
         encode_corpus(folder / "labelled.jsonl", folder / "latents", EncodingOptions(text="online"), device="cpu")
+    elif step == "columns":
+        write_columns(folder, num_rows)
     else:
         train(folder)
     figures = {
@@ -172,7 +226,7 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("folder", type=Path, help="where the corpus is written")
     parser.add_argument("--rows", type=int, default=200_000)
-    parser.add_argument("--steps", nargs="+", choices=STEPS, default=STEPS)
+    parser.add_argument("--steps", nargs="+", choices=STEPS, default=[step for step in STEPS if step != "columns"])
     parser.add_argument("--here", action="store_true", help=argparse.SUPPRESS)
     arguments = parser.parse_args()
     if arguments.here:

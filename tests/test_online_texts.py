@@ -5,6 +5,7 @@ import dataclasses
 import pytest
 import torch
 
+from data_prep.text_costs import describe_text_costs
 from data_prep.training_latents import find_latents, load_online_texts
 from qamdt.audio import write_audio
 from qamdt.manifest import Record, write_manifest
@@ -56,3 +57,14 @@ def test_memory_of_the_cache_is_bounded(manifest, encoders_dir):
         assert filled.encoder_hidden_states.shape == (4, 8)
         assert sum(states.nbytes for states in texts._states.values()) <= 150
     assert texts.num_encoded == 3  # the one in use stays
+
+
+def test_what_texts_cost_is_told_before_a_run(manifest):
+    told = describe_text_costs(DataConfig(manifest=str(manifest)), 8)
+    assert "about 4 clips with 1.0 texts each" in told
+    gigabytes = float(told.split("data.text=cached: ")[1].split(" GB")[0])
+    texts = open_dataset(manifest, "cached").texts
+    tokens = sum(len(texts.read(f"song {i} " * (i + 1))) for i in range(4))
+    assert gigabytes == pytest.approx(tokens * texts.read("").shape[1] * 2 / 1e9, rel=0.02)
+    assert "Advised: cached" in told
+    assert "that is there" in describe_text_costs(DataConfig(), 8)

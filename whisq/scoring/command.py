@@ -59,8 +59,8 @@ def score(arguments: argparse.Namespace) -> int:
     noted = check_settings(out, settings)
     shard = arguments.shard if processes is None else (processes.process_index, processes.num_processes)
     with ExitStack() as stack:
-        rows = open_keyed_rows(out)
-        if is_main and arguments.shard is None:
+        rows = None if arguments.shard is not None else open_keyed_rows(out)
+        if is_main and rows is not None:
             stack.enter_context(rows)  # keeps other jobs away until all parts are merged
             note_settings(out, noted)
         part = rows if shard is None else stack.enter_context(open_keyed_rows(out, shard))
