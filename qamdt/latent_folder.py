@@ -29,7 +29,7 @@ from qamdt.files import iterate_lines, parse_json, read_json, write_atomically
 from qamdt.keyed_rows import hash_text
 from qamdt.latent_columns import CLIP, TEXT, ColumnBuilder, RecordReader, read_columns
 from qamdt.manifest import Record
-from qamdt.shards import Place
+from qamdt.shards import UNFINISHED, Place
 
 
 INDEX_NAME = "index.json"
@@ -172,7 +172,7 @@ def find_unnamed_files(folder: Path) -> list[Path]:
     files, columns = latents.index["files"], latents.index.get("columns", {})
     named = {files["clips"], files["texts"], *files["curves"].values(), columns.get("clips"), columns.get("texts")}
     named |= {*LatentReader(latents).names, *TextReader(latents).names}
-    kinds = ("latents", "text", "clips", "texts", "curves", "records")
+    kinds = ("latents", "text", "clips", "texts", "curves", "records", UNFINISHED)
     found = [path for kind in kinds for path in folder.glob(f"{kind}-*") if path.suffix in _SUFFIXES]
     return sorted(path for path in found if path.name not in named)
 
