@@ -2,67 +2,29 @@
 
 import importlib.util
 import json
-import os
-import subprocess
-import sys
+import time
 from pathlib import Path
 
+import accelerate.accelerator
 import pytest
 import torch
 import yaml
+from accelerate.commands import launch
+from accelerate.state import AcceleratorState, PartialState
+from accelerate.utils import DistributedType
+from accelerate.utils.launch import prepare_deepspeed_cmd_env, prepare_multi_gpu_env
 from safetensors.torch import load_file
 
+import qamdt.models.transformer_qamdt as network
 import train_qamdt
 from qamdt.models.transformer_qamdt import QAMDTTransformer2DModel
+from tests.ranks import run_ranks
 from tests.tiny_training import MODEL
 
 
 ROOT = Path(__file__).resolve().parent.parent
 pytestmark = pytest.mark.usefixtures("fresh_accelerator")
 WEIGHTS = "transformer/diffusion_pytorch_model.safetensors"
-# Trains again and again in each rank, as imports take longer than training. Accelerate knows FSDP and DeepSpeed on GPUs
-# alone, so from the second run on the processes say that they have some; PyTorch and DeepSpeed shard on CPUs all the same.
-RUN_ALL = """
-import json, sys, time
-import accelerate.accelerator
-import torch
-from accelerate.state import AcceleratorState, PartialState
-from accelerate.utils import DistributedType
-import qamdt.models.transformer_qamdt as network
-import train_qamdt
-
-PartialState(cpu=True)
-save_own_files = accelerate.accelerator.save_accelerator_state
-forward = network.Timesteps.forward
-dtypes_of_times = set()
-
-def save_late(*arguments, **options):
-    time.sleep(0.3 * PartialState().process_index)
-    return save_own_files(*arguments, **options)
-
-def record_dtype(self, timesteps):
-    dtypes_of_times.add(timesteps.dtype)
-    return forward(self, timesteps)
-
-accelerate.accelerator.save_accelerator_state = save_late
-network.Timesteps.forward = record_dtype
-way, runs = sys.argv[1], json.loads(sys.argv[2])
-if way == "deepspeed":
-    import deepspeed
-    deepspeed.init_distributed("gloo")
-for number, (arguments, status) in enumerate(runs):
-    AcceleratorState._reset_state()
-    if number == 0:
-        PartialState._shared_state["distributed_type"] = DistributedType.MULTI_CPU
-    elif way == "fsdp":
-        PartialState._shared_state["distributed_type"] = DistributedType.MULTI_GPU
-    else:
-        PartialState._shared_state["distributed_type"] = DistributedType.DEEPSPEED
-        torch.accelerator.is_available = lambda: True
-    assert train_qamdt.main(arguments) == status, arguments
-    torch.distributed.barrier()
-assert dtypes_of_times == {torch.int64, torch.float32}, dtypes_of_times
-"""
 
 
 @pytest.fixture
@@ -86,18 +48,70 @@ def config(tmp_path, write_noise):
     return str(tmp_path / "config.yaml")
 
 
-def launch_two(way, config_file, runs, folder):
-    """Runs commands of `train_qamdt`, each with the status that it should end with, and returns what they said."""
-    script = folder / "run_all.py"
-    script.write_text(RUN_ALL)
-    settings = ["--config_file", str(ROOT / "configs/accelerate" / config_file), "--num_processes", "2"]
-    launch = [sys.executable, "-m", "accelerate.commands.launch", *settings, "--main_process_port", "0"]
-    environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT), "CUDA_VISIBLE_DEVICES": ""}
-    environment["DS_ACCELERATOR"] = "cpu"
-    command = [*launch, str(script), way, json.dumps(runs)]
-    done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=1800)
-    assert done.returncode == 0, done.stderr
-    return done.stderr
+def launcher_environment(config_file):
+    """What `accelerate launch` tells its processes with a file of settings that ships."""
+    arguments = ["--config_file", str(ROOT / "configs/accelerate" / config_file), "--num_processes", "2"]
+    parsed, *_ = launch._validate_launch_command(
+        launch.launch_command_parser().parse_args([*arguments, "--main_process_port", "0", "train_qamdt.py"])
+    )
+    if parsed.use_deepspeed:
+        return prepare_deepspeed_cmd_env(parsed)[1]
+    return prepare_multi_gpu_env(parsed)
+
+
+def train_in_ranks(way, runs):
+    """Runs commands of `train_qamdt` in each of two ranks, each with the status that it should end with.
+
+    Accelerate knows FSDP and DeepSpeed on GPUs alone, so from the second run on the processes say that they have some;
+    PyTorch and DeepSpeed shard on CPUs all the same.
+    """
+    PartialState(cpu=True)
+    save_own_files = accelerate.accelerator.save_accelerator_state
+    forward = network.Timesteps.forward
+    dtypes_of_times = set()
+
+    def save_late(*arguments, **options):
+        time.sleep(0.3 * PartialState().process_index)
+        return save_own_files(*arguments, **options)
+
+    def record_dtype(self, timesteps):
+        dtypes_of_times.add(timesteps.dtype)
+        return forward(self, timesteps)
+
+    accelerate.accelerator.save_accelerator_state = save_late
+    network.Timesteps.forward = record_dtype
+    if way == "deepspeed":
+        import deepspeed
+
+        deepspeed.init_distributed("gloo")
+    for number, (arguments, status) in enumerate(runs):
+        AcceleratorState._reset_state()
+        if number == 0:
+            PartialState._shared_state["distributed_type"] = DistributedType.MULTI_CPU
+        elif way == "fsdp":
+            PartialState._shared_state["distributed_type"] = DistributedType.MULTI_GPU
+        else:
+            PartialState._shared_state["distributed_type"] = DistributedType.DEEPSPEED
+            torch.accelerator.is_available = lambda: True
+        assert train_qamdt.main(arguments) == status, arguments
+        torch.distributed.barrier()
+    assert dtypes_of_times == {torch.int64, torch.float32}, dtypes_of_times
+
+
+@pytest.fixture
+def launch_two(monkeypatch, capfd):
+    """Runs `train_in_ranks` as `accelerate launch` does, and returns what the ranks said."""
+
+    def run(way, config_file, runs):
+        for name, value in {"CUDA_VISIBLE_DEVICES": "", "DS_ACCELERATOR": "cpu"}.items():
+            monkeypatch.setenv(name, value)
+        for name, value in launcher_environment(config_file).items():
+            monkeypatch.setenv(name, value)
+        AcceleratorState._reset_state(reset_partial_state=True)
+        run_ranks(lambda: train_in_ranks(way, runs))
+        return capfd.readouterr().err
+
+    return run
 
 
 def read_log(run):
@@ -137,8 +151,7 @@ def plan(config, tmp_path):
 HALF = ["run.mixed_precision=bf16", "loss.prediction_type=flow_prediction", "run.max_steps=1"]
 
 
-@pytest.mark.slow  # 30 s: a launcher and two processes import everything, on one core
-def test_sharded_weights_train_save_resume_and_export_as_whole_ones_do(plan, tmp_path):
+def test_sharded_weights_train_save_resume_and_export_as_whole_ones_do(plan, launch_two, tmp_path):
     assert train_qamdt.main([*plan("one")[0], "run.batch_size=6"]) == 0
     base = f"run.init_from={tmp_path / 'one' / 'export'}"
     adapters = ["lora.rank=2", base, "model=null", "optim.ema_snapshot_lengths=null"]
@@ -153,7 +166,7 @@ def test_sharded_weights_train_save_resume_and_export_as_whole_ones_do(plan, tmp
         plan("one", "run.max_steps=5", status=2),
         plan("muon", "optim.optimizer=muon", status=2),
     ]
-    said = launch_two("fsdp", "fsdp2.yaml", runs, tmp_path)
+    said = launch_two("fsdp", "fsdp2.yaml", runs)
     assert "the launcher asks for FSDP, which Accelerate offers on several GPUs alone" in said
     assert "step-00000004 was written without FSDP and DeepSpeed, and this run is launched with FSDP" in said
     assert "`optim.optimizer` is muon" in said
@@ -162,9 +175,8 @@ def test_sharded_weights_train_save_resume_and_export_as_whole_ones_do(plan, tmp
     assert any(adapter.abs().max() > 0 for name, adapter in trained.items() if "lora_B" in name)
 
 
-@pytest.mark.slow  # 30 s, likewise
 @pytest.mark.skipif(importlib.util.find_spec("deepspeed") is None, reason="deepspeed is not installed")
-def test_a_sharded_optimizer_trains_saves_resumes_and_exports_as_a_whole_one_does(plan, tmp_path):
+def test_a_sharded_optimizer_trains_saves_resumes_and_exports_as_a_whole_one_does(plan, launch_two, tmp_path):
     masked = "loss.passes=masked"
     assert train_qamdt.main([*plan("one", masked)[0], "run.batch_size=6"]) == 0
     runs = [
@@ -176,7 +188,7 @@ def test_a_sharded_optimizer_trains_saves_resumes_and_exports_as_a_whole_one_doe
         plan("both", status=2),
         plan("muon", masked, "optim.optimizer=muon", status=2),
     ]
-    said = launch_two("deepspeed", "deepspeed.yaml", runs, tmp_path)
+    said = launch_two("deepspeed", "deepspeed.yaml", runs)
     assert "the launcher asks for DeepSpeed, which Accelerate offers on several GPUs alone" in said
     assert "`loss.passes` is both" in said
     assert "`optim.optimizer` is muon" in said

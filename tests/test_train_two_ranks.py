@@ -1,11 +1,7 @@
 """Two processes, started as `torchrun` starts them, compute what one does."""
 
 import json
-import os
-import subprocess
-import sys
 from collections import Counter
-from pathlib import Path
 
 import pytest
 import torch
@@ -21,19 +17,11 @@ from qamdt.manifest import Record, write_manifest
 from qamdt.training.config import DataConfig
 from qamdt.training.dataset import LatentDataset, collate
 from qamdt.training.sampling import EpochSampler
+from tests.ranks import run_ranks
 from tests.tiny_training import MODEL
 
 
-ROOT = Path(__file__).resolve().parent.parent
 pytestmark = pytest.mark.usefixtures("fresh_accelerator")
-# Runs commands of ours one after the other in each rank, as the imports take longer than the work.
-RUN_ALL = """
-import json, sys
-import data_prep.encode_latents, train_qamdt
-for module, arguments in json.loads(sys.argv[1]):
-    status = sys.modules[module].main(arguments)
-    assert status == 0, (module, arguments, status)
-"""
 
 
 @pytest.fixture
@@ -87,16 +75,16 @@ def make_corpus(folder):
 def test_two_ranks_train_and_encode_as_one_does(latents, tmp_path):
     encode = make_corpus(tmp_path / "corpus")
     commands = [
-        ("data_prep.encode_latents", [*encode, "--out", str(tmp_path / "by_two")]),
-        ("train_qamdt", ["--config", write_config(tmp_path / "two.yaml", latents, tmp_path / "two", 3)]),
+        (encode_latents, [*encode, "--out", str(tmp_path / "by_two")]),
+        (train_qamdt.main, ["--config", write_config(tmp_path / "two.yaml", latents, tmp_path / "two", 3)]),
     ]
-    script = tmp_path / "run_all.py"
-    script.write_text(RUN_ALL)
-    launch = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
-    environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT), "CUDA_VISIBLE_DEVICES": ""}
-    subprocess.run(
-        [*launch, str(script), json.dumps(commands)], check=True, env=environment, cwd=tmp_path, timeout=1800
-    )
+    AcceleratorState._reset_state(reset_partial_state=True)
+
+    def run_all():
+        for main, arguments in commands:
+            assert main(arguments) == 0, arguments
+
+    run_ranks(run_all)
     assert encode_latents([*encode, "--out", str(tmp_path / "by_one")]) == 0
     config = write_config(tmp_path / "one.yaml", latents, tmp_path / "one", 6)
     AcceleratorState._reset_state(reset_partial_state=True)

@@ -8,13 +8,13 @@ import signal
 import subprocess
 import sys
 import time
-from pathlib import Path
 
 import numpy as np
 import pytest
 import soundfile
 import torch
 
+from tests.ranks import run_ranks
 from whisq.cli import main
 from whisq.modeling_clap import MiniClap
 from whisq.scorer import WhisQScorer
@@ -157,21 +157,10 @@ def test_parts_of_many_processes_merge_to_what_one_writes(music, unbroken, score
     assert [path.name for path in tmp_path.iterdir()] == ["scores.jsonl"]
 
 
-def test_processes_of_torchrun_share_the_work(music, unbroken, scorer_dir, tmp_path):
+def test_processes_of_torchrun_share_the_work(music, unbroken, run, tmp_path, capfd):
     out = tmp_path / "scores.jsonl"
-    command = [
-        sys.executable,
-        "-m",
-        "torch.distributed.run",
-        "--nproc-per-node",
-        "2",
-        "--standalone",
-        "-m",
-        "whisq.cli",
-    ]
-    command += ["score", str(music), "-o", str(out), "--model", str(scorer_dir), "--batch-seconds", "3"]
-    environment = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(Path(collection.__file__).parents[2])}
-    said = subprocess.run(command, check=True, env=environment, capture_output=True, text=True).stdout
+    run_ranks(lambda: run(out, music) and sys.exit("failed"))
+    said = capfd.readouterr().out
     assert "11 of 11 clips have scores" in said
     assert "0 kept, 0 scored again, 11 new." in said
     assert out.read_bytes() == unbroken.read_bytes()

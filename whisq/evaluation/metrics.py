@@ -78,7 +78,7 @@ def measure_agreement(
                 (ratings, predictions),
                 _figures,
                 paired=True,
-                vectorized=False,
+                vectorized=True,
                 n_resamples=num_resamples,
                 method="percentile",
                 rng=np.random.default_rng(seed),
@@ -126,19 +126,26 @@ def measure_system_agreement(
     )
 
 
-def _figures(ratings: np.ndarray, predictions: np.ndarray) -> np.ndarray:
-    """Returns the four figures, in the order of `FIGURES`."""
-    error = np.mean((ratings - predictions) ** 2) if len(ratings) else math.nan
-    if len(ratings) < 2 or np.ptp(ratings) == 0 or np.ptp(predictions) == 0:
-        return np.array([error, math.nan, math.nan, math.nan])
-    return np.array(
-        [
-            error,
-            stats.pearsonr(ratings, predictions).statistic,
-            stats.spearmanr(ratings, predictions).statistic,
-            stats.kendalltau(ratings, predictions).statistic,
-        ]
-    )
+def _figures(ratings: np.ndarray, predictions: np.ndarray, axis: int = -1) -> np.ndarray:
+    """Returns the four figures, in the order of `FIGURES`, `(4, ...)`; pairs, or rows of pairs, lie along the last axis."""
+    if ratings.shape[axis] == 0:
+        return np.full((4, *ratings.shape[:-1]), math.nan)
+    error = np.mean((ratings - predictions) ** 2, axis=axis)
+    if ratings.shape[axis] < 2:
+        return np.stack([error, *[np.full_like(error, math.nan)] * 3])
+    ranks = stats.rankdata(ratings, axis=axis), stats.rankdata(predictions, axis=axis)
+    rows = zip(*(np.atleast_2d(values) for values in (ratings, predictions)), strict=True)
+    taus = [stats.kendalltau(*row).statistic for row in rows]
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", stats.ConstantInputWarning)  # no correlation with a constant: NaN
+        return np.stack(
+            [
+                error,
+                stats.pearsonr(ratings, predictions, axis=axis).statistic,
+                stats.pearsonr(*ranks, axis=axis).statistic,
+                np.reshape(taus, error.shape),
+            ]
+        )
 
 
 def _finite_or_none(value: float) -> float | None:
