@@ -83,7 +83,7 @@ def test_audio_caption_and_quality_of_a_draw_belong_to_one_clip(shards):
     prefixes = [STATS.prefix(1 + clip / 4) for clip in range(NUM_CLIPS)]
     states = {text: text_state(text)[:, 0].tolist() for text in TEXTS}
     batches = iter(EpochSampler(dataset.buckets(), batch_size=100, seed=0))
-    for sample in (dataset[draw] for _ in range(100) for draw in next(batches)):
+    for sample in (dataset[draw] for _ in range(20) for draw in next(batches)):
         clip = int(sample.id.removeprefix("clip-"))
         assert math.floor(sample.latents.min()) == math.floor(sample.latents.max()) == clip
         assert sample.quality_score == 1 + clip / 4
