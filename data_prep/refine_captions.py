@@ -22,6 +22,7 @@ from pathlib import Path
 
 from tqdm import tqdm
 
+from data_prep.refine.fusion_prompt import FUSION_TASK
 from data_prep.refine.jobs import RefineSettings
 from data_prep.refine.llm_client import KEY_VARIABLE, RESPONSE_FORMATS, ModelConfig, Server
 from data_prep.refine.outcomes import MEASURED, TAGS
@@ -29,6 +30,7 @@ from data_prep.refine.refinery import SAMPLE_MANIFEST, RefineResult, Refinery, r
 from data_prep.refine.request import RefineRequest
 from data_prep.refine.thresholds import Thresholds
 from qamdt.cpu_memory import keep_freed_memory
+from qamdt.files import read_text_lines
 from qamdt.work_share import SHARD_HELP, read_shard
 from whisq.clap import EMBEDDED
 
@@ -44,6 +46,7 @@ def read_request(options: argparse.Namespace) -> RefineRequest:
         thresholds=read_thresholds(options),
         num_paraphrases=options.num_paraphrases,
         model=read_model(options, options.model),
+        fusion_task=read_task(options),
         suggester=read_model(options, options.suggester),
         suggest_from=options.suggest_from,
     )
@@ -87,6 +90,15 @@ def read_model(options: argparse.Namespace, name: str | None) -> ModelConfig | N
         temperature=options.temperature,
         max_tokens=options.max_tokens,
     )
+
+
+def read_task(options: argparse.Namespace) -> str:
+    """Returns what the language model is told to do."""
+    if options.task is None:
+        return FUSION_TASK
+    if options.model is None:
+        raise ValueError("`--task` needs a `--model`, which is told it.")
+    return "\n".join(read_text_lines(options.task))
 
 
 def read_thresholds(options: argparse.Namespace) -> Thresholds | None:
@@ -138,6 +150,12 @@ def build_parser() -> argparse.ArgumentParser:
 
     model = parser.add_argument_group("language model (default: fusion by rules)")
     model.add_argument("--model", help="name of the model on the server")
+    model.add_argument(
+        "--task",
+        type=Path,
+        metavar="FILE",
+        help="text that tells it what to do (default: the one in fusion_prompt.py)",
+    )
     model.add_argument("--suggester", metavar="MODEL", help="name of a model that suggests captions (default: none)")
     model.add_argument("--suggest-from", choices=["tags", "audio"], default="tags", help="what the suggester is given")
     model.add_argument("--base-url", help="address of an OpenAI-compatible API (default: OpenAI's)")

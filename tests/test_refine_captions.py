@@ -4,7 +4,6 @@ import json
 import runpy
 import subprocess
 import sys
-import zlib
 from pathlib import Path
 
 import numpy as np
@@ -17,34 +16,12 @@ from data_prep.refine.step_runner import StepRunner
 from data_prep.refine.thresholds import Thresholds
 from data_prep.refine_captions import RefineRequest, main, refine_captions
 from qamdt.audio import write_audio
-from qamdt.manifest import Record, read_manifest, write_manifest
+from qamdt.manifest import read_manifest
+from tests.refinable_clips import GIVEN, WordClap, sentence, write_clips
 
 
 ROOT = Path(__file__).resolve().parent.parent
 SECRET = "sk-a-very-secret-key-1234567890"
-GIVEN = ("--captioners", "tags", "--min-similarity", "0.2", "--max-loss", "1", "--duplicate", "0.9")
-
-
-class WordClap:
-    """Hears a sentence in each sound, by its loudness; texts are alike as far as they share words."""
-
-    name, sampling_rate = "words", 16_000
-
-    def embed_audio(self, waveforms, sampling_rate):
-        return self.embed_text([sentence(round(abs(waveform).max() * 20)) for waveform in waveforms])
-
-    def embed_text(self, texts):
-        vectors = np.zeros((len(texts), 512), dtype=np.float32)
-        for vector, text in zip(vectors, texts, strict=True):
-            for word in text.lower().replace(",", " ").replace(".", " ").split():
-                vector[zlib.crc32(word.encode()) % 512] += 1
-        return vectors / np.maximum(np.linalg.norm(vectors, axis=1, keepdims=True), 1e-6)
-
-
-def sentence(number):
-    """What clip `number` sounds like."""
-    styles = ["jazz", "rock", "folk", "techno", "baroque", "blues"]
-    return f"{['slow', 'fast'][number % 2]} {styles[number % 6]} music"
 
 
 @pytest.fixture(autouse=True)
@@ -56,17 +33,7 @@ def clap(monkeypatch):
 
 @pytest.fixture
 def manifest(tmp_path):
-    """Six clips; each has a true caption, a tag, and every second one a caption of something else."""
-    records = []
-    for number in range(6):
-        write_audio(tmp_path / f"{number}.wav", np.full(800, number / 20, np.float32), 16_000)
-        captions = (sentence(number), "a lecture about gardening at night")[: 1 + number % 2]
-        tags = {"style": sentence(number).split()[1], "mood": "happy", "instruments": ["piano"]}
-        records.append(
-            Record(id=f"clip-{number}", path=f"{number}.wav", duration_in_s=0.05, captions=captions, tags=tags)
-        )
-    write_manifest(tmp_path / "manifest.jsonl", records)
-    return tmp_path / "manifest.jsonl"
+    return write_clips(tmp_path)
 
 
 @pytest.fixture(scope="module")
@@ -239,6 +206,21 @@ def test_thresholds_of_a_small_data_set_come_from_the_sample_corpus(manifest, ca
     assert "derived from the sample corpus" in capsys.readouterr().out
     assert main(["--manifest", str(manifest), "--captioners", "tags"]) in (0, 1)
     assert "thresholds from " in capsys.readouterr().out
+
+
+def test_the_task_of_a_language_model_can_be_worded_otherwise(manifest, tmp_path, capsys):
+    (tmp_path / "task.txt").write_text("Merge the captions.", encoding="utf-8")
+    (tmp_path / "empty.txt").write_text(" \n", encoding="utf-8")
+    with running_server("--log", str(tmp_path / "log")) as url:
+        options = ("--base-url", url, "--model", "script:ok", "--timeout", "120")
+        for task in ((), ("--task", str(tmp_path / "task.txt")), ("--task", str(tmp_path / "task.txt"))):
+            assert run(manifest, *options, *task) == 0
+        asked = [json.loads(line)["prompt"] for line in (tmp_path / "log").read_text().splitlines()]
+        assert len(asked) == len(set(asked)) == 12, "each clip once in each wording"
+        assert run(manifest, *options, "--task", str(tmp_path / "empty.txt")) == 2
+    assert "`fusion_task` must say what to do" in capsys.readouterr().err
+    assert run(manifest, "--task", str(tmp_path / "task.txt")) == 2
+    assert "`--task` needs a `--model`" in capsys.readouterr().err
 
 
 def test_a_language_model_fuses(manifest, server, capsys):

@@ -35,11 +35,13 @@ FUSION_SCHEMA = {
 }
 
 
-def write_messages(texts: Sequence[str], tags: Mapping[str, str], num_paraphrases: int) -> list[dict[str, str]]:
+def write_messages(
+    texts: Sequence[str], tags: Mapping[str, str], num_paraphrases: int, task: str = FUSION_TASK
+) -> list[dict[str, str]]:
     """Returns the chat messages that ask for a fused caption."""
     material = {"captions": list(texts), "tags": dict(tags), "num_paraphrases": num_paraphrases}
     return [
-        {"role": "system", "content": FUSION_TASK},
+        {"role": "system", "content": task},
         {"role": "user", "content": json.dumps(material, ensure_ascii=False, indent=1)},
     ]
 

@@ -13,10 +13,11 @@ different reasons: a new threshold never hears the audio again, and a new check 
 from __future__ import annotations
 
 import json
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+from data_prep.refine.fusion_prompt import FUSION_TASK
 from data_prep.refine.llm_client import ModelConfig
 from data_prep.refine.outcomes import MEASURED, TAGS, Alignment, FusionRequest
 from data_prep.refine.stages import build_fusion_request
@@ -44,6 +45,7 @@ class RefineSettings:
         thresholds: When captions and audio agree; must be there from the second step on.
         num_paraphrases: How many other wordings to write.
         model: The language model that fuses; rules do when `None`.
+        fusion_task: What it is told to do, before the captions and tags as JSON.
         suggester: The language model that suggests captions; none does when `None`.
         suggest_from: What it is given, "tags" or "audio".
     """
@@ -53,12 +55,15 @@ class RefineSettings:
     thresholds: Thresholds | None = None
     num_paraphrases: int = 2
     model: ModelConfig | None = None
+    fusion_task: str = FUSION_TASK
     suggester: ModelConfig | None = None
     suggest_from: str = "tags"
 
     def __post_init__(self):
         if self.num_paraphrases < 0:
             raise ValueError(f"`num_paraphrases` must not be negative, got {self.num_paraphrases}.")
+        if not self.fusion_task.strip():
+            raise ValueError("`fusion_task` must say what to do, and it is empty.")
         if self.suggest_from not in ("tags", "audio"):
             raise ValueError(f"`suggest_from` must be 'tags' or 'audio', got {self.suggest_from!r}.")
 
@@ -109,7 +114,7 @@ def make_keys(
         settings: Settings of the run; without thresholds there are no keys beyond the first step.
         captioners: `identify_captioners(settings)`, which does not depend on the clip.
         clap_name: Name of the loaded CLAP model, with its version.
-        prompt_key: `make_prompt_key()`, which does not depend on the clip.
+        prompt_key: `make_prompt_key(settings)`, which does not depend on the clip.
     """
     clip = [record.id, audio, record.captions, record.tags]
     keys = {"generate": make_key(STEP_VERSIONS["generate"], clip, captioners, clap_name)}
@@ -134,13 +139,21 @@ def identify_captioners(settings: RefineSettings) -> list:
     ]
 
 
-def make_prompt_key() -> int:
+def make_prompt_key(settings: RefineSettings) -> int:
     """Returns a digest of the prompt: of all words that are the same for each clip, and of the schema."""
-    request = FusionRequest(texts=("a", "b"), tags={"style": "c"}, fallback="a", num_paraphrases=2, has_survivors=True)
+    request = FusionRequest(
+        texts=("a", "b"),
+        tags={"style": "c"},
+        fallback="a",
+        num_paraphrases=2,
+        has_survivors=True,
+        task=settings.fusion_task,
+    )
     return make_key(request.messages, request.json_schema)
 
 
 def make_fusion_request(job: Job, settings: RefineSettings) -> FusionRequest:
     """Returns what the fuser is asked about a clip."""
     alignment = Alignment.from_dict(job.inputs["align"]["alignment"])
-    return build_fusion_request(job.record, alignment, settings.num_paraphrases)
+    request = build_fusion_request(job.record, alignment, settings.num_paraphrases)
+    return replace(request, task=settings.fusion_task)

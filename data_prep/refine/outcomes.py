@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from typing import Any, Protocol
 
-from data_prep.refine.fusion_prompt import FUSION_SCHEMA, write_messages
+from data_prep.refine.fusion_prompt import FUSION_SCHEMA, FUSION_TASK, write_messages
 
 
 # Sources of candidates; a model's own name is the source of what it writes.
@@ -94,6 +94,7 @@ class FusionRequest:
         num_paraphrases: How many other wordings to ask for.
         has_survivors: Whether any candidate reached the threshold; if not, `fallback` is the least bad one.
         num_originals: How many of the texts are the clip's own captions, which say the same in other words.
+        task: What a language model is told to do with them.
     """
 
     texts: tuple[str, ...]
@@ -102,11 +103,12 @@ class FusionRequest:
     num_paraphrases: int
     has_survivors: bool
     num_originals: int = 1
+    task: str = FUSION_TASK
 
     @property
     def messages(self) -> list[dict[str, str]]:
         """The request as chat messages, with all texts of others quoted as JSON."""
-        return write_messages(self.texts, self.tags, self.num_paraphrases)
+        return write_messages(self.texts, self.tags, self.num_paraphrases, self.task)
 
     @property
     def json_schema(self) -> dict[str, Any]:

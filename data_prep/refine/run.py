@@ -60,7 +60,7 @@ class RefineRun:
         self.clap_name = clap_name
         self.shard = shard
         self._captioners = identify_captioners(settings)
-        self._prompt_key = make_prompt_key()
+        self._prompt_key = make_prompt_key(settings)
         self.stores = {step: KeyedRows(folder / "steps", step, shard) for step in STEPS}
 
     def __enter__(self) -> RefineRun:
