@@ -43,11 +43,10 @@ from whisq.scoring.stats import measure_scores
 
 
 STEPS = ("write", "list", "stats", "label", "index", "columns", "train")
-CLIPS_PER_SHARD = 512
 SETTINGS = {"scorer": "synthetic@0", "audio_encoder": "none"}
 
 
-def write(folder: Path, num_rows: int) -> None:
+def write(folder: Path, num_rows: int, clips_per_shard: int) -> None:
     """Writes the corpus; all clips are spans of one file, which is never read."""
     folder.mkdir(parents=True, exist_ok=True)
     write_audio(folder / "audio.wav", torch.zeros(16_000), 16_000)
@@ -58,7 +57,7 @@ def write(folder: Path, num_rows: int) -> None:
     with (folder / "scores.jsonl").open("wb") as scores:
         for number in range(num_rows):
             scores.write(encode_json_line(make_score(number, folder, rng)))
-    write_latents(folder)
+    write_latents(folder, clips_per_shard)
 
 
 def make_record(number: int) -> dict:
@@ -102,14 +101,14 @@ def make_score(number: int, folder: Path, rng: np.random.Generator) -> dict:
     }
 
 
-def write_latents(folder: Path) -> None:
+def write_latents(folder: Path, clips_per_shard: int) -> None:
     """Writes a latent frame of each clip, under the key that the encoder would give it."""
     (folder / "latents").mkdir(exist_ok=True)
     made_by = describe_autoencoder(embedded.default_model_dir() / "vae", "float32")
     mean, std, keys, number = torch.ones(1, 1, 1), torch.ones(1, 1, 1), [], 0
     for record in iterate_manifest(folder / "manifest.jsonl"):
         keys.append(make_key("latents", clip_identity(folder / "manifest.jsonl", record), made_by))
-        if len(keys) == CLIPS_PER_SHARD:
+        if len(keys) == clips_per_shard:
             write_latent_shard(folder / "latents", keys, [mean] * len(keys), [std] * len(keys), number=number)
             keys, number = [], number + 1
     if keys:
@@ -128,7 +127,7 @@ def list_all(folder: Path) -> None:
             pass
 
 
-def write_columns(folder: Path, num_rows: int) -> None:
+def write_columns(folder: Path, num_rows: int, clips_per_shard: int) -> None:
     """Writes a folder of latents as `index` leaves it: clips of a frame each, with their lines, columns and shards."""
     latents = folder / "latents"
     latents.mkdir(parents=True, exist_ok=True)
@@ -139,15 +138,16 @@ def write_columns(folder: Path, num_rows: int) -> None:
             file.write(line * min(100_000, num_rows - start))
     numbers, columns = np.arange(num_rows), np.zeros(num_rows, CLIP)
     columns["offset"], columns["length"] = numbers * len(line), 1
-    columns["shard"], columns["start"] = numbers // CLIPS_PER_SHARD, numbers % CLIPS_PER_SHARD
+    columns["shard"], columns["start"] = numbers // clips_per_shard, numbers % clips_per_shard
     columns["source"] = numbers % 7
     columns["quality_score"] = np.random.default_rng(0).normal(3.4, 0.6, size=num_rows).clip(1, 5)
     np.save(latents / "clips-000000000000.npy", columns)
-    frame, curve = torch.ones(1, 1, 1), {"quality": torch.ones(CLIPS_PER_SHARD)}
-    for number in range(-(-num_rows // CLIPS_PER_SHARD)):
-        keys = list(range(number * CLIPS_PER_SHARD, min((number + 1) * CLIPS_PER_SHARD, num_rows)))
-        write_latent_shard(latents, keys, [frame] * len(keys), [frame] * len(keys), number=number)
-        save_file(curve, latents / f"curves-{number:05d}-000000000000.safetensors")
+    for number, start in enumerate(range(0, num_rows, clips_per_shard)):
+        length = min(clips_per_shard, num_rows - start)
+        frames, offsets = torch.ones(length, 1, 1, dtype=torch.float16), torch.arange(length + 1)
+        tensors = {"mean": frames, "std": frames.clone(), "keys": offsets[:-1] + start, "offsets": offsets}
+        save_file(tensors, latents / f"latents-{number:05d}-000000000000.safetensors")
+        save_file({"quality": torch.ones(length)}, latents / f"curves-{number:05d}-000000000000.safetensors")
     write_text_shard(latents, [0], [torch.ones(2, 384)])
     text = np.zeros(1, TEXT)
     text["text"], text["length"] = hash_text(""), 2
@@ -187,11 +187,11 @@ def train(folder: Path) -> None:
             dataset[draw]
 
 
-def run_step(step: str, folder: Path, num_rows: int) -> None:
+def run_step(step: str, folder: Path, num_rows: int, clips_per_shard: int) -> None:
     """Runs one step and prints what it took, as a line of JSON."""
     start, cpu, before = time.monotonic(), time.process_time(), peak_in_gib()
     if step == "write":
-        write(folder, num_rows)
+        write(folder, num_rows, clips_per_shard)
     elif step == "list":
         list_all(folder)
     elif step == "stats":
@@ -201,7 +201,7 @@ def run_step(step: str, folder: Path, num_rows: int) -> None:
     elif step == "index":
         encode_corpus(folder / "labelled.jsonl", folder / "latents", EncodingOptions(text="online"), device="cpu")
     elif step == "columns":
-        write_columns(folder, num_rows)
+        write_columns(folder, num_rows, clips_per_shard)
     else:
         train(folder)
     figures = {
@@ -226,15 +226,17 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("folder", type=Path, help="where the corpus is written")
     parser.add_argument("--rows", type=int, default=200_000)
+    parser.add_argument("--clips-per-shard", type=int, default=512)
     parser.add_argument("--steps", nargs="+", choices=STEPS, default=[step for step in STEPS if step != "columns"])
     parser.add_argument("--here", action="store_true", help=argparse.SUPPRESS)
     arguments = parser.parse_args()
     if arguments.here:
-        run_step(arguments.steps[0], arguments.folder, arguments.rows)
+        run_step(arguments.steps[0], arguments.folder, arguments.rows, arguments.clips_per_shard)
         return 0
     for step in arguments.steps:
         command = [sys.executable, "-m", "benchmarks.manifest_scale", str(arguments.folder), "--here", "--steps", step]
-        subprocess.run([*command, "--rows", str(arguments.rows)], check=True, stderr=subprocess.DEVNULL)
+        command += ["--rows", str(arguments.rows), "--clips-per-shard", str(arguments.clips_per_shard)]
+        subprocess.run(command, check=True, stderr=subprocess.DEVNULL)
     return 0
 
 

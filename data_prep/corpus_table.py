@@ -104,20 +104,24 @@ class TextTable(Mapping):
         self._records, self._list_texts, self._read_by = records, list_texts, read_by
         self.entries: Entries | None = None
         keys, lengths, owners = array("Q"), array("I"), array("q")
-        for text, owner in [("", -1)]:
-            self._add(text, owner, keys, lengths, owners)
-        for position in positions:
-            for text in list_texts(records[int(position)]):
-                self._add(text, int(position), keys, lengths, owners)
+        for text, owner in self._list_all(positions):
+            keys.append(self._make_key(text))
+            lengths.append(len(text))
+            owners.append(owner)
         self.keys, first = np.unique(np.array(keys, np.uint64), return_index=True)
         lengths = np.array(lengths)[first]
         order = np.lexsort((self.keys, lengths))
         self.keys, self._owners = self.keys[order], np.array(owners)[first][order]
 
-    def _add(self, text: str, owner: int, keys: array, lengths: array, owners: array) -> None:
-        keys.append(make_key("text", text, self._read_by))
-        lengths.append(len(text))
-        owners.append(owner)
+    def _list_all(self, positions: Iterable[int]) -> Iterator[tuple[str, int]]:
+        """Yields each text with the record that it belongs to; the empty one belongs to none."""
+        yield "", -1
+        for position in map(int, positions):
+            for text in self._list_texts(self._records[position]):
+                yield text, position
+
+    def _make_key(self, text: str) -> int:
+        return make_key("text", text, self._read_by)
 
     def read(self, number: int) -> str:
         """Returns a text by its number; `keys` has its key."""
@@ -126,7 +130,7 @@ class TextTable(Mapping):
             return ""
         key = int(self.keys[number])
         texts = self._list_texts(self._records[owner])
-        return next(text for text in texts if make_key("text", text, self._read_by) == key)
+        return next(text for text in texts if self._make_key(text) == key)
 
     def __len__(self) -> int:
         return len(self.keys)
@@ -135,4 +139,4 @@ class TextTable(Mapping):
         return (self.read(number) for number in range(len(self)))
 
     def __getitem__(self, text: str) -> Place:
-        return self.entries[make_key("text", text, self._read_by)]
+        return self.entries[self._make_key(text)]

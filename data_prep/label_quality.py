@@ -17,11 +17,11 @@ import sys
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 from tqdm import tqdm
 
-from qamdt.files import write_json_lines
+from qamdt.files import encode_json_line, replacing
 from qamdt.manifest import Record, scan_manifest, write_manifest
 from qamdt.outputs import check_output
 from qamdt.quality import QualityStats, is_quality_file
@@ -69,12 +69,14 @@ def label_manifest(
     stats = stats or measure_scores(scores)
     quality_stats = stats.quality_stats(method=method, thresholds=thresholds, per_source=per_source)
     rows = ScoreRows(scores)
-    unlabelled: list[dict[str, Any]] = []
+    num_unlabelled = 0
 
-    def label_all() -> Iterator[Record]:
+    def label_all(unlabelled: IO[bytes]) -> Iterator[Record]:
+        nonlocal num_unlabelled
         for line in tqdm(scan_manifest(manifest), desc="labels", unit="clip", disable=None):
             if line.record is None:
-                unlabelled.append({"line": line.number, "error": line.fault})
+                num_unlabelled += 1
+                unlabelled.write(encode_json_line({"line": line.number, "error": line.fault}))
                 continue
             record, row = line.record, rows.read(line.record.id)
             error = None
@@ -83,13 +85,14 @@ def label_manifest(
             elif not is_of_this_sound(row, manifest, record):
                 row, error = None, "its sound has changed since it was scored; run `whisq score` again"
             if error is not None:
-                unlabelled.append({"id": record.id, "path": record.path, "error": error})
+                num_unlabelled += 1
+                unlabelled.write(encode_json_line({"id": record.id, "path": record.path, "error": error}))
             yield label_record(record, row, stats, quality_stats, per_source=per_source)
 
     quality_stats.save(quality_path)  # first, as it tells that the manifest beside it is ours
-    write_manifest(out, label_all())
-    write_json_lines(unlabelled_path, unlabelled)
-    return len(unlabelled)
+    with replacing(unlabelled_path) as temporary, temporary.open("wb") as unlabelled:
+        write_manifest(out, label_all(unlabelled))
+    return num_unlabelled
 
 
 def label_record(

@@ -101,7 +101,8 @@ class _UnitWriter:
                 self._rows[key] = tensors
             else:
                 self._errors[key] = "its latents are not finite"
-        if time.monotonic() - self._kept_at > MOST_SECONDS_PER_SHARD and len(self._rows) < len(self._unit.keys):
+        is_due = time.monotonic() - self._kept_at > MOST_SECONDS_PER_SHARD
+        if is_due and 0 < len(self._rows) < len(self._unit.keys):
             self._write(self._unfinished)
             self._kept_at = time.monotonic()
 
@@ -113,8 +114,6 @@ class _UnitWriter:
         return self._errors
 
     def _write(self, path: Path | None) -> None:
-        if not self._rows:
-            return
         keys, columns = list(self._rows), zip(*self._rows.values(), strict=True)
         write = write_latent_shard if self._kind == "latents" else write_text_shard
         write(self._out, keys, *map(list, columns), number=self._unit.number, path=path)
