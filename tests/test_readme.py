@@ -27,10 +27,21 @@ def read_blocks(document: str, language: str) -> list[str]:
 
 
 def read_commands() -> list[list[str]]:
-    """All commands of both documents, split into words; comments removed and continued lines joined."""
+    """All commands of the documents, split into words; comments removed, continued lines and quoted ones joined."""
     blocks = [block for document in DOCUMENTS for block in read_blocks(document, "bash")]
-    lines = "\n".join(blocks).replace("\\\n", " ").splitlines()
-    return [words for line in lines if (words := shlex.split(line, comments=True))]
+    commands, begun = [], ""
+    for line in "\n".join(blocks).replace("\\\n", " ").splitlines():
+        begun += line
+        try:
+            words = shlex.split(begun, comments=True)
+        except ValueError:  # a quotation that the next line ends
+            begun += "\n"
+            continue
+        begun = ""
+        if words:
+            commands.append(words)
+    assert not begun, begun
+    return commands
 
 
 def module_and_arguments(command: list[str]) -> tuple[str, list[str]] | None:
@@ -108,7 +119,7 @@ def test_links_to_files_and_sections_lead_somewhere(document):
         if target.startswith("https://"):
             continue
         path, _, section = target.partition("#")
-        linked = ROOT / (path or document)
+        linked = (ROOT / document).parent / path if path else ROOT / document
         assert linked.exists(), target
         if section:
             headings = re.findall(r"^#+ (.+)$", linked.read_text(encoding="utf-8"), flags=re.MULTILINE)
