@@ -1,17 +1,20 @@
 """What becomes of a service that is asked for more than it can make, and for nonsense in between.
 
-    qamdt serve --port 8000 & python -m benchmarks.service_load --port 8000 --pid $! --minutes 10
+    qamdt serve --port 8000 --folder files & python -m benchmarks.service_load --port 8000 --pid $! --folder files
 
-It talks to this machine alone. Reported: answers by status, what became of everything that was accepted, and the memory
-of the service over time.
+It talks to this machine alone. Reported: answers by status, what became of everything that was accepted, the memory of
+the service over time, and what it left in its folder that belongs to no job.
 """
 
 import argparse
+import base64
 import http.client
+import io
 import json
 import random
 import threading
 import time
+import wave
 from collections import Counter
 from pathlib import Path
 
@@ -24,7 +27,32 @@ NONSENSE = (
     b'{"inputs": {"prompt": "x"}, "parameters": {"duration": 1e9}}',
     b'{"inputs": {"prompt": "x"}, "parameters": {"steps": -1}}',
     b'{"inputs": {"prompt": "\\ud800"}}',
+    b'{"inputs": {"prompt": "x", "init_audio": {"type": "audio", "url": "http://127.0.0.1/etc/passwd"}}}',
+    b'{"inputs": {"prompt": "x", "init_audio": {"type": "audio", "media_type": "audio/wav", "base64": "AAAA"}}}',
+    b'{"inputs": {"restore_audio": {"type": "audio", "media_type": "audio/wav", "base64": "'
+    + b"A" * 400_000
+    + b'"}}}',
 )
+
+
+def make_recording() -> dict[str, str]:
+    """A third of a second of noise, as an input."""
+    file, draw = io.BytesIO(), random.Random(0)
+    with wave.open(file, "wb") as recording:
+        recording.setparams((1, 2, 16_000, 0, "NONE", ""))
+        recording.writeframes(draw.randbytes(10_000))
+    return {"type": "audio", "media_type": "audio/wav", "base64": base64.b64encode(file.getvalue()).decode()}
+
+
+RECORDING = make_recording()
+
+
+def make_body(draw: random.Random) -> bytes:
+    """What makes sense: music from text, or from a recording."""
+    kind = draw.choice(("text", "text", "init_audio", "inpaint_audio"))
+    inputs = {"prompt": "calm piano"} | ({} if kind == "text" else {kind: RECORDING})
+    parameters = {"steps": draw.randint(2, 12)} | ({} if kind == "init_audio" else {"duration": 0.4})
+    return json.dumps({"inputs": inputs, "parameters": parameters}).encode()
 
 
 class Load:
@@ -60,9 +88,7 @@ class Load:
                 status, _ = self.call("POST", "/v1/generations", draw.choice(NONSENSE))
                 self.answers[f"nonsense {status}"] += 1
                 continue
-            parameters = {"duration": 0.3, "steps": draw.randint(2, 12)}
-            body = {"inputs": {"prompt": "calm piano"}, "parameters": parameters}
-            status, content = self.call("POST", "/v1/generations", json.dumps(body).encode())
+            status, content = self.call("POST", "/v1/generations", make_body(draw))
             self.answers[f"music {status}"] += 1
             if status == 201:
                 self.accepted.append(json.loads(content)["id"])
@@ -87,11 +113,18 @@ def memory_in_mib(pid: int) -> int:
     return next(int(line.split()[1]) // 1024 for line in lines if line.startswith("VmRSS"))
 
 
+def find_litter(folder: Path) -> list[str]:
+    """What lies in the folder of a service and belongs to no job."""
+    half = [path.name for path in (folder / "jobs").iterdir() if not (path / "job.json").exists()]
+    return half + [path.name for path in folder.rglob("*.tmp")]
+
+
 def main() -> None:
     """Command line."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--port", type=int, required=True)
     parser.add_argument("--pid", type=int, required=True, help="of the service")
+    parser.add_argument("--folder", type=Path, required=True, help="of the service")
     parser.add_argument("--minutes", type=float, default=10.0)
     parser.add_argument("--clients", type=int, default=6)
     arguments = parser.parse_args()
@@ -107,6 +140,7 @@ def main() -> None:
         time.sleep(2)
     print(f"answers: {dict(sorted(load.answers.items()))}")
     print(f"{len(load.accepted)} accepted: {dict(states)}")
+    print(f"left behind: {find_litter(arguments.folder) or 'nothing'}")
     print(f"memory in MiB: {memory[0]} first, {memory[-1]} last, {max(memory)} most")
 
 
