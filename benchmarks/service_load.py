@@ -141,7 +141,7 @@ def main() -> None:
     print(f"answers: {dict(sorted(load.answers.items()))}")
     print(f"{len(load.accepted)} accepted: {dict(states)}")
     print(f"left behind: {find_litter(arguments.folder) or 'nothing'}")
-    print(f"memory in MiB: {memory[0]} first, {memory[-1]} last, {max(memory)} most")
+    print(f"memory in MiB, every half minute: {', '.join(map(str, memory[::6]))}")
 
 
 if __name__ == "__main__":

@@ -150,7 +150,7 @@ def describe_take(record: dict[str, Any], score: dict[str, Any] | None = None) -
     if beginning := describe_beginning(request):
         lines.append(f"**From** {beginning}.")
     if music:
-        tempo = f"{music['tempo_bpm']:g} bpm" if music.get("tempo_bpm") else "no set tempo"
+        tempo = f"{round(music['tempo_bpm'], 1):g} bpm" if music.get("tempo_bpm") else "no set tempo"
         chords = " ".join(symbol for _, symbol in music.get("chords") or [])
         lines.append(f"**Played** {tempo}, {music.get('key') or 'no set key'}{', ' + chords if chords else ''}.")
     if score is not None:

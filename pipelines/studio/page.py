@@ -152,7 +152,7 @@ class Studio:
                     self.stop = gr.Button("Cancel")
             with gr.Column(scale=6, min_width=320):
                 self.status = gr.HTML(status("Ready."))
-                self.results = [build_result(gr, name, visible=name == "A") for name in "AB"]
+                self.results = [build_result(gr, name, visible=name == "A", is_one_of_two=True) for name in "AB"]
         self.form = [
             prompt, seconds, loop, is_curve, score, curve, bpm, key, chords, compare, steps, guidance, seed, negative_prompt
         ]  # fmt: skip
@@ -185,7 +185,7 @@ class Studio:
                     self.edit_stop = gr.Button("Cancel")
             with gr.Column(scale=6, min_width=320):
                 self.edit_status = gr.HTML(status("Choose a recording, or send a take here."))
-                self.edited = build_result(gr, "from the recording", visible=True)
+                self.edited = build_result(gr, "from the recording")
         self.action = action
         self.edit_form = [recording, action, prompt, score, seconds, spans, strength, steps, guidance, seed]
         self.changing = [prompt, score, seconds, spans, strength]  # as `CHANGING` names them
@@ -197,7 +197,7 @@ class Studio:
             self.restore = gr.Button("Restore these settings", min_width=160)
             self.reroll = gr.Button("Restore with another seed", min_width=160)
             self.refresh = gr.Button("Refresh", min_width=100)
-        self.old = build_result(gr, "from the history", visible=True)
+        self.old = build_result(gr, "from the history")
 
     def _build_score(self, gr) -> None:
         gr.Markdown("How good a recording sounds, as a whole and over time. The file stays on this machine.")

@@ -30,19 +30,25 @@ class Result:
     actions: dict[str, Any]
 
 
-def build_result(gr, name: str, *, visible: bool) -> Result:
-    """Builds the parts of a result; all but the player are hidden until there is one."""
+def build_result(gr, name: str, *, visible: bool = True, is_one_of_two: bool = False) -> Result:
+    """Builds the parts of a result; all but the player are hidden until there is one.
+
+    Args:
+        gr: The module `gradio`.
+        name: What the take is called.
+        visible: Whether the player is there from the beginning.
+        is_one_of_two: Whether another result stands beside it, so that buttons have to say whose they are.
+    """
     player = gr.Audio(label=f"Take {name}", interactive=False, buttons=["download"], visible=visible)
     text = gr.Markdown()
     picture = gr.Plot(label=f"Take {name}: waveform, spectrogram and quality", show_label=False, visible=False)
+    label = f"Take {name}: {{}}".format if is_one_of_two else str.capitalize
     with gr.Row():
-        sound = gr.DownloadButton(f"Take {name}: sound", visible=False, min_width=110)
-        flac = gr.DownloadButton(f"Take {name}: flac", visible=False, min_width=110)
-        record = gr.DownloadButton(f"Take {name}: how it was made", visible=False, min_width=160)
+        sound = gr.DownloadButton(label("sound"), visible=False, min_width=110)
+        flac = gr.DownloadButton(label("flac"), visible=False, min_width=110)
+        record = gr.DownloadButton(label("how it was made"), visible=False, min_width=160)
     with gr.Row(visible=False) as row:
-        actions = {
-            action: gr.Button(f"Take {name}: {label}", size="sm", min_width=110) for action, label in ACTIONS.items()
-        }
+        actions = {action: gr.Button(label(name), size="sm", min_width=110) for action, name in ACTIONS.items()}
     key = gr.State(None)
     return Result(shown=(player, text, picture, sound, flac, record, row, key), key=key, actions=actions)
 
