@@ -81,11 +81,16 @@ def train(config: TrainConfig, stop: StopSignal) -> dict:
     accelerator = make_accelerator(config)
     say(accelerator, f"Precision: {config.run.mixed_precision}, {reason}.")
     output_dir = Path(config.run.output_dir)
+    check_run_folder(output_dir)
+    with claim_folder(output_dir, is_main_process=accelerator.is_main_process):
+        return train_model(config, accelerator, stop)
+
+
+def check_run_folder(output_dir: Path) -> None:
+    """Refuses a folder in which something lies that the run would replace and that no run has written."""
     is_ours = is_readable_by(partial(load_settings, TrainConfig), output_dir / "config.yaml")
     is_ours = is_ours or bool(list_checkpoints(output_dir / "checkpoints"))
     check_output_folder(output_dir, OUTPUTS, is_ours=is_ours)
-    with claim_folder(output_dir, is_main_process=accelerator.is_main_process):
-        return train_model(config, accelerator, stop)
 
 
 def train_model(config: TrainConfig, accelerator: Accelerator, stop: StopSignal) -> dict:
@@ -416,6 +421,7 @@ def main(argv: list[str] | None = None) -> int:
             print(describe_run(config))
             print(describe_text_costs(config.data, config.run.batch_size))
             return 0
+        check_run_folder(Path(config.run.output_dir))  # here too, as the latents take long
         config = prepare_latents(config)
         with StopSignal() as stop:
             train(config, stop)

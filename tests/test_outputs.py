@@ -18,10 +18,13 @@ from qamdt.decoders.fitting import FitOptions, fit
 from qamdt.files import claim, claim_folder
 from qamdt.keyed_rows import KeyedRows, make_row
 from qamdt.outputs import check_output, check_output_folder
+from qamdt.settings import format_settings
 from whisq import cli as whisq_cli
 from whisq import train_clap
 from whisq.scoring.rows import open_keyed_rows
+from whisq.train import main as train_whisq_command
 from whisq.train import train as train_whisq
+from whisq.training.config import load_config
 
 
 ROW = {
@@ -185,6 +188,23 @@ def test_runs_refuse_folders_of_others(tmp_path, capsys):
     with pytest.raises(ValueError, match="which is written over"):
         assemble.assemble(tmp_path / "out" / "vae", tmp_path / "b", tmp_path / "c", tmp_path / "out", None)
     assert content(tmp_path) == before
+
+
+def test_a_run_refuses_a_folder_before_it_prepares_its_music(music, tmp_path, capsys):
+    run = tmp_path / "run"
+    (run / "export").mkdir(parents=True)
+    (run / "export" / "thesis.txt").write_bytes(TEXT)
+    (run / "results.json").write_bytes(TEXT)
+    before = content(music)
+    assert train_qamdt.main([f"run.output_dir={run}", f"data.manifest={music / 'm.jsonl'}"]) == 2
+    assert not (music / "latents").exists()
+    assert train_whisq_command([f"run.output_dir={run}", f"data.manifest={music / 'm.jsonl'}", "--config=mini"]) == 2
+    assert capsys.readouterr().err.count("did not make it") == 2
+    (run / "config.yaml").write_text(format_settings(load_config("mini", ["run.output_dir=a", "data.manifest=b"])))
+    before[run / "config.yaml"] = (run / "config.yaml").read_bytes()
+    assert train_whisq_command([f"run.output_dir={run}", f"data.manifest={music / 'm.jsonl'}", "--config=mini"]) == 2
+    assert "data.manifest" in capsys.readouterr().err
+    assert content(music) == before
 
 
 def test_a_second_writer_is_refused_by_name(music, capsys, scorer_dir, tmp_path):

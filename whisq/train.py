@@ -58,6 +58,7 @@ from whisq.training.predictions import dev_score, predict
 from whisq.training.preparation import PreparedMusic, prepare
 
 
+OUTPUTS = ("music.json", "faults.jsonl", "results.json", "seed-*")
 # What changes no result, or only adds to them.
 FREE_SETTINGS = {"run.seeds", "run.checkpoint_minutes", "run.num_resamples", "run.output_dir", "data.features"}
 
@@ -74,8 +75,7 @@ def train(
         stop: Looked at after every update; once it is requested, the run saves and ends.
     """
     output_dir = Path(config.run.output_dir)
-    names = ("music.json", "faults.jsonl", "results.json", "seed-*")
-    check_output_folder(output_dir, names, is_ours=(output_dir / "config.yaml").is_file())
+    check_run_folder(config)
     accelerator.wait_for_everyone()
     with claim_folder(output_dir, is_main_process=accelerator.is_main_process):
         return _train_all_seeds(config, music, accelerator, stop)
@@ -87,7 +87,8 @@ def _train_all_seeds(
     """Does what `train` says, in a folder that no other run writes to."""
     output_dir = Path(config.run.output_dir)
     if accelerator.is_main_process:
-        check_same_run(output_dir / "config.yaml", config)
+        check_run_folder(config)  # again, as another run may have ended here since
+        write_text(output_dir / "config.yaml", format_settings(config))
         if (note := check_same_music(output_dir / "music.json", music)) is not None:
             say(accelerator, note)
         write_faults(output_dir / "faults.jsonl", music.faults)
@@ -294,12 +295,14 @@ def replace_model(model: WhisQModel, encoders: FineTunedEncoders, folder: Path) 
     replace_folder(temporary, folder)
 
 
-def check_same_run(path: Path, config: WhisQConfig) -> None:
-    """Refuses to resume a run with other settings, except those that change no result, and records the settings."""
+def check_run_folder(config: WhisQConfig) -> None:
+    """Refuses a folder of something else, or of a run with other settings, except those that change no result."""
+    output_dir = Path(config.run.output_dir)
+    path = output_dir / "config.yaml"
+    check_output_folder(output_dir, OUTPUTS, is_ours=path.is_file())
     if path.is_file():
         # A setting that the run was started without has the value that it has by default.
         check_resumption(load_config(path), config, free=FREE_SETTINGS, source=path)
-    write_text(path, format_settings(config))
 
 
 def check_same_music(path: Path, music: PreparedMusic) -> str | None:
@@ -352,6 +355,7 @@ def main(argv: list[str] | None = None) -> int:
         if arguments.dry_run:
             print(format_settings(config))
             return 0
+        check_run_folder(config)  # here too, as preparing takes long
         accelerator = build_accelerator(config)
         with StopSignal() as stop:
             music = prepare(config, accelerator)
