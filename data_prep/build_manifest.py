@@ -31,11 +31,11 @@ from qamdt.files import printable, write_json_lines
 from qamdt.keyed_rows import DONE, KeyedRows, file_identity, make_key, make_row
 from qamdt.manifest import Record, write_manifest
 from qamdt.outputs import check_output
-from qamdt.sound_files import iterate_blocks, list_sound_files, measure_length, open_sound
+from qamdt.sound_files import SoundLength, iterate_blocks, list_sound_files, measure_length, open_sound
 
 
 LEVEL_FRAME_IN_S = 0.1
-SCAN_VERSION = 2  # raise it when a scan finds something else in the same file
+SCAN_VERSION = 3  # raise it when a scan finds something else in the same file
 SILENCE = 1e-3  # a clip whose peak stays below is silent
 DEFAULT_CLIP_IN_S = 10.24  # what the presets crop
 
@@ -74,9 +74,14 @@ def scan_audio(path: Path) -> Scan:
             peaks += padded.reshape(-1, frame).max(axis=1).round(5).tolist()
     if num_samples == 0:
         raise ValueError("it holds no sound.")
+    length = SoundLength(
+        duration_in_s=num_samples / rate,
+        missing_in_s=length.missing_in_s
+        + max(length.duration_in_s - num_samples / rate, 0.0),  # damaged in the middle
+    )
     missing_in_s = 0.0 if not length.is_cut else None if math.isinf(length.missing_in_s) else length.missing_in_s
     return Scan(
-        duration_in_s=num_samples / rate,
+        duration_in_s=length.duration_in_s,
         digest=f"{rate}-{digest.hexdigest()}",
         peaks=peaks,
         missing_in_s=missing_in_s,

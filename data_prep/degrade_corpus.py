@@ -12,6 +12,7 @@ clip or a setting that decides about it has changed; what the clean manifest say
 import argparse
 import functools
 import multiprocessing
+import os
 import sys
 import zlib
 from collections import Counter
@@ -31,7 +32,7 @@ from data_prep.structure_damage import DEFAULT_BAR_IN_S, STRUCTURE_KINDS, STRUCT
 from qamdt.audio import SAMPLING_RATE, normalize_waveform, read_audio, write_audio
 from qamdt.keyed_rows import KeyedRows, file_identity, make_key, make_row
 from qamdt.manifest import Record, clip_identity, resolve_clip_path, scan_manifest, write_manifest
-from qamdt.outputs import check_output
+from qamdt.outputs import check_output, check_output_folder
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -111,7 +112,7 @@ def _write_version(
         degraded = break_structure(reference, SAMPLING_RATE, kind, bar_in_s=bar_length(record), seed=seed)
         score, frames = STRUCTURE_SCORES[kind], np.full(len(frames), STRUCTURE_SCORES[kind])
 
-    path = f"audio/{record.id}-v{version}.flac"
+    path = _version_path(record, version)
     if ".." in PurePosixPath(path).parts:
         raise ValueError(f"the id {record.id!r} would name a file outside the folder; rename the clip.")
     (folder / path).parent.mkdir(parents=True, exist_ok=True)  # ids may have slashes
@@ -148,6 +149,10 @@ def _describe_version(record: Record, version: int, made: dict[str, Any]) -> Rec
         quality_frame_rate=FRAME_RATE,
         quality_scorer=SCORER,
     )
+
+
+def _version_path(record: Record, version: int) -> str:
+    return f"audio/{record.id}-v{version}.flac"
 
 
 def _draw(generator: np.random.Generator, settings: DegradeSettings) -> list[Degradation]:
@@ -190,8 +195,11 @@ def degrade_corpus(
     manifest, folder = Path(manifest), Path(folder)
     failures: list[str] = []
     out = folder / "manifest.jsonl"
-    check_output(out, inputs=[manifest], is_ours=lambda path: (folder / "progress.jsonl").is_file())
+    is_ours = (folder / "progress.jsonl").is_file()
+    check_output(out, inputs=[manifest], is_ours=lambda path: is_ours)
+    check_output_folder(folder, ["audio/*"], is_ours=is_ours)
     records = _choose_clips(manifest, split, num_clips, failures)
+    _check_versions(manifest, records, folder, settings.versions)
     with KeyedRows(folder, "progress") as rows:
         keys = {
             record.id: [version_key(manifest, record, version, settings) for version in range(settings.versions)]
@@ -220,6 +228,19 @@ def degrade_corpus(
         ]
         write_manifest(out, versions)
     return out, Counter(kept=len(versions) - num_made, made=num_made), failures
+
+
+def _check_versions(manifest: Path, records: list[Record], folder: Path, num_versions: int) -> None:
+    """Refuses versions that would lie where a clean clip does, in a folder that holds both."""
+    clean = {os.path.realpath(manifest.parent / record.path): record.id for record in records}
+    for record in records:
+        for version in range(num_versions):
+            path = folder / _version_path(record, version)
+            if (clip := clean.get(os.path.realpath(path))) is not None:
+                raise ValueError(
+                    f"version {version} of clip {record.id!r} would replace {str(path)!r}, the sound of clip {clip!r}; "
+                    "give another folder."
+                )
 
 
 def _choose_clips(manifest: Path, split: str | None, num_clips: int | None, failures: list[str]) -> list[Record]:

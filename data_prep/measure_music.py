@@ -124,11 +124,11 @@ def measure_manifest(
     manifest, out = Path(manifest), Path(out)
     if out.resolve().parent != manifest.resolve().parent:
         raise ValueError(f"`out` must lie beside the manifest {str(manifest)!r}, got {str(out)!r}.")
-    if out.resolve() == manifest.resolve():
-        raise ValueError(f"`out` must not be the manifest itself, got {str(out)!r}; give it another name.")
     if num_workers < 1:
         raise ValueError(f"`num_workers` must be at least 1, got {num_workers}.")
-    check_output(out, is_ours=lambda path: path.with_name(f"{out.stem}.measurements.jsonl").is_file())
+    check_output(
+        out, inputs=[manifest], is_ours=lambda path: path.with_name(f"{out.stem}.measurements.jsonl").is_file()
+    )
     lines = list(scan_manifest(manifest))
     records = [line.record for line in lines if line.record is not None]
     faults = [f"line {line.number}: {line.fault}" for line in lines if line.record is None]

@@ -102,6 +102,8 @@ class Note:
 
 
 def _number(name: str, value: Any) -> float:
+    if isinstance(value, bool):
+        raise ValueError(f"`{name}` must be a number, got {value!r}.")
     try:
         number = float(value)
     except (TypeError, ValueError, OverflowError) as error:
@@ -156,7 +158,7 @@ def read_table(path: Path, report: Callable[[str, str], None]) -> dict[str, list
             if fault is not None:
                 raise ValueError(fault)
             names = {_plain(field): values.pop(field) for field in list(values) if _plain(field) in PATH_FIELDS}
-            name = next((str(names[field]) for field in PATH_FIELDS if names.get(field)), None)
+            name = next((str(names[field]).strip() for field in PATH_FIELDS if names.get(field)), None)
             if name is None or not is_text(name):
                 raise ValueError("the field `path` is missing.")
             note = Note.from_dict(values)
@@ -169,6 +171,11 @@ def read_table(path: Path, report: Callable[[str, str], None]) -> dict[str, list
     if num_rows and not notes:
         raise ValueError(f"no row of the table {str(path)!r} can be used; each must name its file in a field `path`.")
     return notes
+
+
+def _column_name(field: str) -> str:
+    """Returns the name of a column as it is known here, where it is only written in another way."""
+    return _plain(field) if _plain(field) in (*_FIELDS, *_NUMBERS, "caption", "captions", "tags") else field.strip()
 
 
 def _plain(field: str) -> str:
@@ -206,23 +213,29 @@ def _read_json_rows(path: Path, content: bytes) -> Iterator[tuple[int, dict[str,
 
 def _read_csv_rows(path: Path, content: bytes) -> Iterator[tuple[int, dict[str, Any], str | None]]:
     # A byte that is no UTF-8 becomes half of a surrogate pair, so that it spoils its own row alone.
-    reader = csv.DictReader(io.StringIO(content.decode("utf-8", "surrogateescape"), newline=""))
+    # A quote that nobody closes is an error, or else it would take all rows behind it for one cell.
+    reader = csv.DictReader(io.StringIO(content.decode("utf-8", "surrogateescape"), newline=""), strict=True)
     try:
-        header = reader.fieldnames or []
+        header = [_column_name(name) for name in reader.fieldnames or []]
     except csv.Error as error:
         raise ValueError(f"the header of the table {str(path)!r} cannot be read: {error}.") from error
+    if len({*header}) < len(header):
+        raise ValueError(f"the table {str(path)!r} must name each column once, got {ascii(header)[:200]}.")
+    reader.fieldnames = header
     if not {*map(_plain, header)} & {*PATH_FIELDS}:
         raise ValueError(
             f"the header of the table {str(path)!r} must name the files in a column `path` (or {PATH_FIELDS[1:]}), "
             f"got {ascii(header)[:200]}."
         )
     while True:
+        first_line = reader.line_num + 1
         try:
             row = next(reader)
         except StopIteration:
             return
         except csv.Error as error:  # such as a cell of more than 131,072 characters
-            yield reader.reader.line_num, {}, f"it is no row of a CSV file: {error}."
+            hint = "; a quote is never closed" if "end of data" in str(error) else ""
+            yield first_line, {}, f"it is no row of a CSV file: {error}{hint}."
             continue
         fault = "the row has more cells than the header." if None in row else None
         if fault is None and not all(is_text(cell) for cell in row.values() if cell):

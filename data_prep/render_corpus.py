@@ -32,6 +32,7 @@ from qamdt.settings import hold_folder_to
 
 
 VERSION = 1  # raise it when the same settings make other music
+OUTPUTS = ("manifest.jsonl", "settings.json", "audio/*")
 PEAK = 0.5
 TEST_EVERY = 20  # one piece in twenty is held out
 LICENSE = "composition Apache-2.0, instrument samples MIT"
@@ -171,13 +172,13 @@ def render_corpus(
     for soundfont in settings.soundfonts:
         check_soundfont(soundfont)
     import_fluidsynth()
-    check_output_folder(folder, ["manifest.jsonl"], is_ours=(folder / "pieces.jsonl").is_file())
-    (folder / "audio").mkdir(parents=True, exist_ok=True)
+    check_output_folder(folder, OUTPUTS, is_ours=(folder / "pieces.jsonl").is_file())
     decisive = asdict(settings) | {"version": VERSION, "soundfont_digests": list(map(_digest, settings.soundfonts))}
     manifest_path = folder / "manifest.jsonl"
     keys = [make_key(index, decisive) for index in range(num_pieces)]
     with KeyedRows(folder, "pieces") as rows:
         hold_folder_to(folder / "settings.json", decisive, remedy="choose another folder or the same settings")
+        (folder / "audio").mkdir(exist_ok=True)
         missing = [index for index, key in enumerate(keys) if not _is_whole(rows, key, folder)]
         num_there = num_pieces - len(missing)
         tqdm.write(f"{num_there} of {num_pieces} pieces are there, {len(missing)} are rendered.", file=sys.stderr)

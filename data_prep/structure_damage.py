@@ -69,9 +69,10 @@ def _smear(samples: np.ndarray, sampling_rate: int, generator: np.random.Generat
     """Averages the spectrum over a second and a half, and draws the phases."""
     size, hop = min(1024, len(samples)), min(256, len(samples) // 4 or 1)
     _, _, spectrum = signal.stft(samples, nperseg=size, noverlap=size - hop)
+    # In silence the running mean, which is a running sum, can fall below zero by what was rounded before.
     power = uniform_filter1d(np.square(np.abs(spectrum)), max(1, round(_SMEAR_IN_S * sampling_rate / hop)), axis=1)
     phases = np.exp(2j * np.pi * generator.random(spectrum.shape))
-    _, smeared = signal.istft(np.sqrt(power) * phases, nperseg=size, noverlap=size - hop)
+    _, smeared = signal.istft(np.sqrt(np.maximum(power, 0.0)) * phases, nperseg=size, noverlap=size - hop)
     return smeared
 
 

@@ -18,8 +18,8 @@ from pipelines.request import GenerationRequest
 from pipelines.silence import loading_bars, request_warnings
 from pipelines.spectrogram import check_matplotlib, draw_spectrograms, is_our_picture
 from qamdt.cpu_memory import keep_freed_memory
-from qamdt.files import read_text_lines
-from qamdt.outputs import OVERWRITE_HINT, check_output
+from qamdt.files import claim_folder, read_text_lines
+from qamdt.outputs import OVERWRITE_HINT, check_distinct, check_output
 
 
 Take = tuple[Path, GenerationRequest]  # a sound file, and what it should be
@@ -45,7 +45,8 @@ def generate_one(
         spectrogram: PNG file for a picture of them.
         device: Where to compute; a GPU where there is one when `None`.
         inputs: Files that the request was read from.
-        overwrite: Whether files that were not made here may be replaced.
+        overwrite: Whether files that were not made here may be replaced, and those of `inputs`, as the record says what
+            they said; a recording never is.
         is_quiet: Whether to say nothing.
     """
     if spectrogram is not None:
@@ -53,11 +54,13 @@ def generate_one(
     device = choose_device(device)
     request = decide(request, device)
     takes = plan_takes(output, request, num_takes)
-    inputs = [*inputs, request.recording]
-    if not overwrite:
-        check_takes(takes, inputs)
-        if spectrogram is not None:
-            check_output(spectrogram, inputs=inputs, is_ours=is_our_picture, hint=OVERWRITE_HINT)
+    inputs = [request.recording, *(() if overwrite else inputs)]
+    check_takes(takes, inputs, overwrite=overwrite)
+    if spectrogram is not None:
+        check_distinct(spectrogram, *(file for path, _ in takes for file in (path, record_path(path))))
+        check_output(
+            spectrogram, inputs=inputs, is_ours=lambda path: overwrite or is_our_picture(path), hint=OVERWRITE_HINT
+        )
     _make([takes], device, spectrogram=spectrogram, is_quiet=is_quiet)
 
 
@@ -81,7 +84,7 @@ def generate_prompts(
         num_takes: How many to make of each, with seeds that count up.
         device: Where to compute; a GPU where there is one when `None`.
         inputs: Files that the request was read from.
-        overwrite: Whether files that were not made here may be replaced.
+        overwrite: As in `generate_one`; the file of prompts is never replaced.
         is_quiet: Whether to say nothing.
     """
     out_dir.mkdir(parents=True, exist_ok=True)
@@ -93,14 +96,15 @@ def generate_prompts(
     ]
     models = identify_models(request)
     num_takes = sum(map(len, batches))
-    batches = [missing for takes in batches if (missing := [take for take in takes if not is_made(*take, models)])]
-    if not overwrite:
+    inputs = [prompts, request.recording, *(() if overwrite else inputs)]
+    with claim_folder(out_dir):
+        batches = [missing for takes in batches if (missing := [take for take in takes if not is_made(*take, models)])]
         for takes in batches:
-            check_takes(takes, [prompts, request.recording, *inputs], sound_is_ours=True)
-    if not is_quiet:
-        tqdm.write(f"{num_takes} to make, {num_takes - sum(map(len, batches))} of them done before.")
-    if batches:
-        _make(batches, device, is_quiet=is_quiet)
+            check_takes(takes, inputs, sound_is_ours=True, overwrite=overwrite)
+        if not is_quiet:
+            tqdm.write(f"{num_takes} to make, {num_takes - sum(map(len, batches))} of them done before.")
+        if batches:
+            _make(batches, device, is_quiet=is_quiet)
 
 
 def plan_takes(path: Path, request: GenerationRequest, num_takes: int) -> list[Take]:
@@ -109,19 +113,28 @@ def plan_takes(path: Path, request: GenerationRequest, num_takes: int) -> list[T
     return list(zip(paths, request.takes(num_takes), strict=True))
 
 
-def check_takes(takes: list[Take], inputs: Sequence[str | Path | None], *, sound_is_ours: bool = False) -> None:
+def check_takes(
+    takes: list[Take],
+    inputs: Sequence[str | Path | None],
+    *,
+    sound_is_ours: bool = False,
+    overwrite: bool = False,
+    hint: str = OVERWRITE_HINT,
+) -> None:
     """Refuses takes that would replace an input, or files that were not made here.
 
     Args:
         takes: The takes to make.
         inputs: Files that are read.
         sound_is_ours: Whether a sound file without a record is taken for one whose making was interrupted.
+        overwrite: Whether files that were not made here may be replaced.
+        hint: What else can be done about such files.
     """
     for path, _ in takes:
         for file in (path, record_path(path)):
             is_torn = sound_is_ours and file == path and not record_path(path).exists()
-            allowed = is_torn or is_ours(file)
-            check_output(file, inputs=inputs, is_ours=lambda _, allowed=allowed: allowed, hint=OVERWRITE_HINT)
+            allowed = overwrite or is_torn or is_ours(file)
+            check_output(file, inputs=inputs, is_ours=lambda _, allowed=allowed: allowed, hint=hint)
 
 
 def _make(batches: list[list[Take]], device: str, *, spectrogram: Path | None = None, is_quiet: bool = False) -> None:

@@ -7,6 +7,8 @@ from collections.abc import Sequence
 from numbers import Integral, Real
 from typing import TYPE_CHECKING, Any
 
+from qamdt.files import is_text
+
 
 if TYPE_CHECKING:
     import torch
@@ -50,6 +52,7 @@ def check_choices(name: str, values: Sequence[str], choices: Sequence[str]) -> N
 def check_texts(name: str, texts: str | list[str], num_prompts: int | None = None) -> None:
     """Refuses what is neither a text nor a list of texts, at least one and as many as there are prompts."""
     if isinstance(texts, str):
+        check_characters(name, texts)
         return
     if not isinstance(texts, list) or not texts or not all(isinstance(text, str) for text in texts):
         raise ValueError(f"`{name}` must be a text or a list of at least one text, got {quoted(texts)}.")
@@ -57,6 +60,14 @@ def check_texts(name: str, texts: str | list[str], num_prompts: int | None = Non
         raise ValueError(
             f"`{name}` must be one text or a list with one for each of the {num_prompts} prompts, got {len(texts)}."
         )
+    for text in texts:
+        check_characters(name, text)
+
+
+def check_characters(name: str, text: str) -> None:
+    """Refuses halves of surrogate pairs, which come from bytes that are no UTF-8, and which no tokenizer takes."""
+    if not is_text(text):
+        raise ValueError(f"`{name}` must be text in UTF-8, got {quoted(text)}.")
 
 
 def check_embeds(

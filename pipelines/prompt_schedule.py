@@ -9,7 +9,7 @@ import math
 from collections.abc import Sequence
 from itertools import pairwise
 
-from pipelines.input_checks import check_texts
+from pipelines.input_checks import check_characters, check_texts
 from pipelines.quality_argument import is_number
 
 
@@ -35,6 +35,8 @@ def check_prompts(prompt: str | Schedule | list[str | Schedule]) -> None:
 def _check_schedule(schedule: Schedule) -> None:
     if not all(len(point) == 2 and is_number(point[0]) and isinstance(point[1], str) for point in schedule):
         raise ValueError(f"`prompt` must be a text or (second, text) tuples, got {list(schedule)!r}.")
+    for _, text in schedule:
+        check_characters("prompt", text)
     seconds = [second for second, _ in schedule]
     if seconds[0] != 0 or not all(map(math.isfinite, seconds)) or any(a >= b for a, b in pairwise(seconds)):
         raise ValueError(f"`prompt` must have rising seconds that begin at 0, got {seconds}.")

@@ -102,7 +102,7 @@ def _read_file(path: Path, model_rate: int, max_length_in_s: float) -> torch.Ten
         _say_what_changes(file.samplerate, file.channels, model_rate)
     if length.is_cut:
         logger.warning(f"`audio` {str(path)!r} ends before it should; {length.duration_in_s:.2f} s of it are taken.")
-    return _check_finite(read_audio(path, model_rate, duration_in_s=length.duration_in_s)[None])
+    return read_audio(path, model_rate, duration_in_s=length.duration_in_s)[None]
 
 
 def _check_samples(audio: np.ndarray | torch.Tensor) -> torch.Tensor:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 from typing import Any
 
 from diffusers import (
@@ -61,8 +62,12 @@ def note_latent_settings(scheduler: SchedulerMixin) -> None:
 
 
 def noise_settings(scheduler: SchedulerMixin) -> dict[str, Any]:
-    """What a scheduler says of the noise that its network was trained with: how much there is, what is predicted."""
-    config = scheduler.config
+    """What a scheduler says of the noise that its network was trained with: how much there is, what is predicted.
+
+    `from_config` keeps settings that a class does not know, so that they are not lost; they say nothing about what it does.
+    """
+    known = inspect.signature(type(scheduler).__init__).parameters
+    config = {name: value for name, value in scheduler.config.items() if name in known}
     if _follows_flow(scheduler):
         flow = {"prediction_type": config.get("prediction_type", "flow_prediction")}
         return flow | {"num_train_timesteps": config.get("num_train_timesteps")}

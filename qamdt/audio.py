@@ -41,11 +41,16 @@ def read_audio(
 
     Raises:
         FileNotFoundError: There is no such file.
-        ValueError: The file cannot be decoded, or it ends before `start_in_s`.
+        ValueError: The file cannot be decoded, it ends before `start_in_s`, holds no sound, or samples that are NaN or
+            infinite.
     """
     samples, source_rate = read_samples(path, start_in_s=start_in_s, duration_in_s=duration_in_s, is_mixed=True)
     if start_in_s < 0 or (start_in_s > 0 and not len(samples)):
         raise ValueError(f"`start_in_s` must lie inside {str(path)!r}, got {start_in_s}.")
+    if not len(samples):
+        raise ValueError(f"{str(path)!r} holds no sound.")
+    if not np.isfinite(samples).all():
+        raise ValueError(f"{str(path)!r} holds samples that are not finite.")
     samples = samples[:, 0]
     if source_rate != sampling_rate:
         samples = soxr.resample(samples, source_rate, sampling_rate)

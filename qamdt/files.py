@@ -172,7 +172,8 @@ def parse_json(text: str | bytes) -> Any:
         ValueError: It is not JSON, not UTF-8, or nested so deep that not everything could be done with it.
     """
     try:
-        values = json.loads(text if isinstance(text, str) else text.decode("utf-8"))
+        # A file that a Windows program wrote begins with a byte order mark.
+        values = json.loads(text if isinstance(text, str) else text.decode("utf-8-sig"))
     except RecursionError:
         raise ValueError(f"it is nested more than {_MOST_LEVELS} levels deep") from None
     openings = (text.count("["), text.count("{")) if isinstance(text, str) else (text.count(b"["), text.count(b"{"))

@@ -267,7 +267,7 @@ def _check_types(record: Record) -> None:
         raise ValueError(f"`captions` must be text in UTF-8, got {record.captions!r}.")
     if record.quality_frames is not None and not (
         isinstance(record.quality_frames, tuple)
-        and all(isinstance(score, (int, float)) and 1.0 <= score <= 5.0 for score in record.quality_frames)
+        and all(type(score) in (int, float) and 1.0 <= score <= 5.0 for score in record.quality_frames)
     ):
         raise ValueError(f"`quality_frames` of clip {record.id!r} must be a list of numbers between 1 and 5.")
     if not isinstance(record.tags, dict):

@@ -101,6 +101,7 @@ def is_chord_point(value: object) -> bool:
         isinstance(value, (tuple, list))
         and len(value) == 2
         and isinstance(value[0], Real)
+        and not isinstance(value[0], bool)
         and math.isfinite(value[0])
         and isinstance(value[1], str)
     )

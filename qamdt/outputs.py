@@ -41,6 +41,21 @@ def check_output(
         )
 
 
+def check_distinct(*paths: str | Path | None) -> None:
+    """Refuses to write two things to one file.
+
+    Args:
+        paths: Files that a command will write; `None` for one that it will not.
+
+    Raises:
+        ValueError: Two of them are the same.
+    """
+    given = [Path(path) for path in paths if path is not None]
+    for number, path in enumerate(given):
+        if any(_is_same_file(path, other) for other in given[:number]):
+            raise ValueError(f"{str(path)!r} would be written twice, each time with something else; give two names.")
+
+
 def check_output_folder(folder: str | Path, names: Collection[str], *, is_ours: bool) -> None:
     """Refuses a folder to write to in which something else lies under the names that will be written.
 

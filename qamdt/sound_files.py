@@ -11,6 +11,7 @@ import os
 import struct
 from collections.abc import Iterator
 from dataclasses import dataclass
+from itertools import islice
 from pathlib import Path
 from typing import BinaryIO
 
@@ -31,6 +32,7 @@ UNREADABLE_SUFFIXES = (
 )  # fmt: skip
 CUT_TOLERANCE_IN_S = 0.1  # samples that a compressed file lacks or has too many by nature
 MIN_SAMPLING_RATE, MAX_SAMPLING_RATE = 1_000, 1_000_000  # Hz; what lies outside is no sound that anyone recorded
+_MOST_NAMES_BEHIND_LINK = 1000
 _VALUES_PER_BLOCK = 1 << 20
 _SAMPLES_PER_STEP = 1 << 10
 _MOST_SAMPLES = 1 << 48  # what libsndfile gives as the length of a stream of unknown length is above it
@@ -66,7 +68,7 @@ def list_sound_files(folder: Path) -> tuple[list[Path], list[tuple[Path, str]]]:
     for path in sorted(folder.rglob("*")):
         suffix = path.suffix.lower()
         is_hidden = any(part.startswith(".") for part in path.relative_to(folder).parts)
-        if not is_hidden and path.is_symlink() and path.is_dir() and _holds_sound(path):
+        if not is_hidden and _leads_out_to_sound(path, root):
             refused.append(
                 (path, "it is a link to a folder of sound, which is not followed; name that folder itself.")
             )
@@ -85,9 +87,18 @@ def list_sound_files(folder: Path) -> tuple[list[Path], list[tuple[Path, str]]]:
     return files, refused
 
 
+def _leads_out_to_sound(path: Path, root: Path) -> bool:
+    """Whether a path is a link to a folder of sound that lies elsewhere; what lies in `root` is found without the link."""
+    is_link = path.is_symlink() and path.is_dir()
+    return is_link and not Path(os.path.realpath(path)).is_relative_to(root) and _holds_sound(path)
+
+
 def _holds_sound(folder: Path) -> bool:
-    names = (name for *_, names in os.walk(folder) for name in names)
-    return any(Path(name).suffix.lower() in READABLE_SUFFIXES for name in names)
+    """Whether there is sound in a folder, or so much else that it would take long to know, as behind a link to `/`."""
+    names = (name for _, folders, files in os.walk(folder) for name in (*folders, *files))
+    first = list(islice(names, _MOST_NAMES_BEHIND_LINK + 1))
+    has_more = len(first) > _MOST_NAMES_BEHIND_LINK
+    return has_more or any(Path(name).suffix.lower() in READABLE_SUFFIXES for name in first)
 
 
 def open_sound(path: str | os.PathLike) -> soundfile.SoundFile:
@@ -121,24 +132,45 @@ def iterate_blocks(
 ) -> Iterator[np.ndarray]:
     """Yields the next samples `(samples, channels)` in float32 in blocks of bounded size, until there are no more.
 
+    A file that is damaged, or whose header promises more than there is, ends where it can be decoded no further.
+
     Args:
         file: An open file.
         num_samples: How many to read; all that are left when `None`.
         multiple_of: Blocks hold a multiple of so many samples, the last one excepted.
 
     Raises:
-        ValueError: The samples cannot be decoded.
+        ValueError: Not even the first of the samples can be decoded.
     """
     size = max(_VALUES_PER_BLOCK // file.channels // multiple_of, 1) * multiple_of
-    while num_samples is None or num_samples > 0:
+    first = place = file.tell()
+    while num_samples is None or place - first < num_samples:
+        count = size if num_samples is None else min(size, first + num_samples - place)
+        fault = None
         try:
-            block = file.read(size if num_samples is None else min(size, num_samples), "float32", always_2d=True)
+            block = file.read(count, "float32", always_2d=True)
         except soundfile.LibsndfileError as error:
-            raise ValueError(f"{str(file.name)!r} cannot be decoded: {error}") from error
-        if not len(block):
+            block, fault = _read_until_fault(Path(file.name), place, count), error
+        place += len(block)
+        if fault is not None and place == first:
+            raise ValueError(f"{str(file.name)!r} cannot be decoded: {fault}") from fault
+        if len(block):
+            yield block
+        if fault is not None or not len(block):
             return
-        yield block
-        num_samples = None if num_samples is None else num_samples - len(block)
+
+
+def _read_until_fault(path: Path, place: int, num_samples: int) -> np.ndarray:
+    """Reads samples `(samples, channels)` in small steps, as what a step decodes before a fault is lost."""
+    with open_sound(path) as file:  # anew, as a fault leaves libsndfile in a bad state
+        steps = [np.zeros((0, file.channels), np.float32)]
+        try:
+            file.seek(place)
+            for start in range(0, num_samples, _SAMPLES_PER_STEP):
+                steps.append(file.read(min(_SAMPLES_PER_STEP, num_samples - start), "float32", always_2d=True))
+        except soundfile.LibsndfileError:
+            pass
+        return np.concatenate(steps)
 
 
 def read_samples(
@@ -158,7 +190,8 @@ def read_samples(
     with open_sound(path) as file:
         rate, channels = file.samplerate, 1 if is_mixed else file.channels
         try:
-            file.seek(min(round(start_in_s * rate), file.frames))
+            if start_in_s > 0:
+                file.seek(min(round(start_in_s * rate), file.frames))
         except soundfile.LibsndfileError:  # the header promises this place, but the file ends before it
             return np.zeros((0, channels), np.float32), rate
         blocks = iterate_blocks(file, None if duration_in_s is None else round(duration_in_s * rate))

@@ -242,6 +242,7 @@ def test_a_tempo_that_is_none_is_left_out_and_told(tempo):
         ("t.csv", "path,caption\none.wav,a".encode("utf-16"), r"t\.csv.*UTF-16"),
         ("t.csv", b"song,caption\none.wav,a\n", r"t\.csv.*column `path`.*'song'"),
         ("t.csv", b"", r"t\.csv.*column `path`"),
+        ("t.csv", b"path,caption,caption\none.wav,a,b\n", r"t\.csv.*each column once"),
         ("t.csv", b"path,caption\nnone.wav,a\n", r"t\.csv is about a file.*'one\.wav'.*'none\.wav'"),
         ("t.jsonl", b'{"caption": "a"}\n[]\n', r"no row of the table.*t\.jsonl.*can be used"),
         ("t.tsv", b"", r"must be a \.csv or \.jsonl file"),
@@ -310,3 +311,31 @@ def test_a_file_that_is_cut_is_taken_as_far_as_it_goes_and_named(music):
     ends = [r.start_in_s + r.duration_in_s for r in records(music).values() if r.path == "cut.mp3"]
     assert 3 < max(ends) < 6
     assert "s can be decoded and were taken" in reason
+
+
+def test_a_quote_that_nobody_closes_costs_its_own_row(music):
+    table = 'path,caption\none.wav,plain\nsub/two.flac,"open\nthree.wav,x\nfour.wav,y\n'
+    (music / "t.csv").write_text(table)
+    assert run(music, "--table", music / "t.csv") == 1
+    [(kind, place, reason)] = left_out(music)
+    assert (kind, place.endswith("line 3"), "a quote is never closed" in reason) == ("row", True, True)
+    assert {r.path: r.captions for r in records(music).values()} == {"one.wav": ("plain",), "sub/two.flac": ()}
+
+
+def test_columns_may_be_written_as_people_write_them(music):
+    (music / "t.csv").write_bytes(b"\xef\xbb\xbf Path , Caption ,QUALITY_SCORE, Label\r\n one.wav ,slow,4.5,x\r\n")
+    assert run(music, "--table", music / "t.csv") == 0
+    found = next(record for record in records(music).values() if record.path == "one.wav")
+    assert (found.captions, found.quality_score, found.tags) == (("slow",), 4.5, {"Label": "x"})
+
+
+def test_a_file_that_is_damaged_inside_is_taken_as_far_as_it_goes_and_named(music):
+    path = music / "damaged.flac"
+    write_tone(path, 150, 20.0)
+    content = bytearray(path.read_bytes())
+    content[len(content) // 2 : len(content) // 2 + 500] = np.random.default_rng(0).bytes(500)
+    path.write_bytes(content)
+    assert run(music) == 1
+    [(kind, place, _)] = left_out(music)
+    assert (kind, place) == ("cut", "damaged.flac")
+    assert 7 < max(r.start_in_s + r.duration_in_s for r in records(music).values() if r.path == "damaged.flac") < 12

@@ -148,3 +148,9 @@ def test_each_kind_takes_its_own_structure(clips):
 def test_unknown_kinds_of_structure_are_refused(clips):
     with pytest.raises(ValueError, match="`kind` must be one of .*'drone'.*got 'noise'"):
         break_structure(clips[0], RATE, "noise")
+
+
+def test_a_smear_of_music_that_falls_silent_is_finite(clips):
+    clip = clips[0].copy()
+    clip[len(clip) // 3 :] = 0.0
+    assert np.isfinite(break_structure(clip, RATE, "smear")).all()

@@ -89,6 +89,17 @@ def test_a_network_of_flows_takes_the_schedulers_of_flows_alone(build_components
         latents_of(pipe)
 
 
+@pytest.mark.parametrize(
+    "name", ["EDMEulerScheduler", "IPNDMScheduler", "CMStochasticIterativeScheduler", "DDPMWuerstchenScheduler"]
+)
+def test_settings_that_a_scheduler_only_carries_along_do_not_make_it_fit(pipe, name):
+    own, cls = pipe.scheduler, getattr(diffusers, name)
+    pipe.scheduler = cls.from_config(own.config)
+    assert pipe.scheduler.config["beta_end"] == own.config["beta_end"]
+    with pytest.raises(ValueError, match="`scheduler` must be made for noise as in the network's training"):
+        latents_of(pipe)
+
+
 def test_a_scheduler_given_while_loading_is_held_against_the_saved_one(pipe_dir):
     with pytest.raises(ValueError, match="`scheduler` must be made for noise as in the network's training"):
         QAMDTPipeline.from_pretrained(pipe_dir, scheduler=diffusers.FlowMatchEulerDiscreteScheduler())

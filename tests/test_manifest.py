@@ -158,3 +158,15 @@ def test_what_is_played_is_written_and_read(tmp_path):
 def test_music_that_makes_no_sense_is_refused_by_name(field, value):
     with pytest.raises(ValueError, match=f"`{field}`"):
         Record.from_dict({"id": "a", "path": "a.wav", "duration_in_s": 1.0, field: value})
+
+
+def test_a_byte_order_mark_is_no_part_of_the_first_line(tmp_path):
+    line = b'{"id": "a", "path": "a.wav", "duration_in_s": 1}\r\n'
+    (tmp_path / "m.jsonl").write_bytes(b"\xef\xbb\xbf" + line)
+    assert [record.id for record in read_manifest(tmp_path / "m.jsonl")] == ["a"]
+
+
+@pytest.mark.parametrize("field", ['"quality_frames": [3, true], "quality_frame_rate": 1', '"chords": [[true, "C"]]'])
+def test_true_is_no_number(field):
+    with pytest.raises(ValueError, match="must be a list of"):
+        parse_line(b'{"id": "a", "path": "a.wav", "duration_in_s": 1, %s}' % field.encode())

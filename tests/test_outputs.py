@@ -11,13 +11,13 @@ import pytest
 import soundfile
 
 import train_qamdt
-from data_prep import build_manifest, degrade_corpus, label_quality
+from data_prep import build_manifest, degrade_corpus, label_quality, measure_music, render_corpus
 from data_prep.latent_update import encode_corpus
 from pipelines import assemble, cli
 from qamdt.decoders.fitting import FitOptions, fit
 from qamdt.files import claim, claim_folder
 from qamdt.keyed_rows import KeyedRows, make_row
-from qamdt.outputs import check_output, check_output_folder
+from qamdt.outputs import check_distinct, check_output, check_output_folder
 from qamdt.settings import format_settings
 from whisq import cli as whisq_cli
 from whisq import train_clap
@@ -68,6 +68,10 @@ def test_an_output_is_no_input_under_any_name(tmp_path):
         check_output_folder(tmp_path, ["b", "a"], is_ours=False)
     with pytest.raises(FileExistsError, match="it is a file"):
         check_output_folder(tmp_path / "a", [], is_ours=True)
+    check_distinct(tmp_path / "new", None, tmp_path / "a", tmp_path / "newer")
+    for other in (tmp_path / "link", tmp_path / "x" / ".." / "a"):
+        with pytest.raises(ValueError, match="would be written twice"):
+            check_distinct(tmp_path / "a", tmp_path / "new", other)
 
 
 @pytest.mark.parametrize(
@@ -135,15 +139,54 @@ def test_commands_of_data_preparation_refuse_what_is_not_their_own(music, capsys
     label = ["--manifest", str(music / "m.jsonl"), "--scores", str(music / "scores.jsonl"), "--out"]
     assert label_quality.main([*label, str(music / "m.jsonl")]) == 2
     assert label_quality.main([*label, str(music / "labelled.jsonl")]) == 2
+    measure = ["--manifest", str(music / "m.jsonl"), "--out"]
+    (music / "other.measurements.jsonl").touch()  # so that it would be ours
+    (music / "other.jsonl").hardlink_to(music / "m.jsonl")
+    before |= {music / "other.jsonl": before[music / "m.jsonl"], music / "other.measurements.jsonl": b""}
+    assert [measure_music.main([*measure, str(music / name)]) for name in ("m.jsonl", "other.jsonl")] == [2, 2]
     assert build_manifest.main([str(music)]) == 2
     assert build_manifest.main([str(music), "--out", str(music / "a.wav")]) == 2
     assert build_manifest.main([str(music), "--out", str(music / "m.jsonl"), "--table", str(music / "m.jsonl")]) == 2
-    assert capsys.readouterr().err.count("error: ") == 5
+    assert capsys.readouterr().err.count("error: ") == 7
     with pytest.raises(SystemExit, match="error: .*is an input"):
         degrade_corpus.main([str(music / "manifest.jsonl"), str(music)])
     with pytest.raises(FileExistsError, match=r"holds 'index\.json'"):
         encode_corpus(music / "m.jsonl", music / "latents")
     assert content(music) == before
+
+
+def test_sound_in_the_way_is_refused(music):
+    """A folder whose sound was made by others, or is what the command reads, keeps it."""
+    for name in ("corpus", "others"):
+        (music / name / "audio").mkdir(parents=True)
+    (music / "others" / "audio" / "piece-000000-clean.flac").write_bytes(TEXT)
+    (music / "others" / "audio" / "a.wav-v0.flac").write_bytes(TEXT)
+    lines = [{"id": name, "path": f"audio/{name}.flac", "duration_in_s": 1.0} for name in ("a", "a-v0")]
+    (music / "corpus" / "clean.jsonl").write_text("\n".join(map(json.dumps, lines)), encoding="utf-8")
+    for line in lines:
+        soundfile.write(music / "corpus" / line["path"], 0.1 * np.ones(16_000), 16_000)
+    before = content(music)
+    with pytest.raises(FileExistsError, match="which would be replaced"):
+        degrade_corpus.degrade_corpus(music / "m.jsonl", music / "others")
+    with pytest.raises(FileExistsError, match="which would be replaced"):
+        degrade_corpus.degrade_corpus(music / "corpus" / "clean.jsonl", music / "corpus")
+    (music / "corpus" / "progress.jsonl").touch()  # an earlier run has made other versions there
+    before[music / "corpus" / "progress.jsonl"] = b""
+    with pytest.raises(ValueError, match=r"a-v0\.flac', the sound of clip 'a-v0'"):
+        degrade_corpus.degrade_corpus(music / "corpus" / "clean.jsonl", music / "corpus")
+    assert content(music) == before
+
+
+def test_rendering_refuses_what_it_did_not_make(tmp_path):
+    if not render_corpus.DEFAULT_SOUNDFONT.is_file():
+        pytest.skip("needs a soundfont")
+    for name in ("audio/piece-000000-clean.flac", "settings.json"):
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).write_bytes(TEXT)
+        with pytest.raises(FileExistsError, match="which would be replaced"):
+            render_corpus.render_corpus(tmp_path, num_pieces=1)
+        assert content(tmp_path) == {tmp_path / name: TEXT}
+        (tmp_path / name).unlink()
 
 
 def test_generating_refuses_what_it_did_not_make(tmp_path, monkeypatch, capsys):
@@ -172,6 +215,40 @@ def test_generating_refuses_what_it_did_not_make(tmp_path, monkeypatch, capsys):
     for command in [*allowed, *(f"{command} --overwrite" for command in refused)]:
         assert cli.main(["generate", *command.split()]) == 0, command
         assert made.pop()
+    for recording in ("mine.wav", "link.wav"):
+        (tmp_path / "link.wav").unlink(missing_ok=True)
+        (tmp_path / "link.wav").symlink_to("mine.wav")
+        assert cli.main(["generate", "piano", "--init-audio", recording, "-o", "mine.wav", "--overwrite"]) == 1
+    (tmp_path / "out" / "0001-piano.json").hardlink_to(tmp_path / "one.txt")
+    assert cli.main(["generate", "--prompts", "one.txt", "--out-dir", "out", "--overwrite"]) == 1
+    assert capsys.readouterr().err.count("is an input") == 3
+    (tmp_path / "out" / "0001-piano.json").unlink()
+    (tmp_path / "link.wav").unlink()
+    for picture in ("new.wav", "new.json"):
+        assert cli.main(["generate", "piano", "-o", "new.wav", "--spectrogram", picture, "--overwrite"]) == 1
+        assert "would be written twice" in capsys.readouterr().err
+    with claim_folder(tmp_path / "out"):
+        assert cli.main(["generate", "--prompts", "one.txt", "--out-dir", "out"]) == 1
+        assert "another process is writing" in capsys.readouterr().err
+    assert not made
+    assert content(tmp_path) == before
+
+
+def test_an_evaluation_refuses_clips_that_it_did_not_make(tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr("pipelines.evaluation.generation._make_missing", lambda *arguments: pytest.fail("made"))
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "songs").mkdir()
+    (tmp_path / "p.md").write_text("piano\n")
+    (tmp_path / "songs" / "0001-piano.json").write_bytes(TEXT)
+    before = content(tmp_path)
+    command = ["evaluate", "--model", "embedded", "--prompts", "p.md", "--seconds", "1", "--metrics", "sound"]
+    assert cli.main([*command, "-o", "p.json"]) == 1
+    assert "is an input" in capsys.readouterr().err
+    assert cli.main([*command, "--out-dir", "songs", "-o", "report.json"]) == 1
+    assert "did not make it; give another output." in capsys.readouterr().err
+    with claim_folder(tmp_path / "songs"):
+        assert cli.main([*command, "--out-dir", "songs", "-o", "report.json"]) == 1
+        assert "another process is writing" in capsys.readouterr().err
     assert content(tmp_path) == before
 
 

@@ -15,6 +15,7 @@ import yaml
 from safetensors.torch import load_file
 
 import train_qamdt
+from qamdt.files import write_json
 from qamdt.latent_folder import TextReader
 from qamdt.manifest import Record
 from qamdt.models.transformer_qamdt import QAMDTTransformer2DModel
@@ -209,6 +210,16 @@ def start_process(config, prepare=lambda: None):
     return process
 
 
+def save_slowly():
+    """Makes a checkpoint take so long that a test on a busy machine sees it being written."""
+
+    def write_slowly(path, values):
+        time.sleep(0.3)
+        write_json(path, values)
+
+    train_qamdt.write_json = write_slowly  # of a process of its own
+
+
 def count_lines(path):
     return path.read_text().count("\n") if path.is_file() else 0
 
@@ -223,7 +234,7 @@ def test_ten_kills_at_random_moments_leave_no_trace(latents, tmp_path):
 
     moments, interrupted_saves = random.Random(0), 0
     for kill in range(10):
-        process, lines_before = start_process(config), count_lines(folder / "loss.jsonl")
+        process, lines_before = start_process(config, save_slowly), count_lines(folder / "loss.jsonl")
         while process.is_alive():
             is_saving = any(folder.glob("checkpoints/.step-*.tmp"))
             if is_saving if kill % 2 else count_lines(folder / "loss.jsonl") > lines_before:

@@ -408,6 +408,8 @@ def test_quality_for_a_network_that_does_not_know_it_is_refused():
     ("changes", "message"),
     [
         ({"num_layers": 7}, "even number of encoder blocks"),
+        ({"num_layers": 10**9 + 1}, "`num_layers` must be at most 1000"),
+        ({"interpolation_scale": 0.0}, "`interpolation_scale` above 0"),
         ({"num_decoder_layers": 0}, "`num_decoder_layers` must be at least 1"),
         ({"patch_overlap": (2, 0)}, "`patch_overlap` must be"),
         ({"num_attention_heads": 1, "attention_head_dim": 6}, "multiple of 4"),

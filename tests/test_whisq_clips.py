@@ -170,3 +170,23 @@ def test_unreadable_files_say_so(tmp_path):
         read_window(tmp_path / "a.wav", clip_start_in_s=0, start_in_s=0, duration_in_s=None)
     with pytest.raises(FileNotFoundError, match="there is no file"):
         read_window(tmp_path / "b.wav", clip_start_in_s=0, start_in_s=0, duration_in_s=None)
+
+
+@pytest.mark.parametrize(
+    "make",
+    [
+        lambda times: 0.3 + 0.04 * times,
+        lambda times: 0.02 * times**2 - 0.2,
+        lambda times: np.where(times < 2.5, 0.3, -0.3),
+        lambda times: 0.5 * np.sin(2 * np.pi * 5 * times),
+    ],
+    ids=["drift", "curve", "step", "5 Hz"],
+)
+def test_what_nobody_can_hear_is_no_music(make):
+    samples = make(np.arange(5 * RATE) / RATE).astype(np.float32)
+    window = make_window(samples[:, None], RATE)
+    assert find_error(find_flags([window]), [window]) is not None
+    bass = 0.3 * np.sin(2 * np.pi * 30 * np.arange(5 * RATE) / RATE).astype(np.float32)
+    for sound in (bass, bass + samples):
+        window = make_window(sound[:, None], RATE)
+        assert (find_flags([window]), find_error((), [window])) == ((), None)

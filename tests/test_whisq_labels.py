@@ -26,7 +26,7 @@ def write_scores(path, scores, *, sources=None, alignments=None, scorer="tiny@1"
             "overall_quality": round(float(score), 4),
             "text_alignment": None if alignments is None else round(float(alignments[i]), 4),
             "frame_hop_in_s": 0.5,
-            "frame_overall_quality": [round(float(score), 3) - 0.1, round(float(score), 3) + 0.1],
+            "frame_overall_quality": [round(float(score), 3) - 0.1, min(round(float(score), 3) + 0.1, 5.0)],
             "scorer": scorer,
         }
         for i, score in enumerate(scores)
@@ -226,3 +226,17 @@ def test_filtering_by_text_needs_text(tmp_path, capsys):
     assert "no clip has any; score the clips with prompts" in capsys.readouterr().err
     assert main(["filter", scores, "-o", str(tmp_path / "kept.jsonl"), "--omq-min-pct", "25"]) == 0
     assert len((tmp_path / "kept.jsonl").read_text().splitlines()) == pytest.approx(300, abs=2)
+
+
+@pytest.mark.parametrize(
+    "change",
+    [{"sampling_rate": 2**40}, {"sampling_rate": 0}, {"duration_in_s": -5.0}, {"frame_overall_quality": [99.0]}]
+    + [{"start_in_s": -1}, {"overall_quality": "4.2"}, {"overall_quality": True}, {"text_alignment": 0.5}],
+)
+def test_a_row_that_nobody_scored_ends_the_job_by_its_line(tmp_path, capsys, change):
+    path = write_scores(tmp_path / "s.jsonl", bell(8))
+    lines = path.read_text().splitlines()
+    lines[3] = json.dumps(json.loads(lines[3]) | change)
+    path.write_text("\n".join([*lines, ""]))
+    assert main(["stats", str(path), "-o", str(tmp_path / "stats.json")]) == 1
+    assert f"line 4: `{next(iter(change))}` of a row" in capsys.readouterr().err

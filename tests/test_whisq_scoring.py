@@ -96,6 +96,20 @@ def test_a_long_clip_says_how_far_it_is(music, scorer_dir):
     assert told == [1] * count_windows(46.0) == [1, 1, 1]
 
 
+def test_a_log_is_told_how_far_a_long_job_is(monkeypatch, capsys):
+    monkeypatch.setattr(collection, "LOG_INTERVAL_IN_S", 0.05)
+    with collection.progress_bar(3, is_hidden=False) as bar:
+        for _ in range(3):
+            time.sleep(0.06)
+            bar.update()
+    assert capsys.readouterr().err.count("scoring: ") >= 2
+    monkeypatch.setattr(collection, "LOG_INTERVAL_IN_S", 60.0)
+    for is_hidden in (True, False):
+        with collection.progress_bar(3, is_hidden=is_hidden) as bar:
+            bar.update(3)
+    assert capsys.readouterr().err == "", "a short job says nothing before its end"
+
+
 def test_a_second_run_adds_nothing(music, unbroken, run):
     before = unbroken.read_bytes(), unbroken.stat().st_mtime_ns
     assert run(unbroken, music) == 0
@@ -113,16 +127,17 @@ def test_kill_9_loses_and_repeats_nothing(music, unbroken, run, scorer_dir, tmp_
     out = tmp_path / "scores.jsonl"
     score_group = collection.score_group
 
-    def slowly(*arguments, on_progress):
-        time.sleep(0.05)
+    def score_and_wait(*arguments, on_progress):
+        while out.is_file() and out.stat().st_size:
+            time.sleep(0.1)  # until the kill, however late it comes
         return score_group(*arguments, on_progress=on_progress)
 
-    def run_slowly():
+    def run_and_wait():
         torch.set_num_threads(1)  # threads of the parent do not live on in a forked process
-        monkeypatch.setattr(collection, "score_group", slowly)
+        monkeypatch.setattr(collection, "score_group", score_and_wait)
         run(out, music)
 
-    process = multiprocessing.get_context("fork").Process(target=run_slowly)
+    process = multiprocessing.get_context("fork").Process(target=run_and_wait)
     process.start()
     while process.is_alive() and not (out.is_file() and out.stat().st_size):
         time.sleep(0.002)

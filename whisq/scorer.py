@@ -43,7 +43,7 @@ Audio = str | os.PathLike | torch.Tensor | np.ndarray
 
 FRAME_HOP_IN_S = 0.5  # rounded to whole tokens
 FRAME_WINDOW_IN_S = 2.0
-LISTENING_VERSION = 2  # raise it when the encoder is given other samples of the same file, or a clip another flag
+LISTENING_VERSION = 3  # raise it when the encoder is given other samples of the same file, or a clip another flag
 
 
 @dataclass(frozen=True, kw_only=True)

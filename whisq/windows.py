@@ -13,6 +13,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
+from scipy import signal
 
 from qamdt.audio import SAMPLING_RATE
 from qamdt.files import is_text
@@ -28,8 +29,11 @@ CLIPPED_SHARE = 1e-3
 SHORT_IN_S = 1.0
 CANCELLED_LEVEL = 0.1  # of a mix, against that of its channels: -20 dB
 AUDIBLE_FRAME_IN_S = 0.05
+LOWEST_HEARD = 20.0  # Hz; below it nobody hears anything, whatever a drifting offset does to the samples
 AUDIBLE_LEVEL = 10 ** (-50 / 20)  # against the peak of the clip
 MIN_AUDIBLE_SHARE, FEW_AUDIBLE_SHARE = 0.05, 0.25  # below the first there is no score, below the second a flag
+_HIGH_PASS = signal.butter(4, LOWEST_HEARD, "highpass", fs=SAMPLING_RATE, output="sos")
+_PADDING = SAMPLING_RATE // 10
 BATCH_IN_S = 160.0  # what the embedded scorer scores at once in well under a gigabyte
 
 
@@ -44,7 +48,7 @@ class Window:
         missing_in_s: How much the file lacks of what was asked for.
         sampling_rate: Rate of the file in Hz.
         num_channels: Channels of the file.
-        peak: Largest magnitude of what the encoder hears, before it is levelled.
+        peak: Largest magnitude of what the encoder hears, before it is levelled, above `LOWEST_HEARD`.
         mix_level: How loud the mix of the channels is against the channels, at most 1; 0 where they cancel out.
         audible_share: Share of the time at which something is heard.
         clipped_share: Share of the samples at full scale.
@@ -87,9 +91,11 @@ def make_window(
     is_finite = bool(np.isfinite(magnitudes).all())
     duration_in_s = len(samples) / sampling_rate
     is_heard = is_finite and len(samples) > 0
-    waveform = torch.from_numpy(samples.mean(axis=1, dtype=np.float32))
+    channels = np.ascontiguousarray(samples.T)  # means over a few interleaved channels take four times as long
+    waveform = torch.from_numpy(channels.mean(axis=0, dtype=np.float32))
     heard = resample(waveform - waveform.mean(), sampling_rate) if is_heard else waveform[:0]
     is_heard = len(heard) > 0
+    audible = _take_out_infrasound(heard.numpy())
     return Window(
         waveform=level(heard) if is_heard else waveform,
         start_in_s=start_in_s,
@@ -97,24 +103,32 @@ def make_window(
         missing_in_s=0.0 if asked_in_s is None else max(asked_in_s - duration_in_s, 0.0),
         sampling_rate=sampling_rate,
         num_channels=samples.shape[1],
-        peak=float((heard - heard.mean()).abs().max()) if is_heard else 0.0,
-        mix_level=_mix_level(samples) if is_heard else 1.0,
-        audible_share=_audible_share(heard.numpy()) if is_heard else 0.0,
+        peak=float(np.abs(audible).max(initial=0.0)),
+        mix_level=_mix_level(channels) if is_heard else 1.0,
+        audible_share=_audible_share(audible) if is_heard else 0.0,
         clipped_share=float((magnitudes >= CLIPPED_LEVEL).mean()) if magnitudes.size else 0.0,
         is_finite=is_finite,
     )
 
 
-def _mix_level(samples: np.ndarray) -> float:
-    """How loud the mean of channels is against them, of samples `(samples, channels)`; the mean over time left out."""
-    samples = samples - samples.mean(axis=0, dtype=np.float64)
-    loudness = np.sqrt(np.square(samples).mean())
-    return float(np.sqrt(np.square(samples.mean(axis=1)).mean()) / loudness) if loudness > 0 else 1.0
+def _mix_level(channels: np.ndarray) -> float:
+    """How loud the mean of channels `(channels, samples)` is against them; the mean over time left out."""
+    channels = channels - channels.mean(axis=1, dtype=np.float64, keepdims=True)
+    loudness = np.sqrt(np.square(channels).mean())
+    return float(np.sqrt(np.square(channels.mean(axis=0)).mean()) / loudness) if loudness > 0 else 1.0
+
+
+def _take_out_infrasound(waveform: np.ndarray) -> np.ndarray:
+    """Returns what can be heard of 16 kHz samples `(samples,)`: an offset that drifts, or jumps once, is no sound."""
+    if len(waveform) < 2:
+        return np.zeros_like(waveform)
+    padding = min(_PADDING, len(waveform) - 1)  # by mirrored samples, so that the ends make no sound of their own
+    return signal.sosfiltfilt(_HIGH_PASS, waveform.astype(np.float64), padlen=padding)
 
 
 def _audible_share(waveform: np.ndarray) -> float:
     """Share of the time at which 16 kHz samples `(samples,)` come near their peak, by 50 dB or less."""
-    magnitudes = np.abs(waveform - waveform.mean())
+    magnitudes = np.abs(waveform)
     frame = round(AUDIBLE_FRAME_IN_S * SAMPLING_RATE)
     peaks = np.maximum.reduceat(magnitudes, np.arange(0, len(magnitudes), frame))
     return float((peaks > max(AUDIBLE_LEVEL * magnitudes.max(), SILENT_PEAK)).mean())

@@ -113,8 +113,9 @@ def run(arguments: argparse.Namespace) -> None:
     from pipelines.evaluation.run import evaluate
 
     is_ours = arguments.output.with_suffix(".rows").exists()
+    inputs = [arguments.prompts, arguments.classes, arguments.reference, arguments.training]
     for suffix in (".json", ".md", ".png"):
-        check_output(arguments.output.with_suffix(suffix), is_ours=lambda path: is_ours)
+        check_output(arguments.output.with_suffix(suffix), inputs=inputs, is_ours=lambda path: is_ours)
     arguments.output.parent.mkdir(parents=True, exist_ok=True)
     only = (lambda path: True) if arguments.model is None else _make_clips(arguments, request)
     evaluation = evaluate(request, arguments.output.with_suffix(".rows"), only=only)

@@ -10,9 +10,10 @@ from tqdm import tqdm
 
 from pipelines.clips import ClipMaker, choose_device, decide, identify_models, is_made
 from pipelines.evaluation.wanted import INSTRUMENTS
-from pipelines.generate import Take, slug
+from pipelines.generate import Take, check_takes, slug
 from pipelines.request import GenerationRequest
 from qamdt.cpu_memory import keep_freed_memory
+from qamdt.files import claim_folder
 
 
 KEYS = ("C major", "A minor", "G major", "E minor", "D major", "F major", "D minor", "Bb major", "G minor", "A major")
@@ -79,13 +80,17 @@ def make_clips(takes: Sequence[Take], *, device: str | None) -> None:
     device = choose_device(device)
     takes = [(path, decide(request, device)) for path, request in takes]
     models = identify_models(takes[0][1])
-    missing = [take for take in takes if not is_made(*take, models)]
-    tqdm.write(f"{len(takes)} clips to make, {len(takes) - len(missing)} of them done before.")
-    if not missing:
-        return
+    with claim_folder(takes[0][0].parent):
+        missing = [take for take in takes if not is_made(*take, models)]
+        check_takes(missing, [], sound_is_ours=True, hint="")
+        tqdm.write(f"{len(takes)} clips to make, {len(takes) - len(missing)} of them done before.")
+        if missing:
+            _make_missing(missing, device)
+
+
+def _make_missing(takes: Sequence[Take], device: str) -> None:
     keep_freed_memory()
-    missing[0][0].parent.mkdir(parents=True, exist_ok=True)
-    maker = ClipMaker(missing[0][1], device)
+    maker = ClipMaker(takes[0][1], device)
     maker.pipe.set_progress_bar_config(disable=True)
-    for path, request in tqdm(missing, desc="clips", disable=None):
+    for path, request in tqdm(takes, desc="clips", disable=None):
         maker.make([request])[0].save(path)

@@ -29,6 +29,9 @@ from qamdt.models.embeddings import (
 )
 
 
+MOST_LAYERS = 1000
+
+
 def modulate(hidden_states: torch.Tensor, shift: torch.Tensor, scale: torch.Tensor) -> torch.Tensor:
     """Scales and shifts normalised tokens, in one pass over them."""
     return torch.addcmul(shift, hidden_states, 1 + scale)
@@ -148,6 +151,12 @@ class QAMDTTransformer2DModel(ModelMixin, AttentionMixin, ConfigMixin, PeftAdapt
         num_music_features: int = 0,
     ):
         super().__init__()
+        # Who wrote the config may be a stranger: building blocks without end would take all memory.
+        if num_layers > MOST_LAYERS or not interpolation_scale > 0:
+            raise ValueError(
+                f"`num_layers` must be at most {MOST_LAYERS} and `interpolation_scale` above 0, got {num_layers} and "
+                f"{interpolation_scale}."
+            )
         num_encoder_layers = num_layers - num_decoder_layers
         if num_decoder_layers < 1 or num_encoder_layers < 0 or num_encoder_layers % 2:
             raise ValueError(

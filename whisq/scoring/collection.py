@@ -12,6 +12,8 @@ beside the output, of neighbouring groups; the last step merges them into it.
 
 from __future__ import annotations
 
+import math
+import sys
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
@@ -31,6 +33,7 @@ from whisq.scoring.window_reader import WindowRequest
 from whisq.windows import BATCH_IN_S, Window
 
 
+LOG_INTERVAL_IN_S = 60.0
 _OVERHEAD_IN_S = 1.0  # of audio, which opening a file is worth
 
 
@@ -93,8 +96,7 @@ def append_rows(
     loaded = load_windows(clips, heard, batch_seconds, num_workers)
     # Windows are counted, not clips, so that a clip of hours says how far it is.
     num_windows = sum(map(count_windows, clips.lengths_in_s[heard.order]))
-    is_hidden = shard[0] > 0 or None
-    with tqdm(total=num_windows, desc="scoring", unit="window", disable=is_hidden) as bar:
+    with progress_bar(num_windows, is_hidden=shard[0] > 0) as bar:
         for group in heard:
             scores = score_group(clips, group, loaded, scorer, on_progress=bar.update)
             for index in group:
@@ -103,6 +105,20 @@ def append_rows(
                     rows.append(make_row(clips[index], int(keys[index]), file, scores[index], scorer))
     num_missing, num_new = int(is_missing.sum()), int(is_new.sum())
     return Counter(kept=len(groups.order) - num_missing, again=num_missing - num_new, new=num_new)
+
+
+def progress_bar(num_windows: int, *, is_hidden: bool) -> tqdm:
+    """A bar of the windows scored; in a log, where it cannot move, a line a minute."""
+    interval_in_s = 0 if sys.stderr.isatty() else LOG_INTERVAL_IN_S
+    return tqdm(
+        total=num_windows,
+        desc="scoring",
+        unit="window",
+        disable=is_hidden,
+        delay=interval_in_s,
+        mininterval=interval_in_s or 0.1,
+        maxinterval=math.inf,
+    )
 
 
 def _identify_files(clips: ClipTable, is_wanted: np.ndarray) -> np.ndarray:

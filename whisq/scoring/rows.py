@@ -153,8 +153,10 @@ def list_errors(out: Path, ids: np.ndarray) -> list[tuple[str, str]]:
 def read_settings(out: Path) -> dict[str, Any] | None:
     """What made a score file: scorer, encoders, frames; `None` when the note beside it is missing."""
     path = settings_path(out)
-    found = read_json(path) if path.is_file() else None
-    if found is not None and not isinstance(found, dict):
+    if not path.is_file():
+        return None
+    found = read_json(path)
+    if not isinstance(found, dict):
         raise ValueError(f"{str(path)!r} must say what made {str(out)!r}, and it holds something else; move it away.")
     return found
 
@@ -214,10 +216,10 @@ def _check_row(row: dict[str, Any]) -> None:
         "path": _is_text(row.get("path", "")),
         "overall_quality": _is_score(row["overall_quality"]) if is_scored else row["overall_quality"] is None,
         "text_alignment": row.get("text_alignment") is None or _is_score(row["text_alignment"]),
-        "duration_in_s": row.get("duration_in_s") is None or _is_number(row["duration_in_s"]),
-        "start_in_s": row.get("start_in_s") is None or _is_number(row["start_in_s"]),
-        "sampling_rate": row.get("sampling_rate") is None or type(row["sampling_rate"]) is int,
-        "frame_hop_in_s": not is_scored or (_is_number(row.get("frame_hop_in_s")) and row["frame_hop_in_s"] > 0),
+        "duration_in_s": row.get("duration_in_s") is None or _is_positive(row["duration_in_s"]),
+        "start_in_s": row.get("start_in_s") is None or _is_positive(row["start_in_s"]),
+        "sampling_rate": row.get("sampling_rate") is None or _is_rate(row["sampling_rate"]),
+        "frame_hop_in_s": not is_scored or (_is_positive(row.get("frame_hop_in_s")) and row["frame_hop_in_s"] > 0),
         "frame_overall_quality": not is_scored or _is_curve(row.get("frame_overall_quality")),
     }
     wrong = [name for name, is_right in checks.items() if not is_right]
@@ -233,12 +235,20 @@ def _is_number(value: Any) -> bool:
     return type(value) in (int, float) and abs(value) < _MOST  # neither NaN nor what no column holds
 
 
+def _is_positive(value: Any) -> bool:
+    return _is_number(value) and value >= 0
+
+
+def _is_rate(value: Any) -> bool:
+    return type(value) is int and 0 < value < _MOST
+
+
 def _is_score(value: Any) -> bool:
     return _is_number(value) and MIN_SCORE <= value <= MAX_SCORE
 
 
 def _is_curve(values: Any) -> bool:
-    return isinstance(values, list) and len(values) > 0 and all(map(_is_number, values))
+    return isinstance(values, list) and len(values) > 0 and all(map(_is_score, values))
 
 
 def _open(path: Path):

@@ -199,12 +199,7 @@ def _fill(
 def read_clip(clip: RatedClip, max_seconds: float) -> torch.Tensor:
     """Reads the samples of a clip `(samples,)`, at most `max_seconds` of them, levelled as the scorer levels them."""
     seconds = max_seconds if clip.duration_in_s is None else min(clip.duration_in_s, max_seconds)
-    waveform = read_audio(clip.path, start_in_s=clip.start_in_s, duration_in_s=seconds)
-    if waveform.shape[0] == 0:
-        raise ValueError(f"{str(clip.path)!r} holds no sound.")
-    if not waveform.isfinite().all():
-        raise ValueError(f"{str(clip.path)!r} holds samples that are not finite.")
-    return level(waveform)
+    return level(read_audio(clip.path, start_in_s=clip.start_in_s, duration_in_s=seconds))
 
 
 def _check_settings(path: Path, settings: dict) -> None:
