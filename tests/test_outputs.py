@@ -241,7 +241,7 @@ def test_an_evaluation_refuses_clips_that_it_did_not_make(tmp_path, monkeypatch,
     (tmp_path / "p.md").write_text("piano\n")
     (tmp_path / "songs" / "0001-piano.json").write_bytes(TEXT)
     before = content(tmp_path)
-    command = ["evaluate", "--model", "embedded", "--prompts", "p.md", "--seconds", "1", "--metrics", "sound"]
+    command = ["evaluate", "--model", "embedded", "--prompts", "p.md", "--seconds", "1", "--metrics", "tempo"]
     assert cli.main([*command, "-o", "p.json"]) == 1
     assert "is an input" in capsys.readouterr().err
     assert cli.main([*command, "--out-dir", "songs", "-o", "report.json"]) == 1
