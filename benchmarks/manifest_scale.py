@@ -154,7 +154,14 @@ def write_columns(folder: Path, num_rows: int, clips_per_shard: int) -> None:
     np.save(latents / "texts-000000000000.npy", text)
     (latents / "texts-000000000000.jsonl").write_text("")
     names = [path.name for path in list_shards(latents, "latents")]
-    stats = QualityStats(mean=3.4, std=0.6, edges=(2.3, 3.1, 3.8, 4.4), prefix_edges=(3.1, 4.4), scorer="synthetic@0")
+    stats = QualityStats(
+        mean=3.4,
+        std=0.6,
+        edges=(2.3, 3.1, 3.8, 4.4),
+        prefix_edges=(3.1, 4.4),
+        scorer="synthetic@0",
+        num_clips=num_rows,
+    )
     index = {"format": FORMAT, "num_clips": num_rows, "num_texts": 1, "vae_scaling_factor": 1.0, "scaling_factor": 1.0}
     index |= {
         "latent_frames_per_second": 12.5,
@@ -236,7 +243,7 @@ def main() -> int:
     for step in arguments.steps:
         command = [sys.executable, "-m", "benchmarks.manifest_scale", str(arguments.folder), "--here", "--steps", step]
         command += ["--rows", str(arguments.rows), "--clips-per-shard", str(arguments.clips_per_shard)]
-        subprocess.run(command, check=True, stderr=subprocess.DEVNULL)
+        subprocess.run(command, check=True)
     return 0
 
 
