@@ -60,21 +60,20 @@ class Load:
 
     Args:
         port: Where the service answers.
-        end: When to stop, as `time.monotonic` counts.
     """
 
-    def __init__(self, port: int, end: float):
+    def __init__(self, port: int):
         self.port = port
-        self.end = end
+        self.end = 0.0  # when to stop, as `time.monotonic` counts
         self.answers: Counter[str] = Counter()
         self.accepted: list[str] = []
         self.deleted: set[str] = set()
 
-    def call(self, method: str, path: str, body: bytes | None = None) -> tuple[int, bytes]:
+    def call(self, method: str, path: str, body: bytes | None = None, *, wait_in_s: int = 0) -> tuple[int, bytes]:
         """Sends one request and returns status and body."""
-        connection = http.client.HTTPConnection("127.0.0.1", self.port, timeout=60)
+        connection = http.client.HTTPConnection("127.0.0.1", self.port, timeout=60 + wait_in_s)
         try:
-            connection.request(method, path, body)
+            connection.request(method, path, body, {"prefer": f"wait={wait_in_s}"} if wait_in_s else {})
             response = connection.getresponse()
             return response.status, response.read()
         finally:
@@ -128,7 +127,9 @@ def main() -> None:
     parser.add_argument("--minutes", type=float, default=10.0)
     parser.add_argument("--clients", type=int, default=6)
     arguments = parser.parse_args()
-    load = Load(arguments.port, time.monotonic() + 60 * arguments.minutes)
+    load = Load(arguments.port)
+    load.call("POST", "/v1/generations", make_body(random.Random(0)), wait_in_s=300)  # until the model is loaded
+    load.end = time.monotonic() + 60 * arguments.minutes
     threads = [threading.Thread(target=load.run, args=(seed,)) for seed in range(arguments.clients)]
     for thread in threads:
         thread.start()

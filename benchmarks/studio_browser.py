@@ -16,7 +16,7 @@ import time
 from pathlib import Path
 
 
-PATIENCE_IN_S = 300
+PATIENCE_IN_S = 600
 PROMPT = "calm solo piano ballad in C major"
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
 
