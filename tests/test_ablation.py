@@ -84,10 +84,11 @@ def test_settings_that_make_no_ablation_are_refused(settings, capsys, change, wo
     assert word in capsys.readouterr().err
 
 
-def test_the_shipped_settings_name_runs_of_one_budget():
-    path = ablation.Path(ablation.__file__).parent / "ablations" / "tiny.yaml"
+@pytest.mark.parametrize("name", ["tiny.yaml", "waveform.yaml"])
+def test_the_shipped_settings_name_runs_of_one_budget(name):
+    path = ablation.Path(ablation.__file__).parent / "ablations" / name
     settings = ablation.load_settings(ablation.AblationSettings, path)
     runs = ablation.plan_runs(settings)
     assert len(runs) == len(settings.variants) * len(settings.seeds)
     assert len({config.run.output_dir for config in runs.values()}) == len(runs)
-    assert {config.loss.passes for config in runs.values()} == {"both", "alternate", "full", "masked"}
+    assert {config.loss.passes for config in runs.values()} >= {"alternate", "full", "masked"}
