@@ -86,13 +86,21 @@ _NUMBER_WORDS |= {
     word: 10 * value
     for value, word in enumerate("twenty thirty forty fifty sixty seventy eighty ninety".split(), start=2)
 }
-_IN_WORDS = rf"(?:(?:a|and|hundred|{'|'.join(_NUMBER_WORDS)})[ -]+)+"
+_IN_WORDS = rf"(?:(?:a|and|hundred|{'|'.join(_NUMBER_WORDS)})\b[ -]*)+"
 _UNIT = r"(?:bpm|beats?[ -](?:per|a)[ -]minute)"
 _TEMPO_IN_DIGITS = re.compile(
-    rf"(\d+(?:\.\d+)?)[ -]*{_UNIT}\b|\b(?:bpm|tempo)(?: of|:| =)? ?(\d+(?:\.\d+)?)", re.IGNORECASE
+    rf"(\d+(?:\.\d+)?)[ -]*{_UNIT}\b|(?:\b(?:bpm|tempo|quarter(?:[ -]note)?)|♩)(?: of|:)?\s*=?\s*(\d+(?:\.\d+)?)",
+    re.IGNORECASE,
 )
-_TEMPO_IN_WORDS = re.compile(rf"\b({_IN_WORDS}){_UNIT}\b", re.IGNORECASE)
-_KEY = re.compile(r"\b([A-Ga-g])(?:[ -]?(#|♯|♭|[Ss]harp|[Ff]lat)|(b))?[ -]*(major|minor|maj|min)\b", re.IGNORECASE)
+_TEMPO_IN_WORDS = re.compile(rf"\b({_IN_WORDS}){_UNIT}\b|\btempo(?: of|:)? ({_IN_WORDS})", re.IGNORECASE)
+_TEMPO_RANGE = re.compile(rf"\b(\d+)\s*(?:-|–|to)\s*(\d+)[ -]*{_UNIT}\b", re.IGNORECASE)
+# The mode that a scale's third makes of it: all that the network knows of one.
+_MODES = {"dorian": "minor", "phrygian": "minor", "aeolian": "minor", "ionian": "major", "lydian": "major"}
+_MODES |= {"mixolydian": "major", "major": "major", "maj": "major", "minor": "minor", "min": "minor"}
+_KEY = re.compile(
+    rf"\b([A-Ga-g])(?:[ -]?(#|♯|♭|[Ss]harp|[Ff]lat)|(b))?[ -]*({'|'.join(sorted(_MODES, reverse=True))})\b",
+    re.IGNORECASE,
+)
 _SHORT_KEY = re.compile(r"\b(?:[Ii]n|[Kk]ey of|[Kk]ey:) ([A-G](?:#|b|♯|♭)?m?)(?![\w#])(?! (?:major|minor|flat|sharp))")
 _METRES = {
     "3/4": re.compile(r"\b(?:3/4|three[- ]four|waltz|minuet|mazurka|triple (?:time|metre|meter))\b", re.IGNORECASE),
@@ -106,7 +114,7 @@ class PromptMusic:
 
     Args:
         tempo_bpm: Beats a minute, if the prompt has a number.
-        tempo_range_bpm: From a word for a tempo, or else from a style.
+        tempo_range_bpm: From two numbers, or else from a word for a tempo, or else from a style.
         key: The key, such as "Bb minor".
         time_signature: `"3/4"` or `"4/4"`.
     """
@@ -120,8 +128,8 @@ class PromptMusic:
 def read_prompt(prompt: str) -> PromptMusic:
     """Reads a prompt; what it says twice counts as it is said first, and a number counts before a word."""
     return PromptMusic(
-        tempo_bpm=_read_tempo(prompt),
-        tempo_range_bpm=_first_named(prompt, TEMPO_WORDS) or _first_named(prompt, STYLE_TEMPI),
+        tempo_bpm=None if (tempo_range := _read_range(prompt)) else _read_tempo(prompt),
+        tempo_range_bpm=tempo_range or _first_named(prompt, TEMPO_WORDS) or _first_named(prompt, STYLE_TEMPI),
         key=_read_key(prompt),
         time_signature=next((name for name, pattern in _METRES.items() if pattern.search(prompt)), None),
     )
@@ -130,8 +138,14 @@ def read_prompt(prompt: str) -> PromptMusic:
 def _read_tempo(prompt: str) -> float | None:
     """Beats a minute in digits or in words; numbers that are no tempo for music are passed over."""
     found = [float(digits or other) for digits, other in _TEMPO_IN_DIGITS.findall(prompt)]
-    found += [float(_read_number(words)) for words in _TEMPO_IN_WORDS.findall(prompt)]
+    found += [float(_read_number(words or other)) for words, other in _TEMPO_IN_WORDS.findall(prompt)]
     return next((bpm for bpm in found if MIN_TEMPO_BPM <= bpm <= MAX_TEMPO_BPM), None)
+
+
+def _read_range(prompt: str) -> tuple[float, float] | None:
+    """Two numbers with a dash or "to" between them, lower first, both of them tempi for music."""
+    found = [(float(low), float(high)) for low, high in _TEMPO_RANGE.findall(prompt)]
+    return next((pair for pair in found if MIN_TEMPO_BPM <= pair[0] < pair[1] <= MAX_TEMPO_BPM), None)
 
 
 def _read_number(words: str) -> int:
@@ -154,7 +168,7 @@ def _read_key(prompt: str) -> str | None:
         sign = {"sharp": "#", "♯": "#", "flat": "b", "♭": "b"}.get(
             (accidental or "").lower(), accidental or flat or ""
         )
-        return f"{letter.upper()}{sign.lower()} {'minor' if mode.lower().startswith('min') else 'major'}"
+        return f"{letter.upper()}{sign.lower()} {_MODES[mode.lower()]}"
     if match := _SHORT_KEY.search(prompt):
         name = match.group(1).replace("♯", "#").replace("♭", "b")
         return f"{name.removesuffix('m')} {parse_key(name)[1]}"
