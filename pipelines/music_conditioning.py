@@ -41,6 +41,7 @@ _NOTE_NAMES = {
     "major": ("C", "Db", "D", "Eb", "E", "F", "F#", "G", "Ab", "A", "Bb", "B"),
     "minor": ("C", "C#", "D", "Eb", "E", "F", "F#", "G", "G#", "A", "Bb", "B"),
 }
+_NATURALS = {"C": 0, "D": 2, "E": 4, "F": 5, "G": 7, "A": 9, "B": 11}
 _TRIADS = {(4, 7): "", (3, 7): "m", (3, 6): "dim"}
 _MINOR_WORDS = re.compile(r"\b(?:sad|dark|melanchol\w+|tense|mysterious|ominous|gloomy|sombre|somber|tragic|minor)\b")
 _MAJOR_WORDS = re.compile(r"\b(?:happy|cheerful|joyful|joyous|bright|playful|triumphant|major|sunny|festive)\b")
@@ -261,16 +262,26 @@ def _draw_key(prompt: str, generator: np.random.Generator) -> str:
 
 def _draw_chords(key: str, generator: np.random.Generator) -> str:
     """A progression of triads in a key; in minor the fifth degree is major, as it leads home."""
-    tonic, mode = parse_key(key)
-    progressions = PROGRESSIONS[mode]
+    progressions = PROGRESSIONS[parse_key(key)[1]]
     degrees = progressions[int(generator.integers(len(progressions)))].split()
-    return " ".join(_triad(tonic, mode, int(degree)) for degree in degrees)
+    return " ".join(_triad(key, int(degree)) for degree in degrees)
 
 
-def _triad(tonic: int, mode: str, degree: int) -> str:
+def _triad(key: str, degree: int) -> str:
+    tonic, mode = parse_key(key)
     scale = list(SCALES[mode])
     if mode == "minor" and degree == 5:
         scale[6] = 11
     tones = [scale[(degree - 1 + step) % 7] for step in (0, 2, 4)]
     intervals = tuple((tone - tones[0]) % 12 for tone in tones[1:])
-    return _NOTE_NAMES[mode][(tonic + tones[0]) % 12] + _TRIADS[intervals]
+    return _spell_degree(key, degree, (tonic + tones[0]) % 12) + _TRIADS[intervals]
+
+
+def _spell_degree(key: str, degree: int, pitch_class: int) -> str:
+    """Names a note of a key by the letter that its degree has: the fifth of F# major is C#, not Db."""
+    letters = list(_NATURALS)
+    letter = letters[(letters.index(key[0]) + degree - 1) % 7]
+    shift = (pitch_class - _NATURALS[letter] + 6) % 12 - 6
+    name = letter + ("#" * shift if shift > 0 else "b" * -shift)
+    is_plain = abs(shift) <= 1 and name not in ("E#", "Fb", "B#", "Cb")  # which players and parsers stumble over
+    return name if is_plain else _NOTE_NAMES["major"][pitch_class]

@@ -77,3 +77,19 @@ def test_drums_alone_have_no_key():
 def test_what_makes_no_sense_is_refused_by_name(argument, value):
     with pytest.raises(ValueError, match=f"`{argument}` must"):
         MusicRequest(**{argument: value})
+
+
+@pytest.mark.parametrize(
+    ("key", "chords"),
+    [
+        ("F# major", {"F#", "B", "C#", "D#m", "G#m", "A#m"}),
+        ("Ab major", {"Ab", "Db", "Eb", "Fm", "Bbm", "Cm"}),
+        ("C# minor", {"C#m", "F#m", "G#", "A", "B", "E"}),
+        ("G minor", {"Gm", "Cm", "D", "Eb", "F", "Bb"}),
+    ],
+)
+def test_planned_chords_are_spelt_in_their_key(key, chords):
+    played = set()
+    for seed in range(60):
+        played |= {symbol for _, symbol in resolve("harp at 120 bpm", key=key, seed=seed).chords}
+    assert played == chords
