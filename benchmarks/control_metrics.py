@@ -144,7 +144,7 @@ def main(argv: list[str] | None = None) -> None:
     )
     parser.add_argument("--num-prompts", type=int, default=20)
     parser.add_argument("--seconds", type=float, default=10.0, help="length of each generated clip")
-    parser.add_argument("--steps", type=int, default=25, help="denoising steps (%(default)s)")
+    parser.add_argument("--steps", type=int, default=12, help="denoising steps (%(default)s)")
     parser.add_argument("--output", help="JSON file for the summary and every clip")
     arguments = parser.parse_args(argv)
 

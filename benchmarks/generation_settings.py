@@ -42,10 +42,10 @@ class Setting:
 
 SETTINGS = (
     Setting(),
-    *(Setting(num_inference_steps=steps) for steps in (6, 8, 12)),
+    *(Setting(num_inference_steps=steps) for steps in (6, 8, 10, 12)),
     *(Setting(num_inference_steps=12, guidance_scale=scale) for scale in (2.0, 5.0)),
     Setting(num_inference_steps=12, guidance_interval=(0.25, 1.0)),
-    *(Setting(num_inference_steps=steps, guidance_interval=(0.0, 0.5)) for steps in (8, 12)),
+    *(Setting(num_inference_steps=steps, guidance_interval=(0.0, 0.5)) for steps in (8, 10, 12)),
 )
 
 

@@ -148,7 +148,7 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--seconds", type=float, nargs="*", default=(), help="lengths to measure")
     parser.add_argument("--seeds", type=int, nargs="*", default=(), help="clips to inpaint and loops to make")
     parser.add_argument("--strengths", action="store_true", help="also measure audio-to-audio")
-    parser.add_argument("--steps", type=int, default=25)
+    parser.add_argument("--steps", type=int, default=12)
     parser.add_argument("--guidance", type=float, default=3.5)
     parser.add_argument("--plots", type=Path, help="folder for spectrograms and sound")
     arguments = parser.parse_args(argv)

@@ -23,6 +23,7 @@ from multiprocessing.connection import Connection
 import torch
 
 from benchmarks import peer_models
+from pipelines.samplers import NUM_STEPS
 
 
 EQUAL_STEPS = 20
@@ -46,8 +47,8 @@ class Candidate:
 
 
 CANDIDATES = {
-    "qamdt-mini": Candidate(build=peer_models.build_embedded, default_steps=25, sound="mono, 16 kHz"),
-    "QA-MDT small": Candidate(build=peer_models.build_small, default_steps=25, sound="mono, 16 kHz"),
+    "qamdt-mini": Candidate(build=peer_models.build_embedded, default_steps=NUM_STEPS, sound="mono, 16 kHz"),
+    "QA-MDT small": Candidate(build=peer_models.build_small, default_steps=NUM_STEPS, sound="mono, 16 kHz"),
     "QA-MDT base": Candidate(build=peer_models.build_base, default_steps=200, sound="mono, 16 kHz"),
     "MusicLDM": Candidate(build=peer_models.build_musicldm, default_steps=200, sound="mono, 16 kHz"),
     "AudioLDM2": Candidate(build=peer_models.build_audioldm2, default_steps=200, sound="mono, 16 kHz"),

@@ -134,7 +134,9 @@ def _add_request_options(parser: argparse.ArgumentParser) -> None:
         action="store_false",
         help="leave what nobody said of tempo, key and chords to the network, instead of drawing it",
     )
-    parser.add_argument("--steps", type=int, help="denoising steps (25; 200 for --sampler paper)")
+    parser.add_argument(
+        "--steps", type=int, help="denoising steps (12; 25 with --init-audio; 200 for --sampler paper)"
+    )
     parser.add_argument("--guidance", type=float, help=f"guidance scale; 1 is off ({default.guidance})")
     parser.add_argument("--sampler", choices=SAMPLER_NAMES, help="how to denoise (the model's own scheduler)")
     parser.add_argument(

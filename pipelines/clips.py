@@ -18,7 +18,7 @@ from pipelines.pipeline_output import QAMDTPipelineOutput
 from pipelines.pipeline_qamdt import QAMDTPipeline
 from pipelines.request import GenerationRequest
 from pipelines.restoration import describe_restoration
-from pipelines.samplers import PAPER_SETTINGS, make_scheduler, paper_scheduler
+from pipelines.samplers import NUM_STEPS, NUM_STEPS_OF_CHANGE, PAPER_SETTINGS, make_scheduler, paper_scheduler
 from qamdt.audio import write_audio
 from qamdt.embedded import EMBEDDED_MODEL_DIR, default_model
 from qamdt.files import read_json, write_json
@@ -148,7 +148,8 @@ def decide(request: GenerationRequest, device: str) -> GenerationRequest:
     """Decides what a request leaves open: model, steps, precision and the like; the length is the model's to say."""
     model = request.model or default_model()
     is_paper = request.sampler == "paper"
-    steps = PAPER_SETTINGS["num_inference_steps"] if is_paper else 25
+    is_change = request.init_audio is not None or request.restore_audio is not None
+    steps = PAPER_SETTINGS["num_inference_steps"] if is_paper else NUM_STEPS_OF_CHANGE if is_change else NUM_STEPS
     eta = PAPER_SETTINGS["eta"] if is_paper else 0.0
     # Where low quality is asked for, the best sounding candidate is not the one that does as asked.
     criteria = ("overall_quality", "clap") if asks_for_best(request.quality) else ("clap",)

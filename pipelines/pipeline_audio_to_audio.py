@@ -25,6 +25,7 @@ from pipelines.pipeline_output import QAMDTPipelineOutput
 from pipelines.prompt_schedule import Schedule
 from pipelines.quality_argument import Quality
 from pipelines.recordings import level_recordings
+from pipelines.samplers import NUM_STEPS_OF_CHANGE
 from pipelines.selection import RankBy
 
 
@@ -50,7 +51,7 @@ class QAMDTAudioToAudioPipeline(QAMDTPipelineBase):
         chords: Chords | list[Chords | None] | None = None,
         time_signature: str | list[str | None] | None = None,
         plan_music: bool | None = None,
-        num_inference_steps: int = 25,
+        num_inference_steps: int = NUM_STEPS_OF_CHANGE,
         guidance_scale: float = 3.5,
         quality_guidance_scale: float | None = None,
         guidance_interval: tuple[float, float] = (0.0, 1.0),

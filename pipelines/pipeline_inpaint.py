@@ -27,6 +27,7 @@ from pipelines.pipeline_output import QAMDTPipelineOutput
 from pipelines.prompt_schedule import Schedule
 from pipelines.quality_argument import Quality
 from pipelines.recordings import level_recordings
+from pipelines.samplers import NUM_STEPS
 from pipelines.selection import RankBy
 from pipelines.spans import LOOP_SEAM_IN_S, cross_fade, find_made, lay_out_recordings
 
@@ -58,7 +59,7 @@ class QAMDTInpaintPipeline(QAMDTPipelineBase):
         time_signature: str | list[str | None] | None = None,
         plan_music: bool = False,
         loop: bool = False,
-        num_inference_steps: int = 25,
+        num_inference_steps: int = NUM_STEPS,
         guidance_scale: float = 3.5,
         quality_guidance_scale: float | None = None,
         guidance_interval: tuple[float, float] = (0.0, 1.0),

@@ -30,6 +30,7 @@ from pipelines.pipeline_output import QAMDTPipelineOutput
 from pipelines.prompt_schedule import Schedule
 from pipelines.quality_argument import Quality
 from pipelines.restoration import Restoration, restore_recording
+from pipelines.samplers import NUM_STEPS, NUM_STEPS_OF_CHANGE
 from pipelines.selection import RankBy
 from pipelines.streaming import StreamingMixin
 
@@ -56,7 +57,7 @@ class QAMDTPipeline(QAMDTPipelineBase, StreamingMixin, metaclass=GenerateWhenCal
         plan_music: bool = True,
         audio_length_in_s: float | None = None,
         loop: bool = False,
-        num_inference_steps: int = 25,
+        num_inference_steps: int = NUM_STEPS,
         guidance_scale: float = 3.5,
         quality_guidance_scale: float | None = None,
         guidance_interval: tuple[float, float] = (0.0, 1.0),
@@ -98,7 +99,7 @@ class QAMDTPipeline(QAMDTPipelineBase, StreamingMixin, metaclass=GenerateWhenCal
                 are made of overlapping windows that are denoised jointly.
             loop: Whether the clip goes on with its beginning, so that it can be played over and over. If a tempo is said,
                 the length is rounded to whole bars, and in any case to whole latent frames.
-            num_inference_steps: Denoising steps; more are slower and usually better.
+            num_inference_steps: Denoising steps; more are slower, and a first-order scheduler needs them.
             guidance_scale: How far to move away from the negative prompt and quality; 1 turns guidance off, and the
                 network then runs once per step and not on a double batch.
             quality_guidance_scale: Separates guidance by quality from guidance by text. `guidance_scale` then acts
@@ -181,7 +182,7 @@ class QAMDTPipeline(QAMDTPipelineBase, StreamingMixin, metaclass=GenerateWhenCal
         prompt: str = "",
         strength: float | None = None,
         good_score: float | None = None,
-        num_inference_steps: int = 25,
+        num_inference_steps: int = NUM_STEPS_OF_CHANGE,
         guidance_scale: float = 1.0,
         seed: int = 0,
         callback_on_step_end: Callable[[DiffusionPipeline, int, int, dict], dict] | None = None,

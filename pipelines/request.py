@@ -61,7 +61,7 @@ class GenerationRequest:
         restore_audio: Sound file whose quality is raised where it scores low (`QAMDTPipeline.restore`). Nothing is asked of
             its music, and `RESTORING` suits it better than the defaults.
         good_score: Moments of it that score as much are left alone; where the model's "high" begins when `None`.
-        steps: Denoising steps; 25, or 200 for the sampler `"paper"`, when `None`.
+        steps: Denoising steps when `None`: 12, 25 where a recording is changed or restored, 200 for the sampler `"paper"`.
         guidance: Guidance scale; 1 is off.
         sampler: How to denoise, one of `SAMPLER_NAMES`; with the model's own scheduler when `None`.
         eta: Share of fresh noise in every step; 1 for the sampler `"paper"`, else 0, when `None`.

@@ -22,6 +22,7 @@ from diffusers import DiffusionPipeline
 from pipelines.input_checks import check_number
 from pipelines.pipeline_audio_to_audio import QAMDTAudioToAudioPipeline
 from pipelines.recordings import read_recordings
+from pipelines.samplers import NUM_STEPS_OF_CHANGE
 from pipelines.spectral_change import carry_change
 from whisq.scorer import ClipScore
 
@@ -60,7 +61,7 @@ def restore_recording(
     prompt: str = "",
     strength: float | None = None,
     good_score: float | None = None,
-    num_inference_steps: int = 25,
+    num_inference_steps: int = NUM_STEPS_OF_CHANGE,
     guidance_scale: float = 1.0,
     seed: int = 0,
     callback_on_step_end: Callable[[DiffusionPipeline, int, int, dict], dict] | None = None,

@@ -16,6 +16,7 @@ from pipelines.guidance import Guidance
 from pipelines.music_conditioning import Chords
 from pipelines.prompt_schedule import Schedule
 from pipelines.quality_argument import Quality
+from pipelines.samplers import NUM_STEPS
 from pipelines.turns import taking_turns
 from pipelines.windows import OVERLAP
 
@@ -39,7 +40,7 @@ class StreamingMixin:
         time_signature: str | list[str | None] | None = None,
         plan_music: bool = True,
         audio_length_in_s: float | None = None,
-        num_inference_steps: int = 25,
+        num_inference_steps: int = NUM_STEPS,
         guidance_scale: float = 3.5,
         quality_guidance_scale: float | None = None,
         guidance_interval: tuple[float, float] = (0.0, 1.0),

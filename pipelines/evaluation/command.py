@@ -67,7 +67,7 @@ def _add_model_options(parser: argparse.ArgumentParser) -> None:
         "--num-prompts", type=int, metavar="N", help=f"prompts, without --prompts ({DEFAULT_NUM_PROMPTS})"
     )
     group.add_argument("--seconds", type=float, help="length of the clips (what the model was built for)")
-    group.add_argument("--steps", type=int, help="denoising steps (25)")
+    group.add_argument("--steps", type=int, help="denoising steps (12)")
     group.add_argument("--out-dir", type=Path, metavar="DIR", help="folder of the clips (beside the report)")
 
 

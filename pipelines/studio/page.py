@@ -14,6 +14,7 @@ from functools import partial
 from pathlib import Path
 
 from pipelines.clips import record_path
+from pipelines.samplers import NUM_STEPS, NUM_STEPS_OF_CHANGE
 from pipelines.service.acceptance import Order
 from pipelines.service.scoring import Scoring
 from pipelines.studio.editing import (
@@ -143,7 +144,7 @@ class Studio:
                     chords = gr.Textbox("", label="Chords", placeholder="Am F C G", min_width=140)
                 compare = gr.Radio(COMPARISONS, value=COMPARISONS[0], label="Make")
                 with gr.Accordion("More", open=False):
-                    steps = gr.Slider(1, self.settings.max_steps, value=25, step=1, label="Steps")
+                    steps = gr.Slider(1, self.settings.max_steps, value=NUM_STEPS, step=1, label="Steps")
                     guidance = gr.Slider(1, 10, value=3.5, step=0.1, label="Guidance")
                     seed = gr.Number(label="Seed", value=0, precision=0, minimum=0, maximum=2**53 - 2)
                     negative_prompt = gr.Textbox("", label="Move away from", max_length=self.settings.max_prompt)
@@ -177,7 +178,7 @@ class Studio:
                 spans = gr.Textbox("", label="Parts to play anew, in seconds", placeholder="2-4.5, 8-9", visible=False)
                 strength = gr.Slider(0, 1, value=0.5, step=0.05, label="How much is changed", visible=False)
                 with gr.Accordion("More", open=False):
-                    steps = gr.Slider(1, self.settings.max_steps, value=25, step=1, label="Steps")
+                    steps = gr.Slider(1, self.settings.max_steps, value=NUM_STEPS_OF_CHANGE, step=1, label="Steps")
                     guidance = gr.Slider(1, 10, value=3.5, step=0.1, label="Guidance")
                     seed = gr.Number(label="Seed", value=0, precision=0, minimum=0, maximum=2**53 - 2)
                 with gr.Row():

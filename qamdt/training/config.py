@@ -227,7 +227,7 @@ class PreviewConfig:
     quality: str = "high"
     steps: int = 1000
     audio_length_in_s: float | None = None
-    num_inference_steps: int = 25
+    num_inference_steps: int = 12
     guidance_scale: float = 3.5
     seed: int = 0
 
