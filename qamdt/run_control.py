@@ -6,9 +6,19 @@ import time
 
 import torch
 from accelerate import Accelerator
+from accelerate.state import AcceleratorState
 from accelerate.utils import broadcast
 
 from qamdt.training.config import RunConfig
+
+
+def forget_earlier_runs() -> None:
+    """Lets a run have a precision of its own, also behind another one in the same process, as in a notebook.
+
+    Accelerate keeps the precision of the first `Accelerator` of a process: one that asks for another is refused, and one
+    that asks for none takes it over. Called before a run makes its own.
+    """
+    AcceleratorState._reset_state()
 
 
 class Clock:

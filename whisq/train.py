@@ -45,7 +45,7 @@ from qamdt.files import (
     write_text,
 )
 from qamdt.outputs import check_output_folder
-from qamdt.run_control import StopSignal, agree
+from qamdt.run_control import StopSignal, agree, forget_earlier_runs
 from qamdt.settings import check_resumption, format_settings
 from whisq.evaluation.reports import Summary, format_tables, measure_predictions, summarize
 from whisq.modeling_whisq import WhisQModel
@@ -331,6 +331,7 @@ def say(accelerator: Accelerator, text: str) -> None:
 def build_accelerator(config: WhisQConfig) -> Accelerator:
     """Joins the processes that were launched together."""
     # Without `cpu=True`, processes that torchrun started on a machine without a GPU would not find each other.
+    forget_earlier_runs()
     return Accelerator(cpu=not torch.accelerator.is_available(), mixed_precision=config.run.mixed_precision)
 
 

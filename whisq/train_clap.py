@@ -22,6 +22,7 @@ from tqdm import tqdm
 
 from qamdt.files import append_json_line, claim_folder, cut_log, write_atomically
 from qamdt.outputs import check_output_folder
+from qamdt.run_control import forget_earlier_runs
 from qamdt.settings import build, check_resumption
 from whisq.modeling_clap import MiniClap
 from whisq.ratings import write_faults
@@ -206,6 +207,7 @@ def main(argv: list[str] | None = None) -> int:
 
 def run(arguments: argparse.Namespace) -> int:
     """Prepares the music, trains, and returns the exit status: 1 if some clips could not be used."""
+    forget_earlier_runs()
     accelerator = Accelerator(cpu=not torch.accelerator.is_available())
     is_ours = any((arguments.output_dir / name).exists() for name in ("checkpoint.pt", "cache"))
     check_output_folder(arguments.output_dir, ["clap", "losses.jsonl", "faults.jsonl"], is_ours=is_ours)

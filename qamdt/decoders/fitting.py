@@ -26,6 +26,7 @@ from qamdt.files import append_json_line, claim_folder, cut_log, write_atomicall
 from qamdt.keyed_rows import digest_weights, make_key
 from qamdt.manifest import Record, clip_identity, resolve_clip_path, scan_manifest
 from qamdt.outputs import check_output_folder
+from qamdt.run_control import forget_earlier_runs
 from qamdt.settings import hold_folder_to
 
 
@@ -137,6 +138,7 @@ def fit(loss_module: nn.Module, crops: RandomCrops, options: FitOptions, export:
     Raises:
         RuntimeError: Another process trains in the same folder.
     """
+    forget_earlier_runs()
     accelerator = Accelerator()
     with claim_folder(options.output_dir, is_main_process=accelerator.is_main_process):
         _fit(loss_module, crops, options, export, accelerator)

@@ -13,6 +13,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from qamdt.cpu_memory import keep_freed_memory
 from qamdt.precision import training_precision
+from qamdt.run_control import forget_earlier_runs
 from qamdt.training.checkpoints import store_trained_weights_alone
 from qamdt.training.config import TrainConfig
 
@@ -36,6 +37,7 @@ def make_accelerator(config: TrainConfig) -> Accelerator:
     # DeepSpeed would train weights in half precision, and the averages would be of those.
     is_deepspeed = os.environ.get("ACCELERATE_USE_DEEPSPEED") == "true"
     mixed_precision = "no" if is_deepspeed else config.run.mixed_precision
+    forget_earlier_runs()
     accelerator = Accelerator(cpu=is_cpu, mixed_precision=mixed_precision, kwargs_handlers=[ddp, patience])
     if is_cpu:
         keep_freed_memory()
