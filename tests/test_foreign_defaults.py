@@ -51,8 +51,15 @@ def test_named_samplers_do_not_clip_either(pipe):
 
 
 def test_what_a_training_exports_says_that_latents_are_not_clipped(pipe_dir, tmp_path):
-    scheduler = make_training_scheduler(LossConfig())
-    save_components(str(pipe_dir), tmp_path / "out", scheduler=scheduler, scaling_factor=1.0, quality_stats=None)
+    save_components(
+        str(pipe_dir),
+        tmp_path / "out",
+        name="mine",
+        transformer=QAMDTPipeline.from_pretrained(pipe_dir).transformer,
+        scheduler=make_training_scheduler(LossConfig()),
+        scaling_factor=1.0,
+        quality_stats=None,
+    )
     saved = json.loads((tmp_path / "out" / "scheduler" / "scheduler_config.json").read_text(encoding="utf-8"))
     assert saved["clip_sample"] is False
 

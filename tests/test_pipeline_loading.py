@@ -153,6 +153,9 @@ def test_a_missing_or_foreign_sentence_encoder_is_refused(monkeypatch, tmp_path)
         load_text_encoder()
 
 
+TASKS = {"text_to_audio", "audio_to_audio", "inpaint", "restore"}
+
+
 def test_what_is_pushed_opens_in_diffusers_and_here(pipe, tmp_path, monkeypatch):
     """A repository as `push_to_hub` makes it, in the cache of somebody who downloaded it."""
     pushed = {}
@@ -168,7 +171,7 @@ def test_what_is_pushed_opens_in_diffusers_and_here(pipe, tmp_path, monkeypatch)
     (folder.parent.parent / "refs").mkdir()
     (folder.parent.parent / "refs" / "main").write_text(folder.name)
     assert 'QAMDTPipeline.from_pretrained("owner/music")' in (folder / "README.md").read_text()
-    assert json.loads((folder / "gms.json").read_text())["tasks"].keys() == {"text_to_audio"}
+    assert json.loads((folder / "gms.json").read_text())["tasks"].keys() == TASKS
 
     cached = {"cache_dir": tmp_path / "cache", "local_files_only": True}
     theirs = diffusers.DiffusionPipeline.from_pretrained("owner/music", trust_remote_code=True, **cached)
