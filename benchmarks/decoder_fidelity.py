@@ -1,9 +1,9 @@
-"""How much of a held-out clip survives the autoencoder and the vocoder, in numbers and as a picture.
+"""How much of a held-out clip survives a model's autoencoder, in numbers and as a picture.
 
     python -m benchmarks.decoder_fidelity --manifest corpus/manifest.jsonl --png docs/decoder_fidelity.png
 
-Prints, for the vocoder alone, for autoencoder and vocoder together, and for Griffin-Lim from the true spectrogram:
-multi-resolution STFT distance to the clip, loudness difference, peak, and cost in CPU seconds.
+Prints, for the autoencoder (with its vocoder, if it has one), for the vocoder alone, and for Griffin-Lim from the true
+spectrogram: multi-resolution STFT distance to the clip, loudness difference, peak, and cost in CPU seconds.
 """
 
 from __future__ import annotations
@@ -14,12 +14,13 @@ import time
 from pathlib import Path
 
 import torch
-from diffusers import AutoencoderKL
 
-from qamdt.audio import SAMPLING_RATE, LogMel, read_audio
+from pipelines.evaluation.reconstruction import reconstruct_waveforms
+from pipelines.pipeline_qamdt import QAMDTPipeline
+from qamdt.audio import SAMPLING_RATE, LogMel, normalize_waveform, read_audio
 from qamdt.decoders.spectral_losses import multi_resolution_stft_distance
-from qamdt.decoding import decode_latents, mel_to_waveform
-from qamdt.manifest import read_manifest
+from qamdt.decoding import mel_to_waveform
+from qamdt.manifest import read_manifest, resolve_clip_path
 from qamdt.models.vocoder_istft import ISTFTVocoder, inverse_stft
 
 
@@ -38,6 +39,20 @@ def griffin_lim(mel_spectrogram: torch.Tensor, log_mel: LogMel, num_iterations: 
         )
         phase = spectrum.angle()
     return inverse_stft(torch.polar(magnitude, phase), vocoder.window, vocoder.config.hop_length)
+
+
+def compare(clips: torch.Tensor, pipe: QAMDTPipeline) -> dict[str, tuple[torch.Tensor, float]]:
+    """Clips `(batch, samples)` after each method, and the CPU seconds that it took."""
+    log_mel = LogMel()
+    methods = {"autoencoder": lambda: torch.cat([reconstruct_waveforms(pipe, clip[None]) for clip in clips])}
+    if pipe.vocoder is not None:
+        methods["vocoder"] = lambda: mel_to_waveform(pipe.vocoder, log_mel(clips))
+    methods["griffin_lim_32"] = lambda: griffin_lim(log_mel(clips), log_mel)
+    results = {}
+    for name, method in methods.items():
+        started = time.process_time()
+        results[name] = method(), time.process_time() - started
+    return results
 
 
 def loudness_db(waveforms: torch.Tensor) -> torch.Tensor:
@@ -75,56 +90,31 @@ def plot(path: Path, rows: list[tuple[str, torch.Tensor]]) -> None:
     figure.savefig(path, dpi=80)
 
 
-@torch.no_grad()
+@torch.inference_mode()
 def main(argv: list[str] | None = None) -> None:
     """Command line of the measurement."""
-    default_model = Path(__file__).resolve().parent.parent / "qamdt" / "weights" / "qamdt-mini"
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--manifest", type=Path, required=True)
-    parser.add_argument("--vae", type=Path, default=default_model / "vae")
-    parser.add_argument("--vocoder", type=Path, default=default_model / "vocoder")
+    parser.add_argument("--model", help="folder or Hub id; the embedded model when left out")
     parser.add_argument("--num-clips", type=int, default=32, help="clean clips of the test split (%(default)s)")
-    parser.add_argument("--png", type=Path, help="spectrograms of the first two clips")
+    parser.add_argument("--png", type=Path, help="spectrograms of the first three clips")
     arguments = parser.parse_args(argv)
 
     records = [r for r in read_manifest(arguments.manifest) if r.tags.get("split") == "test"]
     records = [r for r in records if not r.tags.get("degradation")][: arguments.num_clips]
-    root = arguments.manifest.parent
     num_samples = 10 * SAMPLING_RATE // 1280 * 1280
-    clips = torch.stack([read_audio(root / r.path, start_in_s=r.start_in_s)[:num_samples] for r in records])
-    vae = AutoencoderKL.from_pretrained(arguments.vae)
-    vocoder = ISTFTVocoder.from_pretrained(arguments.vocoder)
-    log_mel = LogMel()
-    mel_spectrogram = log_mel(clips)
+    clips = [read_audio(resolve_clip_path(arguments.manifest, r), start_in_s=r.start_in_s) for r in records]
+    clips = torch.stack([normalize_waveform(clip[None])[0, :num_samples] for clip in clips])
+    results = compare(clips, QAMDTPipeline.from_pretrained(arguments.model))
 
-    started = time.process_time()
-    latents = vae.encode(mel_spectrogram).latent_dist.mean * vae.config.scaling_factor
-    encoded = time.process_time()
-    reconstruction = decode_latents(vae, latents)
-    decoded = time.process_time()
-    from_reconstruction = mel_to_waveform(vocoder, reconstruction)
-    vocoded = time.process_time()
-    from_clip = mel_to_waveform(vocoder, mel_spectrogram)
-    searched = time.process_time()
-    phase_search = griffin_lim(mel_spectrogram, log_mel)
-    finished = time.process_time()
-
-    result = {
-        "num_clips": len(clips),
-        "mel_error_of_autoencoder": round((reconstruction - mel_spectrogram).abs().mean().item(), 4),
-        "encode_cpu_seconds_per_clip": round((encoded - started) / len(clips), 3),
-        "autoencoder_and_vocoder": report(from_reconstruction, clips, vocoded - encoded),
-        "vocoder": report(from_clip, clips, searched - vocoded),
-        "griffin_lim_32": report(phase_search, clips, finished - searched),
-        "decode_cpu_seconds_per_clip": round((decoded - encoded) / len(clips), 3),
-    }
-    print(json.dumps(result, indent=2))
+    rows = {name: report(waveforms, clips, seconds) for name, (waveforms, seconds) in results.items()}
+    print(json.dumps({"num_clips": len(clips)} | rows, indent=2))
     if arguments.png:
-        rows = []
-        for index in range(min(2, len(clips))):
-            rows.append((f"{records[index].captions[0]}", mel_spectrogram[index, 0].T))
-            rows.append(("after the autoencoder and the vocoder", log_mel(from_reconstruction)[index, 0].T))
-        plot(arguments.png, rows)
+        pictures = []
+        for record, clip, waveform in list(zip(records, clips, results["autoencoder"][0], strict=True))[:3]:
+            pictures.append((f"as rendered: {record.captions[0]}", LogMel()(clip[None])[0, 0].T))
+            pictures.append(("after the autoencoder", LogMel()(waveform[None])[0, 0].T))
+        plot(arguments.png, pictures)
 
 
 if __name__ == "__main__":

@@ -3,8 +3,9 @@
     python -m benchmarks.note_survival --manifest corpus/manifest.jsonl --num-clips 200
     python -m benchmarks.note_survival --manifest corpus/manifest.jsonl --num-clips 200 --autoencoder runs/autoencoder/autoencoder
 
-Each clean clip of the split `test` is measured as it was rendered, after the embedded autoencoder and vocoder, and after
-the autoencoder of waveforms, if one is named: the ceilings of what any model on these latents can be measured at.
+Each clean clip of the split `test` is measured as it was rendered, after the autoencoder of a model (with its vocoder, if
+it has one), and after an autoencoder of waveforms, if one is named: the ceilings of what any model on these latents can be
+measured at.
 """
 
 import argparse
@@ -35,9 +36,9 @@ from qamdt.training.dataset import known_music
 Decode = Callable[[torch.Tensor], torch.Tensor]
 
 
-def embedded_pair() -> Decode:
-    """Returns what sends waveforms `(batch, samples)` through the embedded autoencoder and vocoder."""
-    return partial(reconstruct_waveforms, QAMDTPipeline.from_pretrained())
+def autoencoder_of(model: str | None) -> Decode:
+    """Returns what sends waveforms `(batch, samples)` through the autoencoder of a model, the embedded one for `None`."""
+    return partial(reconstruct_waveforms, QAMDTPipeline.from_pretrained(model))
 
 
 def waveform_autoencoder(folder: Path) -> Decode:
@@ -102,11 +103,12 @@ def main(argv: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--manifest", type=Path, required=True, help="rendered corpus with keys and chords")
     parser.add_argument("--num-clips", type=int, default=200)
+    parser.add_argument("--model", help="folder or Hub id; the embedded model when left out")
     parser.add_argument("--autoencoder", type=Path, help="folder of an AutoencoderWaveform")
     arguments = parser.parse_args(argv)
-    systems = {"rendered": lambda waveforms: waveforms, "embedded pair": embedded_pair()}
+    systems = {"rendered": lambda waveforms: waveforms, "model": autoencoder_of(arguments.model)}
     if arguments.autoencoder:
-        systems["waveform autoencoder"] = waveform_autoencoder(arguments.autoencoder)
+        systems["autoencoder"] = waveform_autoencoder(arguments.autoencoder)
     print(format_table(compare(arguments.manifest, arguments.num_clips, systems)))
 
 

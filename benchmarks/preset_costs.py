@@ -75,6 +75,7 @@ def run_settings(preset: str, folder: Path, overrides: list[str]) -> list[str]:
     config = load_config(name)
     write_random_latents(folder / "latents", config.model)
     settings = [
+        "data.manifest=null",
         f"data.latents={folder / 'latents'}",
         f"data.crop_in_frames={config.model['sample_size'][0]}",
         "data.num_workers=0",

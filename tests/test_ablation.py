@@ -84,7 +84,7 @@ def test_settings_that_make_no_ablation_are_refused(settings, capsys, change, wo
     assert word in capsys.readouterr().err
 
 
-@pytest.mark.parametrize("name", ["tiny.yaml", "waveform.yaml"])
+@pytest.mark.parametrize("name", ["tiny.yaml", "patches_of_four.yaml"])
 def test_the_shipped_settings_name_runs_of_one_budget(name):
     path = ablation.Path(ablation.__file__).parent / "ablations" / name
     settings = ablation.load_settings(ablation.AblationSettings, path)

@@ -82,7 +82,7 @@ def test_saving_and_loading_keeps_every_sample(pipe, tmp_path):
 
 def test_the_weights_are_small_and_have_a_card():
     files = [path for path in default_model_dir().rglob("*") if path.is_file()]
-    assert sum(path.stat().st_size for path in files) < 45e6
+    assert sum(path.stat().st_size for path in files) < 55e6
     card = (default_model_dir() / "README.md").read_text()
     assert "license: apache-2.0" in card
 
