@@ -124,7 +124,8 @@ def cut_snapshots(folder: Path, step: int) -> None:
     for path in folder.glob("step-*.safetensors"):
         if int(path.name.split("-")[1]) > step:
             path.unlink()
-    for path in folder.glob(".step-*.tmp"):
+    # Ours, and those that safetensors writes first and then renames.
+    for path in (*folder.glob(".step-*.tmp"), *folder.glob(".tmp*")):
         path.unlink()
 
 
