@@ -1,7 +1,6 @@
 """The three stages of caption refinement on plain texts, with a CLAP that compares words."""
 
 import json
-import zlib
 
 import numpy as np
 import pytest
@@ -32,29 +31,21 @@ from data_prep.refine.stages import (
 from data_prep.refine.thresholds import Thresholds, derive_thresholds, read_thresholds
 from qamdt.files import write_json
 from qamdt.manifest import Record
+from tests.refinable_clips import WordClap
 
 
 HEARD = "slow baroque music with oboe harpsichord and cello"
 THRESHOLDS = Thresholds(audio_text=0.3, duplicate=0.8, max_loss=0.1)
 
 
-class WordClap:
-    """Hears one sentence in every sound; texts are alike as far as they share words."""
-
-    name, sampling_rate = "words", 16_000
+class OneSentenceClap(WordClap):
+    """Hears one sentence in every sound."""
 
     def embed_audio(self, waveforms, sampling_rate):
         return self.embed_text([HEARD] * len(waveforms))
 
-    def embed_text(self, texts):
-        vectors = np.zeros((len(texts), 512), dtype=np.float32)
-        for vector, text in zip(vectors, texts, strict=True):
-            for word in text.lower().replace(",", " ").replace(".", " ").split():
-                vector[zlib.crc32(word.encode()) % 512] += 1
-        return vectors / np.maximum(np.linalg.norm(vectors, axis=1, keepdims=True), 1e-6)
 
-
-CLAP = WordClap()
+CLAP = OneSentenceClap()
 AUDIO = CLAP.embed_text([HEARD])[0]
 
 
